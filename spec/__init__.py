@@ -1,0 +1,49 @@
+"""What a training-checkpoint manager must do, as text that can be executed.
+
+A long training run is killed many times: by the scheduler, by a full disk, by a
+node that fails.  Its checkpoint manager is what turns each kill into a pause.
+This specification says what that takes, clause by clause, together with small
+functions that compute the right answer from plain data.  It knows no torch, no
+file system and no implementation.
+
+Read it in the order of a checkpoint's life.  `schedule` says when one is due.
+`layout` says what it looks like on disk, and from what a stranger can tell that
+it is complete.  `commit` says when it counts: written, complete, and only then
+named by `latest`.  `retention` says what may go once it counts.  `resume` says
+how a run comes back to it.  `freeze` and `trust` say which loads are refused
+before they can do harm.
+
+`clauses` defines the form of a clause, the levels and the capabilities; `book`
+renders all of it as the document BOOK.md.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType, ModuleType
+
+from forge_spec import commit, freeze, layout, resume, retention, schedule, trust
+from forge_spec.clauses import CAPABILITIES, Clause, Level
+
+CHAPTERS: tuple[ModuleType, ...] = (schedule, layout, commit, retention, resume, freeze, trust)
+"""The chapters in reading order."""
+
+CLAUSES: tuple[Clause, ...] = tuple(clause for chapter in CHAPTERS for clause in chapter.CLAUSES)
+"""Every clause, in reading order."""
+
+BY_SLUG: Mapping[str, Clause] = MappingProxyType({clause.slug: clause for clause in CLAUSES})
+"""Every clause under its slug."""
+
+__all__ = [
+    "BY_SLUG",
+    "CAPABILITIES",
+    "CHAPTERS",
+    "CLAUSES",
+    "Clause",
+    "Level",
+    "commit",
+    "freeze",
+    "layout",
+    "resume",
+    "retention",
+    "schedule",
+    "trust",
+]

@@ -1,0 +1,212 @@
+"""The contract between the suite and a checkpoint manager: this page is all of it.
+
+A manager with the drop-in API (`CheckpointConfig`, `CheckpointManager`, ...)
+needs no code: `--impl its.module`.  Any other manager gets a subclass of
+`Adapter` in a file of its own: `--impl my_adapter.py:MyAdapter`.
+
+The suite makes one adapter object per simulated process life.  It calls the
+methods below on the main thread of a worker process, one at a time, and may
+kill that process at any moment.  An adapter translates and does nothing else:
+no retries, no clean-up, no waiting that the manager would not do by itself.
+Whatever the manager raises, let it out: errors are part of what is judged.
+
+This file imports the standard library alone, because it is also loaded inside
+the manager's own Python (`--python`), where nothing of the suite is installed.
+
+How flush timing is controlled
+------------------------------
+The suite holds a background flush, lets it go, or kills it at an exact file
+operation, without sleeps and without the manager's help.  Workers run under a
+kernel filter (seccomp user notification) that stops every system call which
+would change a file: opening for writing, writing, creating, renaming,
+linking, deleting, truncating, syncing.  The suite answers each of them: *go on*, or not yet.
+*Background* is whatever is not the worker's main thread: threads, forked and
+spawned processes, C++ and Rust writers alike.  So a manager that writes files
+needs nothing to be testable, with one rule for its adapter: call the manager
+on the thread you were called on.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What an implementation says of itself; it is judged on this and no more."""
+
+    level: str = "core"
+    """`core`, `strict` or `durable`."""
+    capabilities: tuple[str, ...] = ("sync",)
+    """Names out of `forge_spec.CAPABILITIES`; `forge-conformance list --capabilities` explains them."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a checkpoint looks like on disk, so that the suite can look for itself."""
+
+    checkpoint: str = r"step_(?P<step>0|[1-9][0-9]*)"
+    """A regular expression for the whole name of one entry of the folder; the group `step` is its step."""
+    is_dir: bool = True
+    """Whether that entry is a directory, or one file."""
+    required: tuple[str, ...] = (".metadata", "train_state.pt", "metadata.json")
+    """Paths inside the directory without which the checkpoint is not complete."""
+    pointer: str | None = "latest"
+    """The name of the entry that points at the newest committed checkpoint, if there is one."""
+    pointer_kind: str = "symlink"
+    """`symlink`, or `text` for a file whose content is the name of the checkpoint."""
+    name: str = "step_{step}"
+    """How the manager names the checkpoint of a step; used to make look-alikes and to name a path."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Steps `start` to `stop`, both included, in which `strategy` decides what is saved."""
+
+    start: int
+    stop: int
+    strategy: str = "power2"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the suite asks a manager to be configured with.
+
+    A setting that a manager does not have comes with a capability that it
+    does not claim, and then always has the default written here.
+    """
+
+    folder: str
+    mode: str = "sync"
+    """`sync`, `async` or `pinned`."""
+    keep_last_n: int = 0
+    """How many checkpoints to keep; 0 keeps all."""
+    interval: int = 1000
+    window: Window | None = None
+    load_path: str | None = None
+    exclude_from_loading: tuple[str, ...] = ()
+    ignore_freeze_mismatch: bool = False
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a load came back with; a fresh start is `Loaded()`."""
+
+    step: int = 0
+    tokens_seen: int = 0
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Training(Protocol):
+    """The training run in the worker, deterministic to the bit; the manager saves and restores it.
+
+    `model`, `optimizer`, `scheduler` are plain torch objects; `dataloader` has
+    `state_dict` and `load_state_dict`.  `step` and `tokens_seen` count what
+    was trained; the worker sets them after a load from what `load` returned.
+    """
+
+    model: Any
+    optimizer: Any
+    scheduler: Any
+    dataloader: Any
+    step: int
+    tokens_seen: int
+
+    def train(self, steps: int) -> list[str]:
+        """Take that many optimizer steps; the loss of each, as exact hexadecimal text."""
+
+
+class Unsupported(Exception):
+    """An adapter's answer to a call that its manager has no counterpart for."""
+
+
+class Adapter:
+    """Subclass this; `claims`, `save`, `wait` and `load` are the whole duty."""
+
+    claims: ClassVar[Claims] = Claims()
+    layout: ClassVar[Layout] = Layout()
+
+    def __init__(self, settings: Settings, training: Training) -> None:
+        """Make the manager for this process life, as a training script would, before anything is loaded."""
+        self.settings = settings
+        self.training = training
+
+    # -- the duty -------------------------------------------------------------
+
+    def save(self, step: int, tokens_seen: int, extra: Mapping[str, Any] | None, parts: Sequence[str]) -> None:
+        """Save now, whatever the schedule says; return when the manager returns.
+
+        `parts` names what else is handed over: `scheduler`, `dataloader`.
+        """
+        raise NotImplementedError
+
+    def wait(self) -> None:
+        """Return when no flush is pending and all that was saved is committed."""
+        raise NotImplementedError
+
+    def load(
+        self,
+        path: str | None,
+        exclude: Sequence[str],
+        freeze_expected: Sequence[Mapping[str, Any]] | None,
+        parts: Sequence[str],
+    ) -> Loaded:
+        """Resume the training in place: from `path` if one is named, else wherever the manager decides."""
+        raise NotImplementedError
+
+    # -- what some managers offer besides; each belongs to a capability -------
+
+    def train(self, steps: int) -> list[str]:
+        """Train; override where the manager only lives inside a training loop of its own."""
+        return self.training.train(steps)
+
+    def flush(self) -> None:
+        """`flush_pending_save`: commit what is pending (`async`)."""
+        self.wait()
+
+    def should_save(self, step: int) -> bool:
+        """Whether the schedule asks for a save at this step (`schedule`)."""
+        raise Unsupported("should_save")
+
+    def is_milestone(self, step: int) -> bool:
+        """Whether the step is a milestone of the window (`window`)."""
+        raise Unsupported("is_milestone")
+
+    def peek(self, path: str | None) -> int | None:
+        """The step that a load would land on, without loading (`peek`)."""
+        raise Unsupported("peek")
+
+    def apply_dataloader_state(self, dataloader: Any) -> None:
+        """Give a loader that was not at hand during `load` its state (`dataloader`)."""
+        raise Unsupported("apply_dataloader_state")
+
+    @classmethod
+    def register_strategy(cls, name: str, fires: Callable[[int, int, int], bool]) -> None:
+        """Register a window strategy `fires(step, start, stop)` under `name` (`window`)."""
+        raise Unsupported("register_strategy")
+
+    @classmethod
+    def list_strategies(cls) -> list[str]:
+        """Names of the window strategies there are (`window`)."""
+        raise Unsupported("list_strategies")
+
+    @classmethod
+    def canonical_freeze(cls, specs: Iterable[tuple[str, bool]]) -> list[dict[str, Any]]:
+        """Canonical freeze metadata of (module, frozen) pairs (`freeze`)."""
+        raise Unsupported("canonical_freeze")
+
+    @classmethod
+    def effective_freeze(
+        cls,
+        step: int,
+        base: Iterable[tuple[str, bool]],
+        schedule: Iterable[tuple[int, Iterable[tuple[str, bool]]]],
+        valid_modules: Iterable[str] | None,
+    ) -> list[tuple[str, bool]]:
+        """The freeze list that is active at a step, as (module, frozen) pairs (`freeze`)."""
+        raise Unsupported("effective_freeze")
+
+    @classmethod
+    def probe(cls) -> dict[str, bool]:
+        """Which capabilities the implementation visibly has or lacks, whatever is claimed; silent ones are left out."""
+        return {}

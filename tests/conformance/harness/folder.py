@@ -1,0 +1,144 @@
+"""The checkpoint folder, looked at by the suite itself, never through the manager.
+
+What counts as a checkpoint, what makes it complete and where the pointer is,
+comes from the adapter's `Layout`: data, not code, so that a look is cheap and
+cannot be wrong in the manager's favour.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from forge_conformance.adapter import Layout
+
+DANGLING = -1
+"""What `latest` is when there is a pointer that leads to no checkpoint."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A view, not a copy: every call looks again."""
+
+    path: Path
+    layout: Layout
+
+    def __post_init__(self) -> None:
+        assert self.path.is_absolute(), "managers run in other processes, with other working directories"
+
+    def entries(self) -> dict[int, Path]:
+        """Whatever is named and shaped like a checkpoint, by step, complete or not."""
+        return dict(self._entries())
+
+    def _entries(self) -> Iterator[tuple[int, Path]]:
+        pattern = re.compile(self.layout.checkpoint)
+        try:
+            found = list(os.scandir(self.path))
+        except FileNotFoundError:
+            return
+        for entry in found:
+            match = pattern.fullmatch(entry.name)
+            fits = entry.is_dir(follow_symlinks=False) if self.layout.is_dir else entry.is_file(follow_symlinks=False)
+            if match and fits:
+                yield int(match["step"]), Path(entry.path)
+
+    def steps(self) -> frozenset[int]:
+        """Steps that have an entry, complete or torn."""
+        return frozenset(self.entries())
+
+    def complete(self) -> frozenset[int]:
+        """Steps whose checkpoint has everything that a resume needs."""
+        return frozenset(step for step, path in self._entries() if not self.missing(path))
+
+    def torn(self) -> frozenset[int]:
+        """Steps that have an entry which is not complete."""
+        return self.steps() - self.complete()
+
+    def missing(self, path: Path) -> tuple[str, ...]:
+        """What this entry lacks to be complete."""
+        if not self.layout.is_dir:
+            return () if _size(path) > 0 else (path.name,)
+        return tuple(name for name in self.layout.required if _size(path / name) <= 0)
+
+    def of(self, step: int) -> Path:
+        """Where the checkpoint of this step is, or would be."""
+        return self.entries().get(step, self.path / self.layout.name.format(step=step))
+
+    @property
+    def pointer(self) -> Path:
+        """Where the pointer is, or would be; only for layouts that have one."""
+        assert self.layout.pointer is not None, "only scenarios of capability `pointer` ask"
+        return self.path / self.layout.pointer
+
+    def pointer_target(self) -> str | None:
+        """What the pointer says, word for word; None when there is none."""
+        try:
+            if self.layout.pointer_kind == "symlink":
+                return os.readlink(self.pointer)
+            return self.pointer.read_text().strip()
+        except OSError:
+            return None
+
+    def latest(self) -> int | None:
+        """The step that the pointer leads to; None without a pointer, `DANGLING` when it leads nowhere."""
+        target = self.pointer_target()
+        if target is None:
+            return None
+        match = re.fullmatch(self.layout.checkpoint, os.path.basename(target.rstrip("/")))
+        there = (self.path / target).exists()
+        return int(match["step"]) if match and there else DANGLING
+
+    def latest_or_newest(self) -> int | None:
+        """What the pointer leads to or, without a pointer in this layout, the newest complete step."""
+        return self.latest() if self.layout.pointer is not None else max(self.complete(), default=None)
+
+    def point_at(self, target: str | None) -> None:
+        """Make the pointer say this, by force; None removes it."""
+        if os.path.lexists(self.pointer):
+            self.pointer.unlink()
+        if target is not None:
+            if self.layout.pointer_kind == "symlink":
+                self.pointer.symlink_to(target)
+            else:
+                self.pointer.write_text(target)
+
+    def tear(self, step: int) -> str:
+        """Make the checkpoint of this step torn, as a death before its marker leaves it; the name of what is gone."""
+        path = self.of(step)
+        if not self.layout.is_dir:
+            path.write_bytes(b"")
+            return path.name
+        name = self.layout.required[0]
+        (path / name).unlink()
+        return name
+
+    def files(self) -> list[str]:
+        """Every file and link below the folder, relative to it, sorted."""
+        return sorted(
+            os.path.relpath(os.path.join(where, name), self.path)
+            for where, _, names in os.walk(self.path)
+            for name in names
+        )
+
+    def copy_to(self, destination: Path) -> None:
+        """Copy the folder as it is now, links as links; tolerates files that vanish meanwhile."""
+        shutil.copytree(self.path, destination, symlinks=True, ignore_dangling_symlinks=True)
+
+    def become(self, source: Path) -> None:
+        """Make the folder equal to a copy of `source`, at the same path as before."""
+        shutil.rmtree(self.path)
+        shutil.copytree(source, self.path, symlinks=True)
+
+    def __str__(self) -> str:
+        latest = f", {self.layout.pointer} -> {self.pointer_target()}" if self.layout.pointer else ""
+        torn = f", torn {sorted(self.torn())}" if self.torn() else ""
+        return f"complete {sorted(self.complete())}{torn}{latest}"
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1

@@ -1,0 +1,291 @@
+"""Answers the kernel filter of one worker: each file operation waits here until it may go on.
+
+Invariants: operations are numbered in one total order over all threads and
+children of the worker; an operation is observed before it happens, and what
+observers see is the folder as a kill at that instant would leave it.  The gate
+delays an operation, or makes it fail as a full or broken disk would; it never
+does anything else to it.
+
+Only operations on the watched folder count.  All others go on at once.
+"""
+
+import contextlib
+import fcntl
+import os
+import platform
+import select
+import struct
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from forge_conformance.worker import filter as kernel_filter
+
+_RECEIVE, _RESPOND = 0xC0502100, 0xC0182101
+_NOTIFICATION = struct.Struct("QIIiIQ6Q")
+_RESPONSE = struct.Struct("QqiI")
+_CONTINUE = 1
+_AT_FDCWD = -100
+
+_PATHS: dict[str, tuple[tuple[int | None, int], ...]] = {
+    "open": ((None, 0),), "creat": ((None, 0),), "mkdir": ((None, 0),), "rmdir": ((None, 0),),
+    "unlink": ((None, 0),), "truncate": ((None, 0),), "rename": ((None, 0), (None, 1)),
+    "link": ((None, 0), (None, 1)), "symlink": ((None, 1),), "openat": ((0, 1),), "mkdirat": ((0, 1),),
+    "unlinkat": ((0, 1),), "renameat": ((0, 1), (2, 3)), "renameat2": ((0, 1), (2, 3)),
+    "linkat": ((0, 1), (2, 3)), "symlinkat": ((1, 2),),
+}  # fmt: skip
+"""Which arguments hold paths: (argument of the directory descriptor or None, argument of the path).
+Calls that are not listed name their file by the descriptor in argument 0."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One system call that would change the folder, before it happens."""
+
+    number: int
+    """Counts from 1 over the worker's life."""
+    name: str
+    """The kernel's name of the call."""
+    paths: tuple[str, ...]
+    """Relative to the folder; two for calls that name two files."""
+    is_main: bool
+    """Whether the worker's main thread makes it: the thread that the manager was called on."""
+    writes: bool
+    """Whether it changes a file or directory; false for an open that only reads."""
+
+    def __str__(self) -> str:
+        who = "" if self.is_main else " (background)"
+        return f"{self.name}({' -> '.join(self.paths)}){who}"
+
+
+Picks = Callable[[Operation], bool]
+Observes = Callable[[Operation], None]
+
+
+def in_background(operation: Operation) -> bool:
+    """Holds whatever the manager does off the thread that it was called on."""
+    return not operation.is_main
+
+
+def at(number: int) -> Picks:
+    """Holds the operation with this number and all that come later."""
+    return lambda operation: operation.number >= number
+
+
+class Gate:
+    """The supervisor of one worker; lives in a thread of its own until the worker ends."""
+
+    def __init__(self, listener: int, folder: Path, pid: int) -> None:
+        self._listener = listener
+        self._folder = os.path.realpath(folder)
+        self._pid = pid
+        self._changed = threading.Condition()
+        self._held: dict[int, Operation] = {}
+        self._holds: Picks | None = None
+        self._fails: tuple[Picks, int] | None = None
+        self._observes: list[Observes] = []
+        self._names = kernel_filter.names()
+        self.log: list[Operation] = []
+        """Every operation so far, in order."""
+        self.failed: list[Operation] = []
+        """Those that were made to fail."""
+        self.failure: BaseException | None = None
+        """What an observer raised first; `check` raises it."""
+        self._thread = threading.Thread(target=self._run, name=f"gate-{pid}", daemon=True)
+        self._thread.start()
+
+    # -- what a scenario does ---------------------------------------------------
+
+    def close(self, holds: Picks = in_background) -> None:
+        """From now on, hold every operation that `holds` picks."""
+        with self._changed:
+            self._holds = holds
+
+    def open(self) -> None:
+        """Let everything go, now and from now on."""
+        with self._changed:
+            self._holds = None
+            self._release_all()
+
+    def step(self) -> None:
+        """Let go what is held; what comes next is held again."""
+        with self._changed:
+            self._release_all()
+
+    def observe(self, observes: Observes) -> None:
+        """Call `observes` before each operation from now on, on the gate's thread."""
+        with self._changed:
+            self._observes.append(observes)
+
+    def forget(self) -> None:
+        """Stop observing."""
+        with self._changed:
+            self._observes.clear()
+
+    def fail(self, picks: Picks, error: int) -> None:
+        """From now on every operation that `picks` picks fails with this errno, before it has changed anything."""
+        with self._changed:
+            self._fails = (picks, error)
+
+    def heal(self) -> None:
+        """From now on no operation fails."""
+        with self._changed:
+            self._fails = None
+
+    def check(self) -> None:
+        """Raise what an observer has raised."""
+        if self.failure is not None:
+            failure, self.failure = self.failure, None
+            raise failure
+
+    def held(self) -> list[Operation]:
+        """What waits at the gate now, in order."""
+        with self._changed:
+            return sorted(self._held.values(), key=lambda operation: operation.number)
+
+    def wait_held(self, timeout_s: float) -> bool:
+        """Wait until something is held; false if nothing was within `timeout_s` or the worker ended."""
+        with self._changed:
+            return self._changed.wait_for(lambda: bool(self._held) or not self._thread.is_alive(), timeout_s) and bool(
+                self._held
+            )
+
+    def wait_failed(self, timeout_s: float) -> bool:
+        """Wait until an operation was made to fail; false if none was within `timeout_s`."""
+        with self._changed:
+            return self._changed.wait_for(lambda: bool(self.failed), timeout_s)
+
+    def end(self) -> None:
+        """Call when the worker is dead; returns when the last operation was answered."""
+        self._thread.join(10)
+
+    # -- the gate's own thread --------------------------------------------------
+
+    def _run(self) -> None:
+        poll = select.poll()
+        poll.register(self._listener, select.POLLIN)
+        try:
+            while True:
+                for _, event in poll.poll():
+                    if event & select.POLLIN:
+                        self._receive()
+                    elif event & (select.POLLHUP | select.POLLERR | select.POLLNVAL):
+                        return
+        finally:
+            os.close(self._listener)
+            with self._changed:
+                self._held.clear()
+                self._changed.notify_all()
+
+    def _receive(self) -> None:
+        buffer = bytearray(_NOTIFICATION.size)
+        try:
+            fcntl.ioctl(self._listener, _RECEIVE, buffer)
+        except OSError:  # the caller was killed between the poll and here
+            return
+        identity, thread, _, number, _, _, *arguments = _NOTIFICATION.unpack(buffer)
+        try:
+            operation = self._operation(thread, self._names.get(number, str(number)), arguments)
+        except OSError:  # it died while its memory was read
+            operation = None
+        if operation is None:
+            self._answer(identity)
+            return
+        self._let_observe(operation)
+        with self._changed:
+            if self._fails is not None and self._fails[0](operation):
+                self.failed.append(operation)
+                self._changed.notify_all()
+                self._answer(identity, self._fails[1])
+            elif self._holds is not None and self._holds(operation):
+                self._held[identity] = operation
+                self._changed.notify_all()
+            else:
+                self._answer(identity)
+
+    def _let_observe(self, operation: Operation) -> None:
+        with self._changed:
+            self.log.append(operation)
+            observers = list(self._observes)
+        for observes in observers:
+            try:
+                observes(operation)
+            except BaseException as failure:  # goes to the test's thread, see `check`
+                self.failure = self.failure or failure
+
+    def _release_all(self) -> None:
+        for identity in sorted(self._held, key=lambda i: self._held[i].number):
+            self._answer(identity)
+        self._held.clear()
+
+    def _answer(self, identity: int, error: int = 0) -> None:
+        response = _RESPONSE.pack(identity, 0, -error, 0 if error else _CONTINUE)
+        with contextlib.suppress(OSError):  # the caller may be dead
+            fcntl.ioctl(self._listener, _RESPOND, response)
+
+    def _operation(self, thread: int, name: str, arguments: list[int]) -> Operation | None:
+        """What the call is about to do; None when it does not touch the folder."""
+        writes = not (name in ("open", "openat") and not _is_writing(name, arguments))
+        if name in _PATHS:
+            paths = [
+                self._named(thread, None if directory is None else arguments[directory], arguments[path])
+                for directory, path in _PATHS[name]
+            ]
+        else:
+            paths = [os.readlink(f"/proc/{thread}/fd/{_signed(arguments[0])}")]
+        inside = [relative for path in paths if (relative := self._relative(path)) is not None]
+        if not inside:
+            return None
+        return Operation(len(self.log) + 1, name, tuple(inside), thread == self._pid, writes)
+
+    def _named(self, thread: int, directory: int | None, address: int) -> str:
+        path = _string_at(thread, address)
+        if path.startswith("/"):
+            return os.path.normpath(path)
+        descriptor = _AT_FDCWD if directory is None else _signed(directory)
+        base = f"/proc/{thread}/cwd" if descriptor == _AT_FDCWD else f"/proc/{thread}/fd/{descriptor}"
+        return os.path.normpath(os.path.join(os.readlink(base), path))
+
+    def _relative(self, path: str) -> str | None:
+        parent, name = os.path.split(path)
+        resolved = os.path.join(os.path.realpath(parent), name)
+        if resolved == self._folder:
+            return "."
+        return resolved[len(self._folder) + 1 :] if resolved.startswith(self._folder + "/") else None
+
+
+def _is_writing(name: str, arguments: list[int]) -> bool:
+    flags = arguments[1] if name == "open" else arguments[2]
+    return bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC))
+
+
+def _signed(value: int) -> int:
+    value &= 0xFFFFFFFF
+    return value - (1 << 32) if value >> 31 else value
+
+
+def _string_at(thread: int, address: int) -> str:
+    """The C string at an address of another process."""
+    data = b""
+    with open(f"/proc/{thread}/mem", "rb", buffering=0) as memory:
+        while b"\0" not in data:
+            memory.seek(address + len(data))
+            page = 4096 - (address + len(data)) % 4096
+            chunk = memory.read(page)
+            if not chunk:
+                break
+            data += chunk
+    return os.fsdecode(data.split(b"\0")[0])
+
+
+def is_supported() -> str | None:
+    """None where this machine's kernel can hold file operations, else the reason why not."""
+    if platform.system() != "Linux":
+        return f"holding file operations needs Linux, this is {platform.system()}"
+    try:
+        with open("/proc/sys/kernel/seccomp/actions_avail") as actions:
+            known = actions.read().split()
+    except OSError as error:
+        return f"this kernel does not say which seccomp actions it has ({error})"
+    return None if "user_notif" in known else f"this kernel's seccomp has no user notification, only {known}"

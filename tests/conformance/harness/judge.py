@@ -1,0 +1,93 @@
+"""Verdicts of one test: what each clause expected, what was seen, how often its situation arose.
+
+Invariant: a clause is judged only by `expect`; a test that ends without having
+called it for a clause has not reached that clause, and never passes it.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from forge_spec import BY_SLUG
+
+
+class Unreached(Exception):
+    """The situation that the clause is about cannot be brought about here; the text is the reason."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a report needs to explain a fallen clause to somebody who does not know the test."""
+
+    clause: str
+    expected: str
+    seen: str
+    story: tuple[str, ...]
+    detail: str = ""
+
+
+class ClauseFailure(AssertionError):
+    """A clause does not hold."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(f"{failure.clause}: expected {failure.expected}; seen {failure.seen}")
+        self.failure = failure
+
+
+@dataclass
+class Judge:
+    """What one test finds out; the story is its scenario in words, in order."""
+
+    clauses: tuple[str, ...]
+    is_judged: Callable[[str], bool]
+    """Whether the level and the claims cover a clause; what they don't cover is neither reached nor failed."""
+    reached: Counter[str] = field(default_factory=Counter)
+    story: list[str] = field(default_factory=list)
+
+    def tell(self, sentence: str) -> None:
+        """Add to the story."""
+        self.story.append(sentence)
+
+    def expect(self, clause: str, holds: bool, *, expected: str, seen: Any, detail: str = "") -> None:
+        """The situation of this clause arose; `ClauseFailure` unless it holds."""
+        assert clause in BY_SLUG, f"there is no clause {clause}"
+        assert clause in self.clauses, f"this test does not say that it judges {clause}"
+        if not self.is_judged(clause):
+            return
+        self.reached[clause] += 1
+        if not holds:
+            raise ClauseFailure(Failure(clause, expected, str(seen), tuple(self.story), detail))
+
+    def fail(self, clause: str, *, expected: str, seen: str, detail: str = "") -> None:
+        """The clause does not hold, found out otherwise than by a comparison."""
+        self.expect(clause, False, expected=expected, seen=seen, detail=detail)
+
+
+JUDGES = "forge_judges"
+"""The attribute of a test function that says what it judges."""
+
+
+@dataclass(frozen=True)
+class Judges:
+    """What a test declares: the first clause is the one it is about, and takes the blame for faults of the manager."""
+
+    clauses: tuple[str, ...]
+    needs: frozenset[str]
+
+
+def judges(*clauses: str, needs: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Declare which clauses a test judges.
+
+    It runs only against implementations that claim what the first clause
+    needs, and `needs` besides.
+    """
+    unknown = [clause for clause in clauses if clause not in BY_SLUG]
+    assert not unknown, f"no such clauses: {unknown}"
+    declared = Judges(clauses, frozenset(needs) | BY_SLUG[clauses[0]].capabilities)
+
+    def mark(test: Callable[..., None]) -> Callable[..., None]:
+        setattr(test, JUDGES, declared)
+        return test
+
+    return mark

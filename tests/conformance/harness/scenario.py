@@ -1,0 +1,343 @@
+"""What a test gets: process lives over one folder, and the means to judge them.
+
+A `Life` is a worker with a memory: whatever it is told becomes a sentence of
+the story that a failure prints.  The `Timeline` is the run that nothing
+disturbs: it never sees a manager, and says for every step what the losses and
+every piece of state have to be, to the bit.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from .folder import Folder
+from .gate import Gate, Picks, in_background
+from .gate import is_supported as gate_is_supported
+from .judge import Judge, Unreached
+from .server import Implementation, Server
+from .worker import ALL_PARTS, Loaded, Raised, Worker
+
+TOKENS_PER_STEP = 32
+STATE = ("parameter", "buffer", "moment", "group", "scheduler", "counter")
+"""Kinds of state that every manager has to bring back."""
+
+
+class Timeline:
+    """Losses and fingerprints of one seed's uninterrupted run, by step."""
+
+    def __init__(self, server: Server, seed: int) -> None:
+        self._worker = server.spawn()
+        self._worker.prepare(seed)
+        self._digests = [self._worker.digest()]
+        self._losses: list[str] = [""]
+
+    def _extend(self, step: int) -> None:
+        while len(self._digests) <= step:
+            self._losses += self._worker.train(1)
+            self._digests.append(self._worker.digest())
+
+    def digest(self, step: int) -> dict[str, str]:
+        """The state after this many steps."""
+        self._extend(step)
+        return self._digests[step]
+
+    def losses(self, after: int, until: int) -> list[str]:
+        """The losses of the steps after `after`, up to and including `until`."""
+        self._extend(until)
+        return self._losses[after + 1 : until + 1]
+
+
+class Life:
+    """One process life; see `Worker` for what each call does and raises."""
+
+    def __init__(self, scenario: "Scenario", worker: Worker, name: str, settings: dict[str, Any]) -> None:
+        self.scenario = scenario
+        self.worker = worker
+        self.name = name
+        self.settings = settings
+        self.step = 0
+
+    def __enter__(self) -> "Life":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.worker.kill()
+
+    def _tell(self, sentence: str) -> None:
+        self.scenario.judge.tell(f"{self.name} {sentence}")
+
+    @property
+    def gate(self) -> Gate:
+        """Picks and observes the file operations of this life."""
+        assert self.worker.gate is not None, "start(gated=True) asks for a gate"
+        return self.worker.gate
+
+    @property
+    def warnings(self) -> str:
+        """Everything that was warned of during the last command, in one text."""
+        return "\n".join(self.worker.warnings)
+
+    def train_to(self, step: int) -> list[str]:
+        """Train until the run is at `step`; the losses."""
+        assert step >= self.step, f"{self.name} is at {self.step} already"
+        if step == self.step:
+            return []
+        self._tell(f"trains from step {self.step} to {step}")
+        losses = self.worker.train(step - self.step)
+        self.step = step
+        return losses
+
+    def save(self, extra: Any = None, step: int | None = None, parts: Sequence[str] = ALL_PARTS) -> None:
+        """Save at the run's step, or under another one."""
+        with_extra = "" if extra is None else f" with extra {extra!r}"
+        self._tell(f"saves step {self.step if step is None else step}{with_extra}")
+        self.worker.save(step, extra, parts)
+
+    def tell_save(self, extra: Any = None) -> None:
+        """Start a save; `self.worker.reply()` ends it."""
+        self._tell(f"begins to save step {self.step}")
+        self.worker.tell_save(None, extra)
+
+    def save_at(self, *steps: int) -> None:
+        """Train to each of these steps and save there."""
+        for step in steps:
+            self.train_to(step)
+            self.save()
+
+    def commit_at(self, *steps: int) -> None:
+        """Train to each of these steps, save there and wait: afterwards all are committed."""
+        for step in steps:
+            self.train_to(step)
+            self.save()
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until all that was saved is committed."""
+        self._tell("waits for its saves")
+        self.worker.wait()
+
+    def flush(self) -> None:
+        """`flush_pending_save`."""
+        self._tell("flushes its pending save")
+        self.worker.flush()
+
+    def load(
+        self,
+        path: Path | str | None = None,
+        exclude: Sequence[str] = (),
+        freeze_expected: list[dict[str, Any]] | None = None,
+        parts: Sequence[str] = ALL_PARTS,
+    ) -> Loaded:
+        """Resume."""
+        where = "resumes" if path is None else f"loads {path}"
+        self._tell(where + (f" without {', '.join(exclude)}" if exclude else ""))
+        loaded = self.worker.load(path, exclude, freeze_expected, parts)
+        self.step = loaded.step
+        self._tell("comes back fresh" if loaded.is_fresh else f"comes back at step {loaded.step}")
+        return loaded
+
+    def digest(self, *kinds: str) -> dict[str, str]:
+        """Fingerprints of the live state, of these kinds or of all."""
+        digest = self.worker.digest()
+        return {name: value for name, value in digest.items() if not kinds or name.partition("/")[0] in kinds}
+
+    def close_gate(self, holds: Picks = in_background, saying: str = "its background file operations are held") -> Gate:
+        """From now on hold what `holds` picks."""
+        self._tell(f"goes on, but from here {saying}")
+        return self.worker.close_gate(holds)
+
+    def open_gate(self) -> None:
+        """Let everything go."""
+        self._tell("is no longer held")
+        self.gate.open()
+
+    def save_held(self, extra: Any = None) -> bool:
+        """An asynchronous save whose background file operations are held; whether any was when `save` had returned.
+
+        False when there is nothing in the background to hold, and also when
+        `save` did not return before its own flush was let go.
+        """
+        self.close_gate()
+        self.tell_save(extra)
+        if not self.worker.replies_within(self.scenario.patience_s):
+            self._tell("does not return from save while its flush is held, so the flush is let go")
+            self.gate.open()
+            self.worker.reply()
+            return False
+        self.worker.reply()
+        is_held = self._is_something_held()
+        held = ", ".join(str(operation) for operation in self.gate.held()) or "nothing"
+        self._tell(f"has returned from save; held at the gate: {held}")
+        return is_held
+
+    def _is_something_held(self) -> bool:
+        """The flush may begin only after `save` has returned; it is not awaited when the checkpoint is there already."""
+        folder, step = self.scenario.folder, self.step
+        return bool(self.gate.held()) or (
+            step not in folder.complete() and self.gate.wait_held(self.scenario.patience_s)
+        )
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        held = f" while {self.gate.held()[0]} is about to happen" if self.worker.gate and self.gate.held() else ""
+        self._tell(f"is killed{held}")
+        self.worker.kill()
+        self.scenario.judge.tell(f"the folder holds: {self.scenario.folder}")
+
+    def exit(self) -> int:
+        """The interpreter's normal end."""
+        self._tell("ends normally")
+        return self.worker.exit()
+
+
+class Scenario:
+    """One test's folder and everything that happens to it."""
+
+    def __init__(
+        self,
+        server: Server,
+        folder: Folder,
+        judge: Judge,
+        timeline: Callable[[int], Timeline],
+        capabilities: frozenset[str],
+    ) -> None:
+        self.server = server
+        self.folder = folder
+        self.judge = judge
+        self.capabilities = capabilities
+        self.patience_s = 5.0
+        """How long a scenario waits for something that a right manager does at once."""
+        self._timelines = timeline
+        self._lives: list[Life] = []
+
+    @property
+    def implementation(self) -> Implementation:
+        """What is judged."""
+        return self.server.implementation
+
+    def has(self, *capabilities: str) -> bool:
+        """Whether all of these are claimed."""
+        return self.capabilities.issuperset(capabilities)
+
+    @property
+    def mode(self) -> str:
+        """The mode that scenarios use which are about something else."""
+        return "sync" if self.has("sync") else "async"
+
+    def start(self, *, gated: bool = False, reads: bool = False, seed: int = 0, **settings: Any) -> Life:
+        """A fresh process that has made its manager over the scenario's folder and loaded nothing."""
+        if gated:
+            self.require_gate()
+        settings = {"mode": self.mode, **settings}
+        name = f"life {len(self._lives) + 1}"
+        shown = ", ".join(f"{key}={value!r}" for key, value in settings.items())
+        self.judge.tell(f"{name} starts with {shown}")
+        worker = self.server.spawn(self.folder.path if gated else None, reads=reads)
+        life = Life(self, worker, name, settings)
+        self._lives.append(life)
+        if gated and worker.gate is None:
+            raise Unreached(f"file operations can't be held: {self.server.filter_refusal}")
+        worker.open({"folder": str(self.folder.path), **settings}, seed)
+        return life
+
+    def resume(self, *, gated: bool = False, reads: bool = False, **settings: Any) -> tuple[Life, Loaded]:
+        """A fresh process that resumes; its random state beforehand is that of another run."""
+        life = self.start(gated=gated, reads=reads, seed=999, **settings)
+        return life, life.load()
+
+    def require_gate(self) -> None:
+        """`Unreached` where this machine cannot hold file operations."""
+        reason = self.server.filter_refusal or gate_is_supported()
+        if reason is not None:
+            raise Unreached(f"file operations can't be held: {reason}")
+
+    def timeline(self, seed: int = 0) -> Timeline:
+        """The undisturbed run of this seed."""
+        return self._timelines(seed)
+
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of state that this implementation claims to bring back."""
+        optional = {"loader": "dataloader", "rng": "rng"}
+        return STATE + tuple(kind for kind, capability in optional.items() if self.has(capability))
+
+    # -- judging ----------------------------------------------------------------
+
+    def expect(self, clause: str, holds: bool, *, expected: str, seen: Any, detail: str = "") -> None:
+        """See `Judge.expect`."""
+        self.judge.expect(clause, holds, expected=expected, seen=seen, detail=detail)
+
+    def expect_state(
+        self, clause: str, life: Life, step: int, kinds: Iterable[str] | None = None, seed: int = 0
+    ) -> None:
+        """The live state equals the undisturbed run's at `step`, to the bit, in these kinds or in all that are claimed."""
+        wanted = set(self.kinds() if kinds is None else kinds)
+        self.expect_same(clause, life.digest(), self.timeline(seed).digest(step), wanted, f"the state of step {step}")
+
+    def expect_same(
+        self, clause: str, seen: dict[str, str], expected: dict[str, str], kinds: Iterable[str], what: str
+    ) -> None:
+        """Two fingerprints agree in all items of these kinds."""
+        wanted = set(kinds)
+        names = sorted(name for name in expected.keys() | seen.keys() if name.partition("/")[0] in wanted)
+        differing = [name for name in names if expected.get(name) != seen.get(name)]
+        shown = ", ".join(f"{name} ({_how(expected, seen, name)})" for name in differing[:6])
+        more = f" and {len(differing) - 6} more" if len(differing) > 6 else ""
+        self.expect(
+            clause,
+            not differing and bool(names),
+            expected=f"{what}, bit for bit ({len(names)} items)",
+            seen=f"{len(differing)} items differ: {shown}{more}",
+        )
+
+    def expect_landing(self, clause: str, loaded: Loaded, allowed: Iterable[int | None], because: str = "") -> None:
+        """A resume came back at one of these steps; None stands for a fresh start."""
+        steps = set(allowed)
+        seen = None if loaded.is_fresh else loaded.step
+        self.expect(
+            clause,
+            seen in steps,
+            expected=f"to come back at {_steps(steps)}{because and ', because ' + because}",
+            seen=f"{_steps({seen})}; the folder holds: {self.folder}",
+        )
+
+    @contextlib.contextmanager
+    def expect_error(self, clause: str, *kinds: str, naming: Sequence[str] = (), doing: str = "") -> Iterator[None]:
+        """What happens inside is refused with one of these exception types, and the message contains every `naming`."""
+        expected = f"{doing or 'the call'} to raise {' or '.join(kinds) or 'an error'}" + (
+            f" naming {', '.join(naming)}" if naming else ""
+        )
+        try:
+            yield
+        except Raised as error:
+            right = not kinds or bool(set(kinds) & set(error.kinds))
+            silent = [name for name in naming if name not in error.message]
+            self.expect(clause, right and not silent, expected=expected, seen=str(error), detail=error.traceback)
+        else:
+            self.expect(clause, False, expected=expected, seen="no error")
+
+    def expect_warning(self, clause: str, life: Life, *naming: str) -> None:
+        """The last command of this life warned, in one text or several, and named all of these."""
+        silent = [name for name in naming if name not in life.warnings]
+        self.expect(
+            clause,
+            bool(life.warnings) and not silent,
+            expected=f"a warning that names {', '.join(naming)}" if naming else "a warning",
+            seen=repr(life.warnings) if life.warnings else "no warning",
+        )
+
+    def end(self) -> None:
+        """Nothing of this scenario lives on."""
+        for life in self._lives:
+            life.worker.kill()
+
+
+def _how(expected: dict[str, str], seen: dict[str, str], name: str) -> str:
+    if name not in seen:
+        return "missing"
+    return "unexpected" if name not in expected else "changed"
+
+
+def _steps(steps: set[int | None]) -> str:
+    words = ["a fresh start" if step is None else f"step {step}" for step in sorted(steps, key=lambda s: (s is None, s))]
+    return " or ".join(words) or "nowhere"

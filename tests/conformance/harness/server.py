@@ -1,0 +1,159 @@
+"""The warm server of one pytest process, seen from the suite.
+
+`CannotJudge` is the only way in which it fails: one paragraph about the
+manager or its environment, never a traceback of ours.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from forge_conformance.adapter import Layout
+from forge_conformance.worker.channel import Channel, Closed
+
+from .worker import Worker, connect
+
+_WORKER = Path(__file__).resolve().parents[1] / "worker"
+
+
+class CannotJudge(Exception):
+    """There is nothing to judge; the text says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """What the manager's side said of itself when it was imported."""
+
+    name: str
+    adapter: str
+    level: str
+    capabilities: frozenset[str]
+    layout: Layout
+    probe: dict[str, bool]
+    environment: dict[str, Any]
+
+
+class Server:
+    """Starts at once; `close` ends it and every worker of it."""
+
+    def __init__(self, impl: str, python: str | None, timeout_s: float = 20, import_timeout_s: float = 120) -> None:
+        self._impl = impl
+        self._directory = Path(tempfile.mkdtemp(prefix="forge-conformance-"))
+        self._log = self._directory / "server.log"
+        self._timeout_s = timeout_s
+        self._lives = 0
+        self.hangs = 0
+        """Commands that did not return in time; each makes the suite less patient with the next."""
+        self.filter_refusal: str | None = None
+        """Why file operations can't be held here, once it was tried in vain."""
+        ours, theirs = connect()
+        interpreter = python or sys.executable
+        try:
+            with open(self._log, "wb") as log:
+                self._process = subprocess.Popen(
+                    [interpreter, str(_WORKER), "--impl", impl, "--channel", str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            shutil.rmtree(self._directory)
+            raise CannotJudge(f"--python {interpreter} could not be started: {error.strerror}.") from None
+        finally:
+            theirs.close()
+        self._channel = Channel(ours)
+        try:
+            self.implementation = self._introduce(import_timeout_s)
+        except BaseException:
+            self.close()
+            raise
+
+    def _introduce(self, timeout_s: float) -> Implementation:
+        try:
+            hello = self._channel.receive(timeout_s)
+        except TimeoutError:
+            os.kill(self._process.pid, signal.SIGUSR1)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(1)
+            raise CannotJudge(
+                f"Importing {self._impl} did not come to an end within {timeout_s:g} s. It was last seen here:\n"
+                f"{self._said()}"
+            ) from None
+        except Closed:
+            status = self._process.wait()
+            raise CannotJudge(
+                f"The process that imported {self._impl} ended with status {status} before it could be asked anything. "
+                f"Its last output was:\n{self._said() or '(nothing)'}"
+            ) from None
+        if "refusal" in hello:
+            raise CannotJudge(hello["refusal"])
+        return Implementation(
+            name=hello["implementation"],
+            adapter=hello["adapter"],
+            level=hello["level"],
+            capabilities=frozenset(hello["capabilities"]),
+            layout=Layout(**{**hello["layout"], "required": tuple(hello["layout"]["required"])}),
+            probe=hello["probe"],
+            environment=hello["environment"],
+        )
+
+    def _said(self) -> str:
+        return self._log.read_text(errors="replace")[-1500:].strip()
+
+    def rehearse(self, modes: list[str]) -> None:
+        """Let the server import what lives in these modes will import."""
+        self._ask({"do": "rehearse", "modes": modes}, timeout_s=240)
+
+    def spawn(self, folder: Path | None = None, reads: bool = False) -> Worker:
+        """A fresh process life; with a folder, its file operations pass through a gate."""
+        ours, theirs = connect()
+        self._lives += 1
+        log = self._directory / f"worker-{self._lives}.log"
+        with open(log, "wb") as output, theirs:
+            request = {"do": "spawn", "filter": None if folder is None else ("reads" if reads else "writes")}
+            pid = self._ask(request, descriptors=(theirs.fileno(), output.fileno()))["pid"]
+        worker = Worker(pid, Channel(ours), self._reap, log, self._patience_s)
+        reason = worker.greet(folder)
+        self.filter_refusal = self.filter_refusal or reason
+        return worker
+
+    def _patience_s(self) -> float:
+        """After a few hangs the next ones are not worth the full wait."""
+        return self._timeout_s if self.hangs < 3 else max(2.0, self._timeout_s / 4)
+
+    def _reap(self, pid: int) -> int:
+        status: int = self._ask({"do": "reap", "pid": pid})["status"]
+        return status
+
+    def _ask(
+        self, request: dict[str, Any], descriptors: tuple[int, ...] = (), timeout_s: float = 60
+    ) -> dict[str, Any]:
+        try:
+            self._channel.send(request, descriptors)
+            return self._channel.receive(timeout_s)
+        except (Closed, TimeoutError):
+            raise CannotJudge(
+                f"The process that had imported {self._impl} no longer answers (asked to {request['do']}). "
+                f"Its last output was:\n{self._said() or '(nothing)'}"
+            ) from None
+
+    def close(self) -> None:
+        """Ends the server; it kills and reaps its workers when it notices."""
+        self._channel.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+

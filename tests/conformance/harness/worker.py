@@ -1,0 +1,318 @@
+"""One process life of a training run, seen from the suite.
+
+Every call is a command to the worker and blocks until its reply.  What can go
+wrong is the manager's doing and has a type: `Raised` (it raised), `Hung` (no
+reply in time; the worker was killed after its stacks were read) and `Died`
+(the process ended by itself).  All three carry what the manager was doing.
+"""
+
+import contextlib
+import os
+import re
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from forge_conformance.worker.channel import Channel, Closed
+
+from .gate import Gate, Picks, in_background
+
+ALL_PARTS = ("scheduler", "dataloader")
+
+
+class ManagerFault(Exception):
+    """The manager did something that a command does not allow; the text says what, in a paragraph."""
+
+
+class Raised(ManagerFault):
+    """The manager raised; `kinds` are the names of the exception's classes, most specific first."""
+
+    def __init__(self, doing: str, error: dict[str, Any]) -> None:
+        super().__init__(f"{doing} raised {error['type']}: {error['message']}")
+        self.kinds: tuple[str, ...] = tuple(error["kinds"])
+        self.message: str = error["message"]
+        self.traceback: str = error["traceback"]
+
+
+class Unsupported(Exception):
+    """The adapter has no counterpart for this call, whatever it claims."""
+
+
+class Hung(ManagerFault):
+    """No reply in time; the worker is dead now."""
+
+    def __init__(self, doing: str, timeout_s: float, stacks: str) -> None:
+        super().__init__(f"{doing} did not return within {timeout_s:g} s and was killed. Its threads were at:\n{stacks}")
+
+
+class Died(ManagerFault):
+    """The process ended while a command was running; `status` is its exit code, or minus the signal."""
+
+    def __init__(self, doing: str, status: int, log: str) -> None:
+        how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+        said = f" Its last output was:\n{log}" if log.strip() else ""
+        super().__init__(f"The process ended by itself ({how}) during {doing}.{said}")
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a load came back with."""
+
+    step: int
+    tokens_seen: int
+    extra: Any
+    globals: dict[str, list[str]] = field(default_factory=dict)
+    """Per file, what its pickle made a full unpickler look up."""
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether nothing was loaded, as far as the manager says."""
+        return (self.step, self.tokens_seen, self.extra) == (0, 0, {})
+
+
+class Worker:
+    """Killed at the latest when its scenario ends."""
+
+    def __init__(
+        self, pid: int, channel: Channel, reap: Callable[[int], int], log: Path, timeout_s: Callable[[], float]
+    ) -> None:
+        self.pid = pid
+        self._channel = channel
+        self._reap = reap
+        self._log = log
+        self._timeout_s = timeout_s
+        self._pending: str | None = None
+        self._status: int | None = None
+        self.gate: Gate | None = None
+        self.warnings: list[str] = []
+        """Everything that the manager warned of in its last command."""
+
+    # -- life and death ---------------------------------------------------------
+
+    def greet(self, folder: Path | None) -> str | None:
+        """Finish the start; with a folder, take over its file operations. The reason if that is not possible."""
+        reason = None
+        if folder is not None:
+            filtered = self._receive("starting")
+            if filtered["filtered"]:
+                self.gate = Gate(self._channel.take_descriptor(), folder, self.pid)
+            else:
+                reason = str(filtered["reason"])
+        self._receive("starting")
+        return reason
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it was neither killed nor seen to end."""
+        return self._status is None
+
+    def kill(self) -> None:
+        """SIGKILL, as a preemption or the memory killer would: the process and what it started, at once."""
+        if self._status is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+            self._bury()
+
+    def exit(self) -> int:
+        """The interpreter's normal end; the exit status. `Hung` if it does not come to an end."""
+        self.tell("exit")
+        self.reply()
+        return self.await_end()
+
+    def await_end(self) -> int:
+        """The exit status of a process that is about to end by itself; `Hung` if it does not."""
+        if not self._ends_within(self._timeout_s()):
+            raise self._hang("the interpreter's normal exit")
+        return self._bury()
+
+    def _bury(self) -> int:
+        if self._status is None:
+            self._status = self._reap(self.pid)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)  # children that outlived it
+            if self.gate is not None:
+                self.gate.open()
+                self.gate.end()
+            self._channel.close()
+        return self._status
+
+    def _ends_within(self, timeout_s: float) -> bool:
+        descriptor = os.pidfd_open(self.pid)
+        try:
+            return bool(select.select([descriptor], [], [], timeout_s)[0])
+        finally:
+            os.close(descriptor)
+
+    # -- commands ---------------------------------------------------------------
+
+    def open(self, settings: dict[str, Any], seed: int) -> None:
+        """Make the training run and its manager, as a script does at its start."""
+        self.call("open", settings=settings, seed=seed)
+
+    def prepare(self, seed: int) -> None:
+        """Make a training run without a manager."""
+        self.call("prepare", seed=seed)
+
+    def train(self, steps: int) -> list[str]:
+        """The losses, as exact hexadecimal text."""
+        losses: list[str] = self.call("train", steps=steps)
+        return losses
+
+    def save(self, step: int | None = None, extra: Any = None, parts: Sequence[str] = ALL_PARTS) -> None:
+        """Save under the run's own step, or under another."""
+        self.tell_save(step, extra, parts)
+        self.reply()
+
+    def tell_save(self, step: int | None = None, extra: Any = None, parts: Sequence[str] = ALL_PARTS) -> None:
+        """Start a save and do not wait for it; `reply` does."""
+        self.tell("save", step=step, extra=None if extra is None else repr(extra), parts=list(parts))
+
+    def wait(self) -> None:
+        """Everything saved is committed when this returns."""
+        self.call("wait")
+
+    def flush(self) -> None:
+        """`flush_pending_save`."""
+        self.call("flush")
+
+    def load(
+        self,
+        path: str | Path | None = None,
+        exclude: Sequence[str] = (),
+        freeze_expected: list[dict[str, Any]] | None = None,
+        parts: Sequence[str] = ALL_PARTS,
+    ) -> Loaded:
+        """Resume."""
+        value = self.call(
+            "load",
+            path=None if path is None else str(path),
+            exclude=list(exclude),
+            freeze_expected=freeze_expected,
+            parts=list(parts),
+        )
+        return Loaded(value["step"], value["tokens_seen"], _literal(value["extra"]), value["globals"])
+
+    def digest(self) -> dict[str, str]:
+        """A fingerprint of every piece of training state."""
+        digest: dict[str, str] = self.call("digest")
+        return digest
+
+    def call(self, do: str, **arguments: Any) -> Any:
+        """Any command; its value."""
+        self.tell(do, **arguments)
+        return self.reply()
+
+    def tell(self, do: str, **arguments: Any) -> None:
+        """Start a command; exactly one `reply` must follow unless the worker is killed."""
+        assert self._pending is None, f"{self._pending} was not awaited"
+        self._pending = _described(do, arguments)
+        with contextlib.suppress(Closed):  # found out by the reply
+            self._channel.send({"do": do, **arguments})
+
+    def reply(self, timeout_s: float | None = None) -> Any:
+        """The value of the command that was started last."""
+        doing, self._pending = self._pending or "a command", None
+        message = self._receive(doing, timeout_s)
+        self.warnings = message.get("warnings", [])
+        if "error" in message:
+            if message["error"]["unsupported"]:
+                raise Unsupported(f"{doing}: {message['error']['message']}")
+            raise Raised(doing, message["error"])
+        return message["value"]
+
+    def replies_within(self, timeout_s: float) -> bool:
+        """Whether `reply` would return at once, now or within this time."""
+        return self._channel.has_message or bool(select.select([self._channel], [], [], timeout_s)[0])
+
+    def replies_or_blocks(self) -> bool:
+        """Wait until the running command has replied (true), or nothing in the process moves any more (false).
+
+        A thread that waits at the gate, for a lock or for another thread does
+        not move: it is asleep and its count of context switches stands still.
+        """
+        quiet, before = 0, ""
+        deadline = time.monotonic() + self._timeout_s()
+        while quiet < 20 and time.monotonic() < deadline:
+            if self.replies_within(0.005):
+                return True
+            now = _activity(self.pid)
+            quiet, before = (quiet + 1 if now == before else 0), now
+        return False
+
+    def close_gate(self, holds: Picks = in_background) -> Gate:
+        """Hold the operations that `holds` picks from now on."""
+        assert self.gate is not None, "only a gated worker can be held"
+        self.gate.close(holds)
+        return self.gate
+
+    def output(self) -> str:
+        """What the process has printed so far, on standard output and error."""
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+    def _receive(self, doing: str, timeout_s: float | None = None) -> dict[str, Any]:
+        try:
+            return self._channel.receive(self._timeout_s() if timeout_s is None else timeout_s)
+        except TimeoutError:
+            raise self._hang(doing) from None
+        except Closed:
+            status = self._bury() if self._status is None else self._status
+            raise Died(doing, status, self.output()[-2000:]) from None
+
+    def _hang(self, doing: str) -> Hung:
+        before = len(self.output())
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGUSR1)  # the worker's faulthandler prints every thread's stack
+        self._settle(before)
+        stacks = self.output()[before:]
+        self.kill()
+        return Hung(doing, self._timeout_s(), _readable(stacks) or "(no stacks: it did not answer a signal either)")
+
+    def _settle(self, before: int) -> None:
+        """The stacks are complete when the log has not grown for a while, or after two seconds."""
+        deadline, size = time.monotonic() + 2, -1
+        while time.monotonic() < deadline and (size != len(self.output()) or size <= before):
+            size = len(self.output())
+            select.select([], [], [], 0.05)
+
+
+def connect() -> tuple[socket.socket, socket.socket]:
+    """A conversation's two ends."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+
+
+def _activity(pid: int) -> str:
+    """Changes whenever a thread of the process does anything."""
+    lines: list[str] = []
+    for task in sorted(Path(f"/proc/{pid}/task").iterdir()):
+        with contextlib.suppress(OSError):
+            status = (task / "status").read_text()
+            lines += re.findall(r"^(?:State|voluntary_ctxt_switches|nonvoluntary_ctxt_switches):.*$", status, re.M)
+    return "\n".join(lines)
+
+
+def _literal(text: str) -> Any:
+    import ast
+
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _described(do: str, arguments: dict[str, Any]) -> str:
+    shown = ", ".join(
+        f"{key}={value!r}" for key, value in arguments.items() if value not in (None, [], "") and key != "parts"
+    )
+    return f"{do}({shown})"
+
+
+def _readable(stacks: str) -> str:
+    """Without the frames of the harness itself, which say nothing about the manager."""
+    lines = [line for line in stacks.splitlines() if not re.search(r"conformance/worker/|<frozen ", line)]
+    return "\n".join(lines)

@@ -1,0 +1,259 @@
+"""The pytest plugin: selects what an implementation claims, gives each test a scenario, records verdicts.
+
+It does nothing at all without `--forge-impl`, and imports no torch.  The
+command `forge-conformance run` is the usual way in; plain pytest works too:
+
+    pytest --pyargs forge_conformance --forge-impl their.package.checkpoint
+
+Each test's report carries what it found out as the user property `forge`, so
+that verdicts survive xdist and are computed in one place (`report.verdicts`).
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forge_conformance.harness.folder import Folder
+from forge_conformance.harness.judge import JUDGES, ClauseFailure, Judge, Judges, Unreached
+from forge_conformance.harness.scenario import Scenario, Timeline
+from forge_conformance.harness.server import CannotJudge, Server
+from forge_conformance.harness.worker import ManagerFault, Raised, Unsupported
+from forge_spec import BY_SLUG
+from forge_spec.clauses import Level
+
+MODES = ("sync", "async", "pinned")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("forge-conformance", "judge a checkpoint manager")
+    group.addoption("--forge-impl", help="the manager: a module, module:Adapter, or file.py:Adapter")
+    group.addoption("--forge-python", help="the Python that the manager lives in (default: this one)")
+    group.addoption("--forge-level", help="core, strict or durable (default: what is claimed)")
+    group.addoption("--forge-claims", help="capabilities, comma-separated, instead of what is claimed")
+    group.addoption("--forge-timeout", type=float, default=20.0, help="seconds until a command counts as hung")
+    group.addoption("--forge-examples", type=int, default=0, help="random programs to try (default: a few, always the same)")
+
+
+class Session:
+    """One pytest process: its warm server, started when it is first needed, and the timelines."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._server: Server | None = None
+        self._timelines: dict[int, Timeline] = {}
+
+    @property
+    def server(self) -> Server:
+        """The warm server; `CannotJudge` if the manager can't be imported."""
+        if self._server is None:
+            option = self._config.getoption
+            self._server = Server(option("--forge-impl"), option("--forge-python"), option("--forge-timeout"))
+            self._server.rehearse([mode for mode in MODES if mode in self.capabilities])
+        return self._server
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What the implementation is held to."""
+        claims = self._config.getoption("--forge-claims")
+        return frozenset(claims.split(",")) if claims else self.server.implementation.capabilities
+
+    @property
+    def level(self) -> Level:
+        """The level it is judged at."""
+        return Level.named(self._config.getoption("--forge-level") or self.server.implementation.level)
+
+    def timeline(self, seed: int) -> Timeline:
+        """The undisturbed run of this seed; its worker lives as long as the session."""
+        if seed not in self._timelines:
+            self._timelines[seed] = Timeline(self.server, seed)
+        return self._timelines[seed]
+
+    def is_judged(self, slug: str) -> bool:
+        """Whether the level and the claims cover this clause."""
+        clause = BY_SLUG[slug]
+        return clause.level <= self.level and clause.capabilities <= self.capabilities
+
+    def close(self) -> None:
+        """Ends the server with all its workers."""
+        if self._server is not None:
+            self._server.close()
+
+
+_SESSION = pytest.StashKey[Session]()
+_JUDGE = pytest.StashKey[Judge]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--forge-impl"):
+        config.stash[_SESSION] = Session(config)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if _SESSION in config.stash:
+        config.stash[_SESSION].close()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The suite's tests mean nothing without a manager to judge."""
+    inside = collection_path.name.startswith("test_") and collection_path.parent == Path(__file__).parent
+    return True if inside and _SESSION not in config.stash else None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`mode`: each claimed way to save; `any_mode`: the pinned one as well; `flush_mode`: those with a background flush."""
+    wanted = {"mode": MODES[:2], "any_mode": MODES, "flush_mode": MODES[1:]}
+    session = metafunc.config.stash.get(_SESSION, None)
+    for name, modes in wanted.items():
+        if name in metafunc.fixturenames and session is not None:
+            metafunc.parametrize(name, [mode for mode in modes if mode in session.capabilities])
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep what the level and the claims ask for."""
+    session = config.stash.get(_SESSION, None)
+    if session is None:
+        return
+    kept, dropped = [], []
+    for item in items:
+        declared = declared_by(item)
+        wanted = declared is None or (declared.needs <= session.capabilities and session.is_judged(declared.clauses[0]))
+        unset = any(mark.name == "skip" for mark in item.iter_markers())  # parametrised over no claimed mode at all
+        (kept if wanted and not unset else dropped).append(item)
+    items[:] = kept
+    config.hook.pytest_deselected(items=dropped)
+
+
+def declared_by(item: pytest.Item) -> Judges | None:
+    """What a test says that it judges."""
+    declared: Judges | None = getattr(getattr(item, "function", None), JUDGES, None)
+    return declared
+
+
+def case_of(item: pytest.Item) -> str:
+    """The test's name in reports and expected failures: chapter/what-it-shows[parameters], wherever pytest was started."""
+    chapter = item.path.stem.removeprefix("test_")
+    name = re.sub(r"^test_", "", item.name).replace("_", "-")
+    return f"{chapter}/{name}"
+
+
+@pytest.fixture
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scenario]:
+    """The scenario of this test: an empty folder and a warm server."""
+    scenario = new_scenario(request, tmp_path)
+    yield scenario
+    scenario.end()
+
+
+@pytest.fixture
+def fresh_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Makes scenarios, for tests that need one per random example; the judge and its counts are shared."""
+    made: list[Scenario] = []
+
+    def make() -> Scenario:
+        for scenario in made:
+            scenario.end()
+        made[:] = [new_scenario(request, tmp_path_factory.mktemp("example"))]
+        made[0].judge.story.clear()
+        return made[0]
+
+    yield make
+    for scenario in made:
+        scenario.end()
+
+
+def new_scenario(request: pytest.FixtureRequest, directory: Path) -> Scenario:
+    """A scenario over an empty folder below `directory`."""
+    session = request.config.stash[_SESSION]
+    declared = declared_by(request.node)
+    assert declared is not None, f"{request.node.name} does not say what it judges"
+    if _JUDGE not in request.node.stash:
+        request.node.stash[_JUDGE] = Judge(declared.clauses, session.is_judged)
+    path = directory / "checkpoints"
+    path.mkdir()
+    folder = Folder(path.resolve(), session.server.implementation.layout)
+    return Scenario(session.server, folder, request.node.stash[_JUDGE], session.timeline, session.capabilities)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    report = yield
+    declared = declared_by(item)
+    if declared is not None and (report.when == "call" or report.failed):
+        judge = item.stash.get(_JUDGE, None) or Judge(declared.clauses, lambda slug: True)
+        found = found_out(judge, call.excinfo.value if call.excinfo else None)
+        if found.get("hung") and _SESSION in item.config.stash:
+            item.config.stash[_SESSION].server.hangs += 1
+        report.user_properties.append(("forge", {"case": case_of(item), "seconds": report.duration, **found}))
+        if "failure" in found:
+            report.longrepr = explain(found["failure"])
+    return report
+
+
+def found_out(judge: Judge, error: BaseException | None) -> dict[str, Any]:
+    """What a test found out, as plain values: counts, and the failure if there is one."""
+    found: dict[str, Any] = {"clauses": list(judge.clauses), "reached": dict(judge.reached)}
+    cause = _cause(error)
+    match cause:
+        case None:
+            return {**found, "outcome": "done"}
+        case ClauseFailure(failure=failure):
+            seen = {"clause": failure.clause, "expected": failure.expected, "seen": failure.seen}
+            return {**found, "outcome": "failed", "failure": {**seen, "story": failure.story, "detail": failure.detail}}
+        case ManagerFault():
+            return {
+                **found,
+                "outcome": "failed",
+                "hung": type(cause).__name__ == "Hung",
+                "failure": {
+                    "clause": judge.clauses[0],
+                    "expected": "the manager to get through this scenario",
+                    "seen": str(cause),
+                    "story": tuple(judge.story),
+                    "detail": cause.traceback if isinstance(cause, Raised) else "",
+                },
+            }
+        case Unsupported():
+            return {
+                **found,
+                "outcome": "failed",
+                "failure": {
+                    "clause": judge.clauses[0],
+                    "expected": "every capability that is claimed to be there",
+                    "seen": str(cause),
+                    "story": tuple(judge.story),
+                    "detail": "",
+                },
+            }
+        case Unreached():
+            return {**found, "outcome": "unreached", "reason": str(cause)}
+        case CannotJudge():
+            return {**found, "outcome": "error", "reason": str(cause)}
+        case _:
+            return {**found, "outcome": "error", "reason": f"{type(cause).__name__}: {cause}"}
+
+
+def _cause(error: BaseException | None) -> BaseException | None:
+    """The one that says most: a group of errors counts as its first fallen clause."""
+    if isinstance(error, BaseExceptionGroup):
+        causes = [_cause(inner) for inner in error.exceptions]
+        return next((cause for cause in causes if isinstance(cause, (ClauseFailure, ManagerFault))), causes[0])
+    return error
+
+
+def explain(failure: dict[str, Any]) -> str:
+    """A fallen clause for somebody who does not know the test."""
+    clause = BY_SLUG[failure["clause"]]
+    story = "\n".join(f"  {number}. {sentence}" for number, sentence in enumerate(failure["story"], 1))
+    lines = [
+        f"{clause.slug} ({clause.level}): a checkpoint manager {clause.sentence}",
+        f"why: {clause.why}",
+        f"expected: {failure['expected']}",
+        f"seen: {failure['seen']}",
+        f"what happened:\n{story}",
+    ]
+    if failure["detail"]:
+        lines.append(f"detail:\n{failure['detail'].rstrip()}")
+    return "\n".join(lines)

@@ -1,0 +1,532 @@
+"""Chapter commit: when a checkpoint counts, and what a reader or a kill may find before.
+
+Flush timing is never guessed: the gate holds a background flush at its first
+file operation, lets it go, fails it, or shows the folder at each operation.
+"""
+
+import errno
+import threading
+from pathlib import Path
+
+import pytest
+
+from forge_conformance.harness.folder import DANGLING
+from forge_conformance.harness.gate import Operation, in_background
+from forge_conformance.harness.judge import Unreached, judges
+from forge_conformance.harness.scenario import Life, Scenario
+from forge_conformance.harness.worker import Raised
+from forge_spec import commit
+
+
+@judges("commit.sync")
+def test_when_a_synchronous_save_returns_it_is_committed(run: Scenario) -> None:
+    life = run.start(mode="sync")
+    for step in (0, 1, 3):
+        life.save_at(step)
+        run.expect(
+            "commit.sync",
+            step in run.folder.complete() and run.folder.latest_or_newest() == step,
+            expected=f"step {step} complete, and latest at it, when save returned",
+            seen=str(run.folder),
+        )
+
+
+@judges("commit.overlap")
+def test_an_asynchronous_save_returns_while_its_flush_goes_on(run: Scenario, flush_mode: str) -> None:
+    life = run.start(mode=flush_mode, gated=True)
+    life.train_to(2)
+    is_held = life.save_held()
+    run.expect(
+        "commit.overlap",
+        is_held and 2 not in run.folder.complete(),
+        expected="save to return while the files of step 2 are still to be written",
+        seen=f"{'a held flush' if is_held else 'no flush in the background'}; {run.folder}",
+    )
+
+
+@judges("commit.deferred", "commit.atomic-pointer", "commit.monotone")
+def test_at_every_file_operation_latest_is_at_a_complete_checkpoint(run: Scenario, flush_mode: str) -> None:
+    life = run.start(mode=flush_mode, gated=True)
+    seen: list[int] = []
+    life.gate.observe(lambda operation: _watch_pointer(run, operation, seen))
+    life.save_at(2, 4, 6)
+    life.wait()
+    life.gate.check()
+    _expect_pointer_moved(run, seen, 6)
+
+
+@judges("commit.atomic-pointer", "commit.monotone", needs=("sync",))
+def test_at_every_file_operation_of_a_synchronous_run_latest_is_complete(run: Scenario) -> None:
+    life = run.start(mode="sync", gated=True)
+    seen: list[int] = []
+    life.gate.observe(lambda operation: _watch_pointer(run, operation, seen, clause="commit.atomic-pointer"))
+    life.save_at(2, 4, 6)
+    life.gate.check()
+    _expect_pointer_moved(run, seen, 6)
+
+
+@judges("commit.deferred")
+def test_latest_does_not_name_a_save_whose_flush_is_held(run: Scenario, flush_mode: str) -> None:
+    life = run.start(mode=flush_mode, gated=True)
+    life.commit_at(2)
+    life.train_to(4)
+    _require_overlap(run, life.save_held())
+    run.expect(
+        "commit.deferred",
+        run.folder.latest_or_newest() == 2,
+        expected="latest at step 2 while the flush of step 4 is held",
+        seen=str(run.folder),
+    )
+    life.open_gate()
+    life.wait()
+    run.expect(
+        "commit.deferred", run.folder.latest_or_newest() == 4, expected="latest at 4 in the end", seen=str(run.folder)
+    )
+
+
+@judges("commit.no-later-than")
+def test_a_save_is_committed_by_the_next_save_wait_or_flush(run: Scenario, flush_mode: str) -> None:
+    life = run.start(mode=flush_mode)
+    calls: list[commit.Call] = []
+    for action in ("save", "save", "wait", "save", "flush", "save", "save", "flush"):
+        if action == "save":
+            life.save_at(life.step + 2)
+            calls.append(commit.Save(life.step))
+        else:
+            life.wait() if action == "wait" else life.flush()
+            calls.append(commit.Wait())
+        must = commit.must_be_committed(calls, background=True)
+        latest = commit.may_be_latest(calls, background=True)
+        run.expect(
+            "commit.no-later-than",
+            must <= run.folder.complete() and (not must or run.folder.latest_or_newest() in latest),
+            expected=f"{sorted(must)} committed when {action} has returned, latest at one of {sorted(map(str, latest))}",
+            seen=str(run.folder),
+        )
+
+
+@judges("commit.one-in-flight")
+def test_a_new_save_awaits_the_flush_before_it(run: Scenario, flush_mode: str) -> None:
+    life = run.start(mode=flush_mode, gated=True)
+    life.train_to(2)
+    _require_overlap(run, life.save_held())
+    life.train_to(4)
+    life.tell_save()
+    has_returned = life.worker.replies_or_blocks()
+    run.expect(
+        "commit.one-in-flight",
+        not has_returned and 4 not in run.folder.complete(),
+        expected="save of step 4 to wait while the flush of step 2 is held",
+        seen=f"save has {'returned' if has_returned else 'not returned'}; {run.folder}",
+    )
+    life.open_gate()
+    life.worker.reply()
+    life.wait()
+    run.expect(
+        "commit.one-in-flight", {2, 4} <= run.folder.complete(), expected="both complete in the end", seen=str(run.folder)
+    )
+
+
+@judges("commit.atomic-pointer")
+def test_a_reader_polling_latest_never_finds_it_missing_or_dangling(run: Scenario, any_mode: str) -> None:
+    life = run.start(mode=any_mode, keep_last_n=2)
+    life.commit_at(1)
+    with _Poller(run) as poller:
+        life.save_at(*range(2, 12))
+        life.wait()
+    run.expect(
+        "commit.atomic-pointer",
+        not poller.bad and poller.looks > 10,
+        expected=f"latest at a checkpoint in each of {poller.looks} looks during ten saves",
+        seen=f"{poller.bad[:3]}",
+    )
+
+
+@judges("commit.snapshot")
+def test_changes_after_save_has_returned_do_not_reach_the_disk(run: Scenario, flush_mode: str) -> None:
+    life = run.start(mode=flush_mode, gated=True)
+    life.train_to(3)
+    _require_overlap(run, life.save_held())
+    life.train_to(5)
+    life.worker.call("scramble")
+    run.judge.tell("parameters, buffers and moments are overwritten in place while the flush is held")
+    life.open_gate()
+    life.wait()
+    again, loaded = run.resume()
+    run.expect_landing("commit.snapshot", loaded, {3})
+    run.expect_state("commit.snapshot", again, 3)
+
+
+@judges("commit.inert")
+def test_a_run_that_saves_is_the_run_that_does_not(run: Scenario, any_mode: str) -> None:
+    life = run.start(mode=any_mode)
+    for step in (0, 1, 4):
+        losses = life.train_to(step)
+        _expect_losses(run, losses, until=step)
+        before = life.digest()
+        life.save()
+        run.expect_same("commit.inert", life.digest(), before, _kinds(before), f"the state around the save of step {step}")
+        life.wait()
+        run.expect_same("commit.inert", life.digest(), before, _kinds(before), f"the state after the wait at step {step}")
+    _expect_losses(run, life.train_to(10), until=10)
+
+
+@judges("commit.whole", needs=("layout",))
+@pytest.mark.parametrize("missing", [".metadata", "train_state.pt", "metadata.json"])
+def test_a_checkpoint_that_lacks_one_of_its_parts_is_not_resumed(run: Scenario, mode: str, missing: str) -> None:
+    run.start(mode=mode).commit_at(2, 4)
+    (run.folder.of(4) / missing).unlink()
+    run.judge.tell(f"{missing} of step 4 is gone, as if a kill had come before it was written")
+    life, loaded = run.resume(mode=mode)
+    run.expect_landing("commit.whole", loaded, {2}, f"step 4 has no {missing}")
+    run.expect_state("commit.whole", life, 2)
+
+
+@judges("commit.whole", "resume.lands", "resume.exact", "resume.continue")
+def test_killed_at_any_file_operation_of_a_save_the_run_resumes_and_saves_on(
+    run: Scenario, mode: str, tmp_path: Path
+) -> None:
+    life = run.start(mode=mode, keep_last_n=1, gated=True)
+    life.commit_at(2)
+    disks = Disks(run, tmp_path)
+    life.gate.observe(disks.take)
+    life.save_at(4)
+    life.wait()
+    life.gate.check()
+    life.kill()
+    for disk, operation in disks.all():
+        run.folder.become(disk)
+        run.judge.story[:] = [f"step 2 is committed; a save of step 4 is killed just before {operation}"]
+        run.judge.tell(f"the folder holds: {run.folder}")
+        again, loaded = run.resume(mode=mode, keep_last_n=1)
+        run.expect_landing("commit.whole", loaded, {2, 4}, "2 was committed, 4 was being saved")
+        run.expect_state("resume.exact", again, loaded.step)
+        again.commit_at(4) if loaded.step == 2 else again.commit_at(5)
+        again.commit_at(6)
+        again.kill()
+        last, landed = run.resume(mode=mode)
+        run.expect_landing("resume.continue", landed, {6}, "the run went on after the kill and committed 6")
+        run.expect_state("resume.lands", last, 6)
+        last.kill()
+
+
+@judges("commit.whole", "resume.exact", needs=("layout",))
+def test_a_run_killed_for_real_in_mid_flush_resumes(run: Scenario, flush_mode: str) -> None:
+    life = run.start(mode=flush_mode, gated=True)
+    life.commit_at(2)
+    life.train_to(4)
+    _require_overlap(run, life.save_held())
+    for _ in range(3):
+        life.gate.step()
+        life.gate.wait_held(run.patience_s)
+    life.kill()
+    again, loaded = run.resume(mode=flush_mode)
+    run.expect_landing("commit.whole", loaded, {2, 4} if 4 in run.folder.complete() else {2})
+    run.expect_state("resume.exact", again, loaded.step)
+
+
+@judges("commit.before-dispatch")
+def test_a_durable_save_is_committed_even_if_the_next_dispatch_fails(run: Scenario, flush_mode: str) -> None:
+    life = run.start(mode=flush_mode, gated=True)
+    life.commit_at(2)
+    life.train_to(4)
+    life.save()
+    life.train_to(6)
+    name = run.folder.layout.name.format(step=6)
+    life.gate.fail(lambda operation: any(name in path for path in operation.paths), errno.ENOSPC)
+    run.judge.tell(f"the disk is full for everything named {name}")
+    raised = _errors(life, "save", "wait")
+    life.gate.heal()
+    if not life.gate.failed:
+        raise Unreached("no operation of the failing save named its step")
+    run.expect(
+        "commit.before-dispatch",
+        run.folder.latest_or_newest() == 4 and bool(raised),
+        expected="the failed save of step 6 to raise, and step 4, flushed before, to be committed",
+        seen=f"{raised or 'no error'}; {run.folder}",
+    )
+
+
+@pytest.mark.parametrize("surfaces_in", ["save", "wait", "flush"])
+@judges("commit.failed-flush")
+def test_a_failed_flush_surfaces_once_and_is_never_committed(run: Scenario, flush_mode: str, surfaces_in: str) -> None:
+    life = run.start(mode=flush_mode, gated=True)
+    life.commit_at(2)
+    life.train_to(4)
+    life.gate.fail(in_background, errno.ENOSPC)
+    run.judge.tell("the disk is full for whatever is done in the background")
+    life.save()
+    if not life.gate.wait_failed(run.patience_s):
+        raise Unreached("the save did nothing in the background that could fail")
+    life.worker.replies_or_blocks()
+    life.gate.heal()
+    run.judge.tell("the disk has space again")
+    life.train_to(6)
+    raised = _errors(life, surfaces_in)
+    run.expect(
+        "commit.failed-flush", bool(raised), expected=f"the failed flush to surface in the next {surfaces_in}", seen="no error"
+    )
+    run.expect(
+        "commit.failed-flush",
+        run.folder.latest_or_newest() == 2 and 4 not in run.folder.complete(),
+        expected="latest still at step 2, and no complete step 4",
+        seen=str(run.folder),
+    )
+    again = _errors(life, "wait", "flush")
+    run.expect("commit.failed-flush", not again, expected="the error to surface exactly once", seen=f"again: {again}")
+    life.train_to(8)
+    life.save()
+    life.wait()
+    _, loaded = run.resume(mode=flush_mode)
+    run.expect_landing("commit.failed-flush", loaded, {8}, "the next save works")
+
+
+@judges("commit.failed-flush")
+def test_a_synchronous_save_that_fails_says_so_and_the_next_one_works(run: Scenario) -> None:
+    if not run.has("sync"):
+        raise Unreached("no synchronous mode is claimed")
+    life = run.start(mode="sync", gated=True)
+    life.commit_at(2)
+    life.train_to(4)
+    life.gate.fail(lambda operation: operation.name in ("write", "writev", "pwrite64"), errno.ENOSPC)
+    run.judge.tell("the disk is full")
+    raised = _errors(life, "save")
+    life.gate.heal()
+    run.expect("commit.failed-flush", bool(raised), expected="a save on a full disk to raise", seen="no error")
+    run.expect(
+        "commit.failed-flush",
+        run.folder.latest_or_newest() == 2 and 4 not in run.folder.complete(),
+        expected="latest still at step 2, and no complete step 4",
+        seen=str(run.folder),
+    )
+    life.commit_at(6)
+    _, loaded = run.resume(mode="sync")
+    run.expect_landing("commit.failed-flush", loaded, {6}, "the disk has space again and the next save works")
+
+
+@judges("commit.resave")
+def test_saving_an_existing_step_again_never_mixes_two_and_never_loses_it(
+    run: Scenario, mode: str, tmp_path: Path
+) -> None:
+    run.start(mode=mode).commit_at(2, 4)
+    stray = run.folder.of(4) / "__7_0.distcp" if run.folder.layout.is_dir else None
+    if stray is not None:
+        stray.write_bytes(b"a shard of an earlier, larger world")
+    life = run.start(mode=mode, seed=1, gated=True)
+    disks = Disks(run, tmp_path)
+    life.train_to(4)
+    life.gate.observe(disks.take)
+    life.save()
+    life.wait()
+    life.gate.check()
+    disks.take(None)
+    life.kill()
+    for disk, operation in disks.all():
+        run.folder.become(disk)
+        run.judge.story[:] = [f"step 4 of another run is saved over step 4 and killed just before {operation}"]
+        run.judge.tell(f"the folder holds: {run.folder}")
+        again, loaded = run.resume(mode=mode)
+        run.expect_landing("commit.resave", loaded, {4}, "step 4 could be resumed before it was saved again")
+        _expect_one_of_two(run, again, 4)
+        again.kill()
+    is_left = stray is not None and stray.exists()
+    run.expect("commit.resave", not is_left, expected="no file of the earlier save in it", seen=f"{run.folder.files()}")
+
+
+@judges("commit.resave")
+def test_the_second_save_of_a_step_is_the_one_that_counts(run: Scenario, mode: str) -> None:
+    life = run.start(mode=mode)
+    life.commit_at(2)
+    other = run.start(mode=mode, seed=1)
+    other.commit_at(2)
+    again, loaded = run.resume(mode=mode)
+    run.expect_landing("commit.resave", loaded, {2})
+    run.expect_state("commit.resave", again, 2, seed=1)
+
+
+@judges("commit.wait-idempotent")
+def test_waiting_with_nothing_pending_does_nothing(run: Scenario, any_mode: str) -> None:
+    life = run.start(mode=any_mode)
+    for _ in range(2):
+        life.wait()
+        life.flush()
+    run.expect("commit.wait-idempotent", not run.folder.steps(), expected="an empty folder", seen=str(run.folder))
+    life.commit_at(2)
+    files = run.folder.files()
+    for _ in range(2):
+        life.wait()
+        life.flush()
+    run.expect("commit.wait-idempotent", run.folder.files() == files, expected=f"{files}", seen=f"{run.folder.files()}")
+
+
+@judges("commit.exit")
+def test_a_normal_exit_without_wait_ends_and_loses_at_most_the_last_step(run: Scenario, flush_mode: str) -> None:
+    life = run.start(mode=flush_mode, gated=True)
+    life.save_at(2)
+    life.train_to(4)
+    _require_overlap(run, life.save_held())
+    life.worker.tell("exit")
+    life.worker.reply()
+    run.judge.tell("the script ends while the flush of step 4 is held; then the flush is let go")
+    life.gate.open()
+    status = life.worker.await_end()
+    run.expect("commit.exit", status == 0, expected="exit status 0", seen=f"status {status}: {life.worker.output()[-500:]}")
+    again, loaded = run.resume(mode=flush_mode)
+    run.expect_landing("commit.exit", loaded, {2, 4}, "at most the save in flight may be lost")
+    run.expect_state("commit.exit", again, loaded.step)
+
+
+@judges("commit.exit")
+def test_a_normal_exit_does_not_hide_a_failed_flush(run: Scenario, flush_mode: str) -> None:
+    life = run.start(mode=flush_mode, gated=True)
+    life.commit_at(2)
+    life.train_to(4)
+    life.gate.fail(in_background, errno.ENOSPC)
+    run.judge.tell("the disk is full for whatever is done in the background")
+    life.save()
+    if not life.gate.wait_failed(run.patience_s):
+        raise Unreached("the save did nothing in the background that could fail")
+    said = len(life.worker.output())
+    status = life.exit()
+    output = life.worker.output()[said:]
+    run.expect(
+        "commit.exit",
+        status != 0 or bool(output.strip()),
+        expected="an exit status other than 0, or a message, when the last flush has failed",
+        seen=f"status {status} and no output",
+    )
+
+
+# -- looking ------------------------------------------------------------------------
+
+
+class Disks:
+    """Copies of the folder as a kill at each file operation would leave it; equal ones are kept once."""
+
+    def __init__(self, run: Scenario, directory: Path) -> None:
+        self._run = run
+        self._directory = directory / "disks"
+        self._directory.mkdir()
+        self._seen: dict[tuple[object, ...], str] = {}
+
+    def take(self, operation: Operation | None) -> None:
+        """Copy the folder if it looks different from all copies so far."""
+        look = tuple(self._look())
+        if look not in self._seen:
+            self._run.folder.copy_to(self._directory / str(len(self._seen)))
+            self._seen[look] = str(operation or "its end")
+
+    def _look(self) -> list[object]:
+        folder = self._run.folder.path
+        found: list[object] = []
+        for name in self._run.folder.files():
+            path = folder / name
+            try:
+                found.append((name, path.readlink() if path.is_symlink() else path.read_bytes()))
+            except FileNotFoundError:
+                continue
+        return found
+
+    def all(self) -> list[tuple[Path, str]]:
+        """Each distinct disk with the operation that had not happened yet."""
+        return [(self._directory / str(number), operation) for number, operation in enumerate(self._seen.values())]
+
+
+class _Poller:
+    """Reads `latest` as fast as it can, in a thread of the suite."""
+
+    def __init__(self, run: Scenario) -> None:
+        self._run = run
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._poll, daemon=True)
+        self.looks = 0
+        self.bad: list[str] = []
+
+    def _poll(self) -> None:
+        while not self._stop.is_set():
+            self.looks += 1
+            latest = self._run.folder.latest()
+            if latest is None or latest == DANGLING:
+                self.bad.append("missing" if latest is None else f"leads nowhere: {self._run.folder.pointer_target()}")
+
+    def __enter__(self) -> "_Poller":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def _watch_pointer(run: Scenario, operation: Operation, seen: list[int], clause: str = "commit.deferred") -> None:
+    latest = run.folder.latest()
+    if latest is None:
+        run.expect(
+            "commit.atomic-pointer", not seen, expected="latest to stay once it is there", seen=f"before {operation}: none"
+        )
+        return
+    run.expect(
+        clause,
+        commit.may_point_at(latest, run.folder.complete()),
+        expected="latest at a complete checkpoint at every instant",
+        seen=f"just before {operation}: {run.folder}",
+    )
+    seen.append(latest)
+
+
+def _expect_pointer_moved(run: Scenario, seen: list[int], last: int) -> None:
+    run.expect(
+        "commit.atomic-pointer",
+        run.folder.latest() == last,
+        expected=f"latest at step {last} in the end",
+        seen=str(run.folder),
+    )
+    run.expect(
+        "commit.monotone",
+        commit.is_monotone(seen) and len(set(seen)) > 1,
+        expected="latest to move forward only, and to move",
+        seen=f"{list(dict.fromkeys(seen))}",
+    )
+
+
+def _expect_losses(run: Scenario, losses: list[str], until: int) -> None:
+    expected = run.timeline().losses(until - len(losses), until)
+    run.expect(
+        "commit.inert",
+        losses == expected,
+        expected=f"the losses of a run that never saves, up to step {until}",
+        seen=f"{losses} instead of {expected}",
+    )
+
+
+def _expect_one_of_two(run: Scenario, life: Life, step: int) -> None:
+    seen = life.digest(*run.kinds())
+    ours = {seed: {k: v for k, v in run.timeline(seed).digest(step).items() if k in seen} for seed in (0, 1)}
+    differing = {seed: sorted(name for name in seen if seen[name] != digest[name]) for seed, digest in ours.items()}
+    run.expect(
+        "commit.resave",
+        not all(differing.values()),
+        expected=f"step {step} of the first run or of the second, whole",
+        seen=f"a mixture: {differing[0][:4]} are not of the first, {differing[1][:4]} not of the second",
+    )
+
+
+def _require_overlap(run: Scenario, is_held: bool) -> None:
+    if not is_held:
+        raise Unreached("save did not return while its flush was held; see commit.overlap")
+
+
+def _errors(life: Life, *calls: str) -> list[str]:
+    """What these calls raised, one after another."""
+    raised: list[str] = []
+    for call in calls:
+        try:
+            {"save": life.save, "wait": life.wait, "flush": life.flush}[call]()
+        except Raised as error:
+            raised.append(str(error))
+            life.scenario.judge.tell(f"{call} raises {error.message[:200]}")
+    return raised
+
+
+def _kinds(digest: dict[str, str]) -> set[str]:
+    return {name.partition("/")[0] for name in digest}

@@ -1,0 +1,353 @@
+"""Chapter retention: what is deleted, what never is, and when.
+
+Most tests watch a run at each of its file operations: what is on disk then is
+what a kill at that instant would leave.
+"""
+
+import errno
+import os
+import shutil
+
+import pytest
+
+from forge_conformance.harness.gate import Operation
+from forge_conformance.harness.judge import judges
+from forge_conformance.harness.scenario import Scenario
+from forge_spec import layout, retention
+
+_DELETING = ("unlink", "unlinkat", "rmdir", "rename", "renameat", "renameat2")
+
+
+@pytest.mark.parametrize("keep_last_n", [1, 2, 3])
+@judges("retention.keeps", "retention.drops")
+def test_after_each_commit_the_newest_are_kept_and_the_rest_is_gone(run: Scenario, mode: str, keep_last_n: int) -> None:
+    life = run.start(mode=mode, keep_last_n=keep_last_n)
+    stood: frozenset[int] = frozenset()
+    for step in (2, 4, 6, 7, 9):
+        life.commit_at(step)
+        stood |= {step}
+        _expect_kept(run, stood, committed=step, keep_last_n=keep_last_n)
+        stood &= run.folder.steps()
+
+
+@judges("retention.drops", "retention.keeps", needs=("async",))
+def test_saves_back_to_back_are_pruned_as_they_are_committed(run: Scenario) -> None:
+    life = run.start(mode="async", keep_last_n=2)
+    life.save_at(2, 4, 6, 8)
+    life.wait()
+    _expect_kept(run, frozenset({2, 4, 6, 8}), committed=8, keep_last_n=2)
+
+
+@pytest.mark.parametrize("keep_last_n", [0, -1])
+@judges("retention.off")
+def test_a_limit_below_one_deletes_nothing(run: Scenario, mode: str, keep_last_n: int) -> None:
+    run.start(mode=mode, keep_last_n=keep_last_n).commit_at(1, 2, 3, 4, 5)
+    run.expect(
+        "retention.off",
+        run.folder.complete() == {1, 2, 3, 4, 5},
+        expected=f"all five checkpoints with keep_last_n={keep_last_n}",
+        seen=str(run.folder),
+    )
+
+
+@judges("retention.numeric")
+def test_order_is_by_number_whatever_names_times_and_inodes_say(run: Scenario, mode: str) -> None:
+    run.start(mode=mode).commit_at(8, 9, 10, 11)
+    _scramble(run, order=(11, 8, 10, 9))
+    life, loaded = run.resume(mode=mode, keep_last_n=3)
+    life.commit_at(100)
+    run.expect(
+        "retention.numeric",
+        run.folder.complete() == {10, 11, 100},
+        expected="steps 10, 11 and 100, the highest three",
+        seen=str(run.folder),
+        detail=f"the resume had landed on step {loaded.step}",
+    )
+
+
+@judges("retention.latest", "retention.after-commit", "retention.invalidate-first")
+def test_at_every_instant_of_a_save_that_prunes_the_resume_point_stands(run: Scenario, mode: str) -> None:
+    life = run.start(mode=mode, keep_last_n=1, gated=True)
+    life.commit_at(2)
+    for step in (4, 6):
+        before = {old: _files(run, old) for old in run.folder.complete()}
+        life.gate.observe(lambda operation, before=before, step=step: _watch_pruning(run, operation, before, step))
+        life.commit_at(step)
+        life.gate.check()
+        life.gate.forget()
+    run.expect(
+        "retention.latest", run.folder.latest() == 6, expected="latest at 6, with a limit of 1", seen=str(run.folder)
+    )
+
+
+@judges("retention.after-commit", "retention.invalidate-first")
+def test_without_a_pointer_too_nothing_goes_before_its_replacement_is_there(run: Scenario, mode: str) -> None:
+    life = run.start(mode=mode, keep_last_n=1, gated=True)
+    life.commit_at(2)
+    before = {2: _files(run, 2)}
+    life.gate.observe(lambda operation: _watch_replacement(run, operation, before, 4))
+    life.commit_at(4)
+    life.gate.check()
+    _expect_replaced(run, before, 4)
+
+
+@judges("retention.latest", needs=("async",))
+def test_a_rewound_latest_survives_a_limit_of_one(run: Scenario) -> None:
+    run.start(mode="async").commit_at(10, 20, 30)
+    life = run.start(mode="async", keep_last_n=1, seed=999, **_rewind(run, 10))
+    life.load()
+    life.commit_at(15, 16)
+    run.expect(
+        "retention.latest",
+        run.folder.latest() == 16 and 16 in run.folder.complete(),
+        expected="latest at step 16, complete, although 20 and 30 are newer",
+        seen=str(run.folder),
+    )
+
+
+@judges("retention.in-flight")
+def test_a_save_in_flight_survives_the_commit_of_the_one_before(run: Scenario) -> None:
+    run.start(mode="async").commit_at(50, 60, 70)
+    life = run.start(mode="async", keep_last_n=1, seed=0)
+    for step in (5, 6, 7):
+        life.save_at(step)
+        run.judge.tell(f"the folder holds: {run.folder}")
+    life.wait()
+    run.expect(
+        "retention.in-flight",
+        7 in run.folder.complete(),
+        expected="step 7 complete, although stale steps 50 to 70 are above it and the limit is 1",
+        seen=str(run.folder),
+    )
+    _, loaded = run.resume(mode="async")
+    run.expect_landing("retention.in-flight", loaded, {7})
+
+
+@judges("retention.exempt-is-free", "retention.keeps", needs=("retention",))
+def test_milestones_do_not_use_up_the_limit(run: Scenario, mode: str) -> None:
+    window = {"start": 10, "stop": 18, "strategy": "power2"}
+    life = run.start(mode=mode, keep_last_n=3, interval=2, window=window)
+    committed: list[int] = []
+    for step in (4, 6, 7, 8, 10, 11, 12, 14, 18, 20):
+        life.commit_at(step)
+        committed.append(step)
+        milestones = frozenset(committed) & {10, 11, 12, 14, 18}
+        folder = retention.Folder(
+            complete=frozenset(committed), milestones=milestones, latest=step, committed=step
+        )
+        _expect_superset(run, "retention.keeps", retention.must_keep(folder, 3))
+        expected = retention.survivors(folder, 3)
+        run.expect(
+            "retention.exempt-is-free",
+            run.folder.complete() == expected,
+            expected=f"exactly {sorted(expected)}: the newest three that are no milestones, and the milestones",
+            seen=str(run.folder),
+        )
+
+
+@judges("retention.torn-is-free")
+def test_torn_checkpoints_do_not_push_out_complete_ones(run: Scenario, mode: str) -> None:
+    run.start(mode=mode).commit_at(2, 4, 6)
+    for torn in (7, 8, 9):
+        _plant_torn(run, torn, of=6)
+    life, _ = run.resume(mode=mode, keep_last_n=3)
+    life.commit_at(12)
+    run.expect(
+        "retention.torn-is-free",
+        run.folder.complete() == {4, 6, 12},
+        expected="steps 4, 6 and 12, the newest three complete ones",
+        seen=str(run.folder),
+    )
+
+
+@judges("retention.future", needs=("explicit",))
+def test_after_a_rewind_newer_steps_neither_count_nor_go(run: Scenario, mode: str) -> None:
+    run.start(mode=mode).commit_at(10, 20, 30, 40)
+    life = run.start(mode=mode, keep_last_n=2, seed=999)
+    life.load(run.folder.of(10))
+    life.commit_at(12)
+    run.expect(
+        "retention.future",
+        run.folder.complete() == {10, 12, 20, 30, 40},
+        expected="10 and 12, the newest two up to the commit, and 20 to 40 untouched above it",
+        seen=str(run.folder),
+    )
+    life.commit_at(14)
+    run.expect(
+        "retention.future",
+        run.folder.complete() == {12, 14, 20, 30, 40},
+        expected="12 and 14, the newest two up to the commit, and 20 to 40 untouched above it",
+        seen=str(run.folder),
+    )
+
+
+@pytest.mark.parametrize("later", [None, {"start": 30, "stop": 40, "strategy": "power2"}])
+@judges("retention.class-is-remembered")
+def test_a_milestone_stays_exempt_when_the_window_changes(
+    run: Scenario, mode: str, later: dict[str, object] | None
+) -> None:
+    first = run.start(mode=mode, keep_last_n=1, window={"start": 1, "stop": 5, "strategy": "power2"})
+    first.commit_at(1, 2, 3)
+    second, _ = run.resume(mode=mode, keep_last_n=1, **({} if later is None else {"window": later}))
+    second.commit_at(10, 12)
+    run.expect(
+        "retention.class-is-remembered",
+        {1, 2, 3} <= run.folder.complete(),
+        expected="the milestones 1, 2 and 3 of the first run, beside 12",
+        seen=str(run.folder),
+    )
+
+
+@judges("retention.failure-is-soft")
+def test_a_deletion_that_fails_does_not_fail_the_save_and_is_tried_again(run: Scenario, mode: str) -> None:
+    life = run.start(mode=mode, keep_last_n=1, gated=True)
+    life.commit_at(2)
+    stuck = run.folder.of(2).name
+    life.gate.fail(lambda operation: _deletes(operation, stuck), errno.EACCES)
+    run.judge.tell(f"from here every deletion of {stuck} fails with EACCES")
+    life.train_to(4)
+    heard = ""
+    for call in (life.save, life.wait):
+        call()
+        heard += life.warnings
+    run.expect("retention.failure-is-soft", run.folder.latest_or_newest() == 4, expected="step 4", seen=str(run.folder))
+    tried = bool(life.gate.failed)
+    run.expect(
+        "retention.failure-is-soft",
+        not tried or stuck in heard,
+        expected=f"a log message that names {stuck}, whose deletion failed",
+        seen=repr(heard),
+    )
+    life.gate.heal()
+    run.judge.tell("deletions work again")
+    life.commit_at(6, 8)
+    run.expect(
+        "retention.failure-is-soft",
+        run.folder.complete() == {8},
+        expected=f"only step 8 at a limit of 1: {stuck} was tried again",
+        seen=str(run.folder),
+    )
+
+
+@judges("retention.restart")
+def test_checkpoints_of_earlier_runs_count(run: Scenario, mode: str) -> None:
+    run.start(mode=mode, keep_last_n=2).commit_at(2, 4)
+    second, _ = run.resume(mode=mode, keep_last_n=2)
+    second.commit_at(6)
+    third, _ = run.resume(mode=mode, keep_last_n=2)
+    third.commit_at(8)
+    run.expect(
+        "retention.restart",
+        run.folder.complete() == {6, 8},
+        expected="steps 6 and 8: each of three runs found the limit of 2 used up by those before it",
+        seen=str(run.folder),
+    )
+
+
+# -- looking ------------------------------------------------------------------------
+
+
+def _expect_kept(run: Scenario, stood: frozenset[int], committed: int, keep_last_n: int) -> None:
+    folder = retention.Folder(complete=stood, latest=committed, committed=committed)
+    _expect_superset(run, "retention.keeps", retention.must_keep(folder, keep_last_n))
+    may = retention.may_keep(folder, keep_last_n)
+    run.expect(
+        "retention.drops",
+        run.folder.steps() <= may,
+        expected=f"nothing but {sorted(may)} right after the commit of {committed} with keep_last_n={keep_last_n}",
+        seen=str(run.folder),
+    )
+
+
+def _expect_superset(run: Scenario, clause: str, must: frozenset[int]) -> None:
+    run.expect(clause, must <= run.folder.complete(), expected=f"{sorted(must)} to be kept", seen=str(run.folder))
+
+
+def _files(run: Scenario, step: int) -> list[str]:
+    path = run.folder.of(step)
+    return sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()) if path.is_dir() else []
+
+
+def _watch_pruning(run: Scenario, operation: Operation, before: dict[int, list[str]], step: int) -> None:
+    latest, complete = run.folder.latest(), run.folder.complete()
+    run.expect(
+        "retention.latest",
+        latest in complete,
+        expected="latest at a complete checkpoint at every instant",
+        seen=f"just before {operation}: {run.folder}",
+    )
+    _watch_replacement(run, operation, before, step)
+
+
+def _watch_replacement(run: Scenario, operation: Operation, before: dict[int, list[str]], step: int) -> None:
+    gone = sorted(before.keys() - run.folder.complete())
+    run.expect(
+        "retention.after-commit",
+        not gone or run.folder.latest_or_newest() == step,
+        expected=f"steps {gone} to stand until step {step} is committed",
+        seen=f"just before {operation}: {run.folder}",
+    )
+    for old, files in before.items():
+        if run.folder.layout.is_dir and layout_is_shared(run):
+            now = _files(run, old)
+            run.expect(
+                "retention.invalidate-first",
+                retention.may_be_left(files, now),
+                expected=f"step {old} whole or visibly incomplete at every instant of its deletion",
+                seen=f"just before {operation}: it looks complete with {now} of {files}",
+            )
+
+
+def _expect_replaced(run: Scenario, before: dict[int, list[str]], step: int) -> None:
+    kept = sorted(before.keys() & run.folder.complete())
+    run.expect(
+        "retention.after-commit",
+        not kept and step in run.folder.complete(),
+        expected=f"after the commit of {step}, {sorted(before)} deleted",
+        seen=str(run.folder),
+    )
+    if not run.folder.layout.is_dir:
+        run.expect("retention.invalidate-first", not kept, expected="one file, gone at once", seen=str(run.folder))
+
+
+def layout_is_shared(run: Scenario) -> bool:
+    """Whether `forge_spec.layout` says what makes this manager's checkpoints complete."""
+    return set(run.folder.layout.required) == set(layout.required())
+
+
+def _deletes(operation: Operation, name: str) -> bool:
+    return operation.name in _DELETING and operation.paths[0].split("/")[0] == name
+
+
+# -- arranging ----------------------------------------------------------------------
+
+
+def _rewind(run: Scenario, step: int) -> dict[str, object]:
+    """Settings, or a moved pointer, that make the next run resume from an older step."""
+    if run.has("explicit"):
+        return {"load_path": str(run.folder.of(step))}
+    run.folder.point_at(run.folder.of(step).name)
+    return {}
+
+
+def _scramble(run: Scenario, order: tuple[int, ...]) -> None:
+    """Give the checkpoints new inodes and times in this order, so that neither follows their numbers."""
+    for age, step in enumerate(order):
+        path = run.folder.of(step)
+        copy = path.with_name(f"copy-of-{path.name}")
+        shutil.copytree(path, copy) if path.is_dir() else shutil.copy(path, copy)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        copy.rename(path)
+        for file in [path, *path.rglob("*")]:
+            os.utime(file, (1_600_000_000 + age * 1000,) * 2)
+    run.judge.tell(f"the checkpoints get new inodes and times in the order {order}, oldest first")
+
+
+def _plant_torn(run: Scenario, step: int, of: int) -> None:
+    original = run.folder.of(of)
+    copy = original.with_name(run.folder.layout.name.format(step=step))
+    shutil.copytree(original, copy) if original.is_dir() else shutil.copy(original, copy)
+    missing = run.folder.tear(step)
+    run.judge.tell(f"a killed save left step {step} torn, without {missing}")
+
+

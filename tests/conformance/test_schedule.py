@@ -1,0 +1,140 @@
+"""Chapter schedule: which steps are saved. The manager is asked; nothing is saved here."""
+
+import pytest
+
+from forge_conformance.harness.judge import judges
+from forge_conformance.harness.scenario import Scenario
+from forge_spec import schedule
+
+STEPS = list(range(0, 640))
+WINDOWS = [(0, 8), (3, 3), (5, 21), (100, 108), (0, 512)]
+
+
+@pytest.mark.parametrize("interval", [1, 7, 100])
+@judges("schedule.interval")
+def test_without_a_window_the_multiples_of_the_interval_are_saved(run: Scenario, interval: int) -> None:
+    life = run.start(interval=interval)
+    expected = [step for step in STEPS if schedule.should_save(step, interval, None)]
+    seen = life.worker.call("should_save", steps=STEPS)
+    run.expect("schedule.interval", seen == expected, expected=_differing(expected, seen), seen=_differing(seen, expected))
+
+
+@pytest.mark.parametrize("start,stop", WINDOWS)
+@judges("schedule.power2", "schedule.milestone")
+def test_power2_fires_at_the_start_and_at_powers_of_two_after_it(run: Scenario, start: int, stop: int) -> None:
+    life = run.start(interval=10, window={"start": start, "stop": stop})
+    milestones = life.worker.call("milestones", steps=STEPS)
+    fired = sorted(schedule.power2(start, stop) & set(STEPS))
+    inside = [step for step in milestones if start <= step <= stop]
+    run.expect("schedule.power2", inside == fired, expected=_differing(fired, inside), seen=_differing(inside, fired))
+    outside = sorted(set(milestones) - set(inside))
+    run.expect("schedule.milestone", not outside, expected="no milestone outside the window", seen=outside)
+
+
+@judges("schedule.milestone")
+def test_without_a_window_there_are_no_milestones(run: Scenario) -> None:
+    milestones = run.start(interval=10).worker.call("milestones", steps=STEPS)
+    run.expect("schedule.milestone", milestones == [], expected="no milestones", seen=milestones)
+
+
+@pytest.mark.parametrize("start,stop", WINDOWS)
+@judges("schedule.window-replaces-interval")
+def test_inside_the_window_the_strategy_alone_decides(run: Scenario, start: int, stop: int) -> None:
+    life = run.start(interval=2, window={"start": start, "stop": stop})
+    window = schedule.power2_window(start, stop)
+    expected = [step for step in STEPS if schedule.should_save(step, 2, window)]
+    seen = life.worker.call("should_save", steps=STEPS)
+    run.expect(
+        "schedule.window-replaces-interval",
+        seen == expected,
+        expected=_differing(expected, seen),
+        seen=_differing(seen, expected),
+    )
+
+
+@judges("schedule.registry", "schedule.window-replaces-interval")
+def test_a_registered_strategy_is_selectable_by_its_name(run: Scenario) -> None:
+    other = run.start()
+    other.worker.call("register_strategy", name="only-seven-and-nine", fires=[7, 9])
+    names = other.worker.call("list_strategies")
+    run.expect(
+        "schedule.registry",
+        {"power2", "only-seven-and-nine"} <= set(names),
+        expected="power2 and the strategy registered just now in the list",
+        seen=names,
+    )
+    with run.expect_error("schedule.registry", naming=["only-seven-and-nine"], doing="a name taken twice"):
+        other.worker.call("register_strategy", name="only-seven-and-nine", fires=[8])
+    settings = {"folder": str(run.folder.path), "interval": 5, "window": _window(5, 10, "only-seven-and-nine")}
+    other.worker.open(settings, seed=0)
+    seen = other.worker.call("should_save", steps=list(range(0, 21)))
+    run.expect(
+        "schedule.registry", {7, 9} <= set(seen), expected="saves at 7 and 9, where the strategy fires", seen=seen
+    )
+    run.expect(
+        "schedule.window-replaces-interval",
+        seen == [0, 7, 9, 15, 20],
+        expected="0, 15, 20 by the interval, 7 and 9 by the strategy, and 5 and 10 not at all: both ends are inside",
+        seen=seen,
+    )
+
+
+@judges("schedule.registry")
+def test_an_unknown_strategy_is_an_error_that_lists_the_known_ones(run: Scenario) -> None:
+    with run.expect_error("schedule.registry", naming=["power3", "power2"], doing="selecting the strategy power3"):
+        life = run.start(window=_window(0, 10, "power3"))
+        life.worker.call("milestones", steps=[1])
+
+
+@judges("schedule.strategy-in-window")
+def test_a_strategy_that_fires_outside_its_window_makes_no_milestone(run: Scenario) -> None:
+    life = run.start()
+    life.worker.call("register_strategy", name="everywhere", fires=STEPS)
+    life.worker.open({"folder": str(run.folder.path), "window": _window(10, 12, "everywhere")}, seed=0)
+    seen = life.worker.call("milestones", steps=STEPS)
+    run.expect("schedule.strategy-in-window", seen == [10, 11, 12], expected=[10, 11, 12].__str__(), seen=_short(seen))
+
+
+@pytest.mark.parametrize("interval", [0, -1])
+@judges("schedule.validate")
+def test_an_interval_below_one_is_refused(run: Scenario, interval: int) -> None:
+    with run.expect_error("schedule.validate", "ValueError", naming=["interval"], doing=f"interval={interval}"):
+        run.start(interval=interval)
+
+
+@pytest.mark.parametrize("start,stop,field", [(-1, 5, "start"), (6, 5, "stop")])
+@judges("schedule.validate", needs=("window",))
+def test_a_window_that_is_no_range_is_refused(run: Scenario, start: int, stop: int, field: str) -> None:
+    with run.expect_error("schedule.validate", "ValueError", naming=[field], doing=f"a window {start}..{stop}"):
+        run.start(window=_window(start, stop, "power2"))
+
+
+@pytest.mark.parametrize("window", [None, (3, 9)])
+@judges("schedule.no-side-effects")
+def test_asking_changes_nothing(run: Scenario, window: tuple[int, int] | None) -> None:
+    settings = {} if window is None or not run.has("window") else {"window": _window(*window, "power2")}
+    life = run.start(interval=3, **settings)
+    life.train_to(4)
+    before, files = life.digest(), run.folder.files()
+    steps = list(range(0, 30))
+    first = life.worker.call("should_save", steps=steps)
+    if run.has("window"):
+        life.worker.call("milestones", steps=steps)
+    again = sorted(life.worker.call("should_save", steps=steps[::-1]))
+    run.expect("schedule.no-side-effects", first == again, expected=f"the same answer twice: {first}", seen=again)
+    run.expect("schedule.no-side-effects", run.folder.files() == files, expected=f"{files}", seen=run.folder.files())
+    run.expect_same("schedule.no-side-effects", life.digest(), before, {k.partition("/")[0] for k in before}, "the state")
+
+
+def _window(start: int, stop: int, strategy: str) -> dict[str, object]:
+    return {"start": start, "stop": stop, "strategy": strategy}
+
+
+def _differing(these: list[int], those: list[int]) -> str:
+    """`these`, with what those lack pointed out."""
+    extra = sorted(set(these) - set(those))
+    return f"{_short(these)}" + (f", of these {_short(extra)} on this side only" if extra else "")
+
+
+def _short(steps: list[int]) -> str:
+    return ", ".join(map(str, steps[:12])) + (f", ... ({len(steps)} steps)" if len(steps) > 12 else "")

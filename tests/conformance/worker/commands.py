@@ -1,0 +1,236 @@
+"""What a worker does when it is told to: one request in, one reply out.
+
+A reply is `{"value": ...}` or `{"error": {...}}`, and always carries what the
+manager said meanwhile: `warnings` (log records from WARNING up, and Python
+warnings).  An error is the manager's unless its type is `Unsupported`.
+The worker's life ends with `exit` (the interpreter's normal end), with the
+loss of the suite, or with a signal from outside.
+"""
+
+import ast
+import logging
+import os
+import sys
+import traceback
+import warnings
+from typing import Any
+
+from forge_conformance.adapter import Adapter, Settings, Unsupported, Window
+
+from . import filter as kernel_filter
+from .channel import Channel, Closed
+from .workload import Loader, Workload
+
+ALL_PARTS = ("scheduler", "dataloader")
+
+
+class Worker:
+    """One process life of one training run and its manager."""
+
+    def __init__(self, channel: Channel, adapter_class: type[Adapter], device: str) -> None:
+        self._channel = channel
+        self._adapter_class = adapter_class
+        self._device = device
+        self._workload: Workload | None = None
+        self._adapter: Adapter | None = None
+        self._heard = _Heard()
+
+    def live(self, request: dict[str, Any]) -> int:
+        """Serve commands until told to end; the exit status of the process."""
+        try:
+            if request.get("filter"):
+                self._hand_over_file_calls(reads=request["filter"] == "reads")
+            self._channel.send({"value": os.getpid()})
+            while True:
+                command = self._channel.receive()
+                if command["do"] == "exit":
+                    self._channel.send({"value": None, "warnings": self._heard.take()})
+                    return 0
+                self._channel.send(self._answer(command))
+        except Closed:
+            os._exit(0)
+
+    def _hand_over_file_calls(self, reads: bool) -> None:
+        """The suite must answer for the filter before this process does anything else with files."""
+        try:
+            listener = kernel_filter.install(reads)
+        except OSError as error:
+            self._channel.send({"filtered": False, "reason": str(error)})
+            return
+        self._channel.send({"filtered": True}, descriptors=(listener,))
+        os.close(listener)
+
+    def _answer(self, command: dict[str, Any]) -> dict[str, Any]:
+        arguments = {key: value for key, value in command.items() if key != "do"}
+        try:
+            reply = {"value": getattr(self, f"do_{command['do']}")(**arguments)}
+        except Exception as error:  # whatever a manager raises is what is judged
+            reply = {"error": _described(error)}
+        return {**reply, "warnings": self._heard.take()}
+
+    # -- commands: each returns plain JSON values -------------------------------
+
+    def do_open(self, settings: dict[str, Any], seed: int) -> None:
+        self._workload = Workload(seed, self._device)
+        window = settings.pop("window", None)
+        self._adapter = self._adapter_class(
+            Settings(**settings, window=None if window is None else Window(**window)), self._workload
+        )
+
+    def do_prepare(self, seed: int) -> None:
+        """A training run without a manager: the timeline that nothing disturbs."""
+        self._workload = Workload(seed, self._device)
+
+    def do_train(self, steps: int) -> list[str]:
+        return self._adapter.train(steps) if self._adapter is not None else self._training.train(steps)
+
+    def do_save(self, step: int | None, extra: str | None, parts: list[str]) -> None:
+        value = None if extra is None else ast.literal_eval(extra)
+        step = self._training.step if step is None else step
+        self._manager.save(step, self._training.tokens_seen, value, parts)
+
+    def do_wait(self) -> None:
+        self._manager.wait()
+
+    def do_flush(self) -> None:
+        self._manager.flush()
+
+    def do_load(
+        self, path: str | None, exclude: list[str], freeze_expected: list[dict[str, Any]] | None, parts: list[str]
+    ) -> dict[str, Any]:
+        """Watches which globals each file's pickle asks for, so that running pickled code can be told from data."""
+        with _PickleWatch() as watch:
+            loaded = self._manager.load(path, exclude, freeze_expected, parts)
+        self._training.step, self._training.tokens_seen = loaded.step, loaded.tokens_seen
+        extra = repr(dict(loaded.extra))
+        return {"step": loaded.step, "tokens_seen": loaded.tokens_seen, "extra": extra, "globals": watch.asked}
+
+    def do_digest(self) -> dict[str, str]:
+        return self._training.digest()
+
+    def do_scramble(self) -> None:
+        self._training.scramble()
+
+    def do_replace_dataloader(self, stateful: bool, seed: int) -> None:
+        self._training.dataloader = Loader(seed) if stateful else object()
+
+    def do_apply_dataloader_state(self) -> None:
+        self._manager.apply_dataloader_state(self._training.dataloader)
+
+    def do_should_save(self, steps: list[int]) -> list[int]:
+        return [step for step in steps if self._manager.should_save(step)]
+
+    def do_milestones(self, steps: list[int]) -> list[int]:
+        return [step for step in steps if self._manager.is_milestone(step)]
+
+    def do_peek(self, path: str | None) -> int | None:
+        return self._manager.peek(path)
+
+    def do_register_strategy(self, name: str, fires: list[int]) -> None:
+        self._adapter_class.register_strategy(name, lambda step, start, stop: step in fires)
+
+    def do_list_strategies(self) -> list[str]:
+        return self._adapter_class.list_strategies()
+
+    def do_canonical_freeze(self, specs: list[tuple[str, bool]]) -> list[dict[str, Any]]:
+        return self._adapter_class.canonical_freeze([(module, frozen) for module, frozen in specs])
+
+    def do_effective_freeze(
+        self, step: int, base: list[Any], schedule: list[Any], valid_modules: list[str] | None
+    ) -> list[tuple[str, bool]]:
+        stages = [(start, [tuple(pair) for pair in pairs]) for start, pairs in schedule]
+        return self._adapter_class.effective_freeze(step, [tuple(pair) for pair in base], stages, valid_modules)
+
+    @property
+    def _training(self) -> Workload:
+        assert self._workload is not None, "the suite opens or prepares first"
+        return self._workload
+
+    @property
+    def _manager(self) -> Adapter:
+        assert self._adapter is not None, "the suite opens first"
+        return self._adapter
+
+
+class _Heard(logging.Handler):
+    """Collects what the manager says: log records from WARNING up, and Python warnings."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._messages: list[str] = []
+        logging.getLogger().addHandler(self)
+        warnings.simplefilter("always")
+        warnings.showwarning = self._on_warning
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._messages.append(record.getMessage())
+
+    def _on_warning(self, message: Warning | str, category: type[Warning], *where: Any) -> None:
+        self._messages.append(f"{category.__name__}: {message}")
+
+    def take(self) -> list[str]:
+        """What was heard since the last time."""
+        messages, self._messages = self._messages, []
+        return messages
+
+
+class _PickleWatch:
+    """While active: for each file opened last, the globals that a full unpickler looked up.
+
+    The standard unpickler announces each lookup to the audit hooks; one that
+    is restricted to data looks nothing up that way.  Audit hooks can't be
+    removed, so one hook serves all watches of the process.
+    """
+
+    _active: "_PickleWatch | None" = None
+    _installed = False
+
+    def __init__(self) -> None:
+        self.asked: dict[str, list[str]] = {}
+        self._file = ""
+
+    def __enter__(self) -> "_PickleWatch":
+        if not _PickleWatch._installed:
+            sys.addaudithook(_PickleWatch._on_event)
+            _PickleWatch._installed = True
+        _PickleWatch._active = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _PickleWatch._active = None
+
+    @staticmethod
+    def _on_event(event: str, arguments: tuple[Any, ...]) -> None:
+        watch = _PickleWatch._active
+        if watch is None:
+            return
+        if event == "open" and isinstance(arguments[0], (str, bytes)):
+            watch._file = os.path.basename(os.fsdecode(arguments[0]))
+        elif event == "pickle.find_class":
+            watch.asked.setdefault(watch._file, []).append(f"{arguments[0]}.{arguments[1]}")
+
+
+def rehearse(adapter_class: type[Adapter], device: str, folder: str, mode: str) -> None:
+    """One life that nobody judges, for the modules it imports."""
+    def life() -> Adapter:
+        return adapter_class(Settings(folder=folder, mode=mode), Workload(1, device))
+
+    first = life()
+    first.train(2)
+    first.save(2, 2, None, ALL_PARTS)
+    first.wait()
+    second = life()
+    second.load(None, (), None, ALL_PARTS)
+    Workload(1, device).digest()
+
+
+def _described(error: Exception) -> dict[str, Any]:
+    kinds = [kind.__name__ for kind in type(error).__mro__]
+    frames = traceback.format_exception(error)
+    return {
+        "type": type(error).__name__,
+        "kinds": kinds,
+        "message": str(error),
+        "unsupported": isinstance(error, Unsupported),
+        "traceback": "".join(frames)[-6000:],
+    }

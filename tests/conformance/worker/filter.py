@@ -1,0 +1,93 @@
+"""The kernel filter: hands every system call that changes a file to the suite.
+
+Installed in a fresh worker before the manager runs, inherited by its threads
+and children, and not removable.  The kernel parks each such call until the
+holder of the listener answers; see the suite's `harness/gate.py` for the other
+end.  Needs Linux 5.5 and no privilege (`PR_SET_NO_NEW_PRIVS`).
+
+Opening for reading is handed over only on request: imports would pay for it.
+Copying inside the kernel (`sendfile` and its kin) and io_uring would change
+files unseen, so they answer "not implemented", and programs fall back to
+plain writes.
+"""
+
+import ctypes
+import errno
+import os
+import platform
+import struct
+
+_ARCHITECTURES = {"x86_64": (0xC000003E, 317), "aarch64": (0xC00000B7, 277)}
+"""machine -> (its audit number, its number of the seccomp call)"""
+
+_NUMBERS = {
+    "x86_64": {
+        "write": 1, "open": 2, "pwrite64": 18, "writev": 20, "fsync": 74, "fdatasync": 75, "truncate": 76,
+        "ftruncate": 77, "rename": 82, "mkdir": 83, "rmdir": 84, "creat": 85, "link": 86, "unlink": 87,
+        "symlink": 88, "openat": 257, "mkdirat": 258, "unlinkat": 263, "renameat": 264, "linkat": 265,
+        "symlinkat": 266, "fallocate": 285, "pwritev": 296, "renameat2": 316, "pwritev2": 328,
+    },
+    "aarch64": {
+        "mkdirat": 34, "unlinkat": 35, "symlinkat": 36, "linkat": 37, "renameat": 38, "truncate": 45,
+        "ftruncate": 46, "fallocate": 47, "openat": 56, "write": 64, "writev": 66, "pwrite64": 68,
+        "pwritev": 70, "fsync": 82, "fdatasync": 83, "renameat2": 276, "pwritev2": 287,
+    },
+}  # fmt: skip
+
+_REFUSED = {
+    "x86_64": {"sendfile": 40, "splice": 275, "copy_file_range": 326, "io_uring_setup": 425, "openat2": 437},
+    "aarch64": {"sendfile": 71, "splice": 76, "copy_file_range": 285, "io_uring_setup": 425, "openat2": 437},
+}
+
+_ALLOW, _NOTIFY, _ERRNO = 0x7FFF0000, 0x7FC00000, 0x00050000
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+_LOAD, _JUMP_EQUAL, _JUMP_ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
+_SET_MODE_FILTER, _NEW_LISTENER, _NO_NEW_PRIVS = 1, 8, 38
+
+Instruction = tuple[int, int, int, int]
+
+
+def names() -> dict[int, str]:
+    """System-call number -> name, of the calls that the filter hands over on this machine."""
+    return {number: name for name, number in _NUMBERS.get(platform.machine(), {}).items()}
+
+
+def program(machine: str, reads: bool) -> list[Instruction]:
+    """The filter as classic BPF over `struct seccomp_data` (number at 0, machine at 4, arguments from 16)."""
+    audit, _ = _ARCHITECTURES[machine]
+    code: list[Instruction] = [(_LOAD, 0, 0, 4), (_JUMP_EQUAL, 1, 0, audit), (_RETURN, 0, 0, _ALLOW), (_LOAD, 0, 0, 0)]
+    for number in _REFUSED[machine].values():
+        code += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
+    for name, number in _NUMBERS[machine].items():
+        flags_argument = {"open": 1, "openat": 2}.get(name)
+        if flags_argument is None or reads:
+            code += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _NOTIFY)]
+        else:
+            code += [
+                (_JUMP_EQUAL, 0, 4, number),
+                (_LOAD, 0, 0, 16 + 8 * flags_argument),
+                (_JUMP_ANY_BIT, 1, 0, _WRITING),
+                (_RETURN, 0, 0, _ALLOW),
+                (_RETURN, 0, 0, _NOTIFY),
+            ]
+    return [*code, (_RETURN, 0, 0, _ALLOW)]
+
+
+def install(reads: bool = False) -> int:
+    """Filter the calling thread and all that it starts; the listener's descriptor, which the caller sends away.
+
+    `OSError` where the kernel or a container forbids it; then nothing is filtered.
+    """
+    machine = platform.machine()
+    if machine not in _ARCHITECTURES:
+        raise OSError(errno.ENOSYS, f"no system-call table for {machine}; known are {', '.join(_ARCHITECTURES)}")
+    libc = ctypes.CDLL(None, use_errno=True)
+    instructions = program(machine, reads)
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *i) for i in instructions))
+    header = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(instructions), ctypes.addressof(code)))
+    libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0)
+    listener: int = libc.syscall(_ARCHITECTURES[machine][1], _SET_MODE_FILTER, _NEW_LISTENER, header)
+    if listener < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"the kernel does not let this process filter its system calls: {os.strerror(number)}")
+    return listener

@@ -1,0 +1,90 @@
+"""Finds the manager that `--impl` names, and says in one paragraph why it could not.
+
+Four spellings, one meaning each:
+
+    package.module              a drop-in manager: the module has CheckpointManager and CheckpointConfig
+    package.module:Class        an Adapter subclass
+    path/to/file.py:Class       an Adapter subclass in a file that belongs to no package
+    path/to/file.py             a drop-in manager, or the only Adapter subclass in that file
+"""
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from forge_conformance.adapter import Adapter
+
+from .drop_in import drop_in, missing_names
+
+
+class CannotJudge(Exception):
+    """`--impl` does not lead to a manager; the text says what was seen and the way out."""
+
+
+def find(name: str) -> type[Adapter]:
+    """The adapter class that drives what `name` names; `CannotJudge` otherwise."""
+    where, _, attribute = name.partition(":")
+    module = _from_file(Path(where)) if where.endswith(".py") else _from_name(where)
+    if attribute:
+        return _checked(_attribute(module, attribute), name)
+    adapters = [value for value in vars(module).values() if _is_adapter(value) and value.__module__ == module.__name__]
+    if len(adapters) == 1:
+        return _checked(adapters[0], name)
+    if len(adapters) > 1:
+        choices = ", ".join(f"{where}:{adapter.__name__}" for adapter in adapters)
+        raise CannotJudge(f"{where} has several adapters; name one of them: {choices}.")
+    missing = missing_names(module)
+    if missing:
+        raise CannotJudge(
+            f"The module {where} was imported, but it lacks {', '.join(missing)}, so it is not a drop-in manager, and "
+            "no subclass of forge_conformance.adapter.Adapter is defined in it. Name the module that has the drop-in "
+            "API, or write an adapter (one page: forge_conformance/adapter.py) and pass --impl your_adapter.py:YourAdapter."
+        )
+    return drop_in(module)
+
+
+def _from_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise CannotJudge(f"--impl names the file {path}, and there is no such file in {Path.cwd()}.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None, "a .py file always has a loader"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    sys.path.insert(0, str(path.resolve().parent))
+    spec.loader.exec_module(module)
+    return module
+
+
+def _from_name(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise
+        raise CannotJudge(
+            f"--impl names the module {name}, and Python {sys.executable} finds no module {error.name}. Install it "
+            "there, run from the directory that contains it, or point --python at the environment that has it."
+        ) from None
+
+
+def _attribute(module: ModuleType, name: str) -> object:
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        known = ", ".join(key for key, value in vars(module).items() if _is_adapter(value)) or "none"
+        raise CannotJudge(f"{module.__name__} has no {name!r}; adapters defined there: {known}.") from None
+
+
+def _is_adapter(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Adapter) and value is not Adapter
+
+
+def _checked(adapter: object, name: str) -> type[Adapter]:
+    if not (isinstance(adapter, type) and issubclass(adapter, Adapter)):
+        raise CannotJudge(f"{name} is {adapter!r}, not a subclass of forge_conformance.adapter.Adapter.")
+    lacking = [duty for duty in ("save", "wait", "load") if getattr(adapter, duty) is getattr(Adapter, duty)]
+    if lacking:
+        raise CannotJudge(f"The adapter {name} does not define {', '.join(lacking)}; save, wait and load are its duty.")
+    return adapter

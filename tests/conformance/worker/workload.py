@@ -1,0 +1,172 @@
+"""A training run that is deterministic to the bit and has every kind of state.
+
+Parameters, buffers (batch norm), AdamW moments in two parameter groups, a
+recursive learning-rate schedule, a shuffling loader with a position, and every
+random number stream: each step draws from python, numpy and torch.  Dropping
+any one of them from a checkpoint changes the losses that follow.
+
+Gradients stay in place after a step, as they do in real loops that clear them
+at the next one: a save has to cope with them, and must not touch them.
+"""
+
+import ctypes
+import hashlib
+import json
+import random
+from typing import Any
+
+import torch
+from torch import nn
+
+try:
+    import numpy
+except ImportError:  # the manager's environment decides; then there is no such stream to keep
+    numpy = None  # type: ignore[assignment]
+
+_BATCH, _FEATURES, _CLASSES, _SAMPLES = 4, 8, 3, 40
+TOKENS_PER_STEP = _BATCH * _FEATURES
+
+
+class Loader:
+    """A stateful loader: shuffles anew each epoch with a generator of its own."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self.epoch, self.position, self.order = 0, 0, self._shuffle()
+
+    def _shuffle(self) -> list[int]:
+        return list(torch.randperm(_SAMPLES, generator=self.generator).tolist())
+
+    def take(self) -> torch.Tensor:
+        """Indices of the next batch."""
+        if self.position + _BATCH > _SAMPLES:
+            self.epoch, self.position, self.order = self.epoch + 1, 0, self._shuffle()
+        batch = self.order[self.position : self.position + _BATCH]
+        self.position += _BATCH
+        return torch.tensor(batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "epoch": self.epoch,
+            "position": self.position,
+            "order": list(self.order),
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epoch, self.position, self.order = state["epoch"], state["position"], list(state["order"])
+        self.generator.set_state(state["generator"])
+
+
+class Workload:
+    """One training run; `seed` chooses the timeline, the data are the same in all of them."""
+
+    def __init__(self, seed: int, device: str = "cpu") -> None:
+        random.seed(seed)
+        torch.manual_seed(seed)
+        if numpy is not None:
+            numpy.random.seed(seed)
+        self.device = torch.device(device)
+        self.model = nn.Sequential(
+            nn.Linear(_FEATURES, 16), nn.BatchNorm1d(16), nn.Dropout(0.2), nn.ReLU(), nn.Linear(16, _CLASSES)
+        ).to(self.device)
+        matrices = [p for p in self.model.parameters() if p.ndim > 1]
+        vectors = [p for p in self.model.parameters() if p.ndim == 1]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], lr=0.01
+        )
+        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=1000)
+        self.dataloader: Any = Loader(seed)
+        self.step = 0
+        self.tokens_seen = 0
+        data = torch.Generator().manual_seed(4711)
+        self._inputs = torch.randn(_SAMPLES, _FEATURES, generator=data)
+        self._targets = torch.randint(_CLASSES, (_SAMPLES,), generator=data)
+
+    def train(self, steps: int) -> list[str]:
+        """The loss of each step, as exact hexadecimal text."""
+        return [self._train_one().hex() for _ in range(steps)]
+
+    def _train_one(self) -> float:
+        self.optimizer.zero_grad(set_to_none=True)
+        batch = self.dataloader.take()
+        noise = torch.randn(_BATCH, _FEATURES) * random.random()
+        if numpy is not None:
+            noise = noise + float(numpy.random.standard_normal())
+        inputs = (self._inputs[batch] + 0.1 * noise).to(self.device)
+        loss = nn.functional.cross_entropy(self.model(inputs), self._targets[batch].to(self.device))
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.scheduler.step()
+        self.step += 1
+        self.tokens_seen += TOKENS_PER_STEP
+        return float(loss.detach())
+
+    def scramble(self) -> None:
+        """Overwrite parameters, buffers and moments in place, as the next steps of training would."""
+        with torch.no_grad():
+            for tensor in [*self.model.parameters(), *self.model.buffers()]:
+                tensor.fill_(7)
+            for state in self.optimizer.state.values():
+                for value in state.values():
+                    if isinstance(value, torch.Tensor):
+                        value.fill_(7)
+
+    def digest(self) -> dict[str, str]:
+        """A fingerprint of every piece of state by name; the part of the name before the slash is its kind."""
+        kinds = {
+            "parameter": dict(self.model.named_parameters()),
+            "buffer": dict(self.model.named_buffers()),
+            "gradient": {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None},
+            "moment": self._moments(),
+            "group": dict(enumerate(_hyperparameters(group) for group in self.optimizer.param_groups)),
+            "scheduler": self.scheduler.state_dict(),
+            "loader": self.dataloader.state_dict() if hasattr(self.dataloader, "state_dict") else {},
+            "rng": _streams(),
+            "counter": {"step": self.step, "tokens_seen": self.tokens_seen},
+        }
+        return {f"{kind}/{name}": _fingerprint(value) for kind, items in kinds.items() for name, value in items.items()}
+
+    def _moments(self) -> dict[str, Any]:
+        names = {p: name for name, p in self.model.named_parameters()}
+        return {
+            f"{names[p]}.{moment}": value
+            for p, state in self.optimizer.state.items()
+            for moment, value in sorted(state.items())
+        }
+
+
+def _hyperparameters(group: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a parameter group; whether one is kept as a float or as a tensor is the manager's business."""
+    wanted = ("lr", "initial_lr", "betas", "eps", "weight_decay")
+    return {name: [float(x) for x in _as_list(group[name])] for name in wanted if name in group}
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (tuple, list)) else [value]
+
+
+def _streams() -> dict[str, Any]:
+    streams: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
+    if numpy is not None:
+        name, keys, *rest = numpy.random.get_state()
+        streams["numpy"] = [str(name), [int(key) for key in keys], *rest]
+    if torch.cuda.is_available():
+        streams |= {f"cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    return streams
+
+
+def _fingerprint(value: Any) -> str:
+    return hashlib.blake2b(_bytes(value), digest_size=8).hexdigest()
+
+
+def _bytes(value: Any) -> bytes:
+    if isinstance(value, torch.Tensor):
+        tensor = value.detach().cpu().contiguous()
+        raw = ctypes.string_at(tensor.data_ptr(), tensor.nbytes) if tensor.numel() else b""
+        return f"{tensor.dtype}{tuple(tensor.shape)}".encode() + raw
+    if isinstance(value, dict):
+        return b"{" + b",".join(_bytes(k) + b":" + _bytes(v) for k, v in sorted(value.items())) + b"}"
+    if isinstance(value, (list, tuple)):
+        return b"[" + b",".join(map(_bytes, value)) + b"]"
+    return json.dumps(value).encode()

@@ -1,0 +1,80 @@
+"""The clauses are well formed, and the specification depends on nothing but the standard library."""
+
+import ast
+import doctest
+import importlib
+import inspect
+import re
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+from types import ModuleType
+
+import forge_spec
+import pytest
+from forge_spec import BY_SLUG, CHAPTERS, CLAUSES, Clause
+
+SPEC = Path(inspect.getfile(forge_spec)).parent
+SOURCES = sorted(SPEC.glob("*.py"))
+MODULES = ["forge_spec" if path.stem == "__init__" else f"forge_spec.{path.stem}" for path in SOURCES]
+
+
+def name_of(module: ModuleType) -> str:
+    return module.__name__.rpartition(".")[2]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_example_says_what_happens(module: str) -> None:
+    assert doctest.testmod(importlib.import_module(module)).failed == 0
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=name_of)
+def test_every_public_function_of_a_chapter_has_an_example(chapter: ModuleType) -> None:
+    functions = [function for _, function in inspect.getmembers(chapter, inspect.isfunction)]
+    own = [f for f in functions if f.__module__ == chapter.__name__ and not f.__name__.startswith("_")]
+    assert own
+    assert [f.__name__ for f in own if ">>>" not in (f.__doc__ or "")] == []
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_only_the_standard_library_is_imported(source: Path) -> None:
+    imported = set()
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add((node.module or "").partition(".")[0])
+    assert imported <= sys.stdlib_module_names | {"forge_spec"}
+
+
+def test_the_prose_names_the_chapters_in_their_reading_order() -> None:
+    chapters = [name_of(chapter) for chapter in CHAPTERS]
+    named = re.findall(r"`(\w+)`", forge_spec.__doc__ or "")
+    assert [name for name in dict.fromkeys(named) if name in chapters] == chapters
+
+
+def test_no_slug_is_used_twice() -> None:
+    assert sorted(BY_SLUG) == sorted(clause.slug for clause in CLAUSES)
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=name_of)
+def test_a_slug_begins_with_its_chapter(chapter: ModuleType) -> None:
+    assert {clause.chapter for clause in chapter.CLAUSES} == {name_of(chapter)}
+
+
+@pytest.mark.parametrize("clause", CLAUSES, ids=lambda clause: clause.slug)
+def test_a_clause_reads_as_the_book_prints_it(clause: Clause) -> None:
+    assert re.fullmatch(r"[a-z]+\.[a-z0-9]+(-[a-z0-9]+)*", clause.slug)
+    assert re.fullmatch(r"[a-z].*[^.]", clause.sentence), "it completes 'A checkpoint manager ... .'"
+    assert re.fullmatch(r"[A-Z`].*\.", clause.why), "it is a sentence"
+    assert re.fullmatch(r"[a-z`].*[^.]", clause.sometimes), "it completes 'Judged when ... .'"
+
+
+@pytest.mark.parametrize("clause", CLAUSES, ids=lambda clause: clause.slug)
+def test_a_clause_rests_on_clauses_that_its_level_contains(clause: Clause) -> None:
+    assert all(BY_SLUG[slug].level <= clause.level for slug in clause.rests_on)
+
+
+def test_no_clause_rests_on_itself_by_any_detour() -> None:
+    graph = {clause.slug: clause.rests_on for clause in CLAUSES}
+    assert set(TopologicalSorter(graph).static_order()) == set(BY_SLUG)
