@@ -281,10 +281,8 @@ def test_a_failed_flush_surfaces_once_and_is_never_committed(run: Scenario, flus
     run.expect_landing("commit.failed-flush", loaded, {8}, "the next save works")
 
 
-@judges("commit.failed-flush")
+@judges("commit.failed-save")
 def test_a_synchronous_save_that_fails_says_so_and_the_next_one_works(run: Scenario) -> None:
-    if not run.has("sync"):
-        raise Unreached("no synchronous mode is claimed")
     life = run.start(mode="sync", gated=True)
     life.commit_at(2)
     life.train_to(4)
@@ -292,16 +290,16 @@ def test_a_synchronous_save_that_fails_says_so_and_the_next_one_works(run: Scena
     run.judge.tell("the disk is full")
     raised = _errors(life, "save")
     life.gate.heal()
-    run.expect("commit.failed-flush", bool(raised), expected="a save on a full disk to raise", seen="no error")
+    run.expect("commit.failed-save", bool(raised), expected="a save on a full disk to raise", seen="no error")
     run.expect(
-        "commit.failed-flush",
+        "commit.failed-save",
         run.folder.latest_or_newest() == 2 and 4 not in run.folder.complete(),
         expected="latest still at step 2, and no complete step 4",
         seen=str(run.folder),
     )
     life.commit_at(6)
     _, loaded = run.resume(mode="sync")
-    run.expect_landing("commit.failed-flush", loaded, {6}, "the disk has space again and the next save works")
+    run.expect_landing("commit.failed-save", loaded, {6}, "the disk has space again and the next save works")
 
 
 @judges("commit.resave")
@@ -362,7 +360,7 @@ def test_waiting_with_nothing_pending_does_nothing(run: Scenario, any_mode: str)
 @judges("commit.exit")
 def test_a_normal_exit_without_wait_ends_and_loses_at_most_the_last_step(run: Scenario, flush_mode: str) -> None:
     life = run.start(mode=flush_mode, gated=True)
-    life.save_at(2)
+    life.commit_at(2)
     life.train_to(4)
     _require_overlap(run, life.save_held())
     life.worker.tell("exit")

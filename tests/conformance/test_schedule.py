@@ -103,9 +103,9 @@ def test_an_interval_below_one_is_refused(run: Scenario, interval: int) -> None:
 
 
 @pytest.mark.parametrize("start,stop,field", [(-1, 5, "start"), (6, 5, "stop")])
-@judges("schedule.validate", needs=("window",))
+@judges("schedule.validate-window")
 def test_a_window_that_is_no_range_is_refused(run: Scenario, start: int, stop: int, field: str) -> None:
-    with run.expect_error("schedule.validate", "ValueError", naming=[field], doing=f"a window {start}..{stop}"):
+    with run.expect_error("schedule.validate-window", "ValueError", naming=[field], doing=f"a window {start}..{stop}"):
         run.start(window=_window(start, stop, "power2"))
 
 

@@ -18,11 +18,14 @@ Chosen so that a run can be resumed, among what the manual offers:
 - `monitor="step", mode="max"`: the best `save_top_k` are the newest.
 - `every_n_train_steps=1` for ever: the value is part of the name under which
   the callback finds its own state again.
+- `max_steps`: a run that is counted in steps. In one counted in epochs a
+  checkpoint from before the first batch does not bring the loader back.
 - Manual optimization: the workload takes its whole step by itself, and
   Lightning counts it through the optimizer that it wraps.
 
-Not claimed: `rng` (no stream is saved), `schedule` (it can't be asked
-beforehand, and never saves at step 0), `exclude`, `peek`.
+An error in a hook ends `fit`, as it does anywhere; the next word begins a new
+`fit` on what is in memory.  Not claimed, because Lightning has no counterpart:
+`rng` (no stream is saved), `schedule` (it can't be asked), `exclude`, `peek`.
 """
 
 import logging
@@ -71,7 +74,7 @@ class Lightning(Adapter):
         self._trainer = Trainer(
             accelerator="cpu",
             devices=1,
-            max_epochs=-1,
+            max_steps=1_000_000_000,  # never reached
             callbacks=[_PausingCheckpoint(settings)],
             plugins=[AsyncCheckpointIO()] if settings.mode == "async" else None,
             default_root_dir=settings.folder,
@@ -116,8 +119,9 @@ class Lightning(Adapter):
 
     def _enter(self, ckpt_path: str | None) -> None:
         """Begin `fit`; it comes back here for the first time before its first batch."""
+        feed = _StatefulFeed if hasattr(self.training.dataloader, "load_state_dict") else _Feed
         self._fit = greenlet(self._trainer.fit)
-        self._fit.switch(self._module, train_dataloaders=_Feed(self.training), ckpt_path=ckpt_path)
+        self._fit.switch(self._module, train_dataloaders=feed(self.training), ckpt_path=ckpt_path)
 
     def _enter_if_outside(self) -> None:
         """A run that loads nothing names no checkpoint; one whose `fit` has died of an error goes on from there."""
@@ -144,6 +148,8 @@ class _PausingCheckpoint(ModelCheckpoint):
             every_n_train_steps=1,
             save_on_train_epoch_end=False,
         )
+        # From the start it counts step 0 as saved already: an opinion of the schedule, and here the suite decides.
+        self._last_global_step_saved = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -188,13 +194,17 @@ class _Module(LightningModule):
 
 
 class _Feed:
-    """Batches for ever, of nothing: the workload takes its own. What Lightning keeps is where its loader stands."""
+    """Batches for ever, of nothing: the workload takes its own."""
 
     def __init__(self, workload: Training) -> None:
         self._workload = workload
 
     def __iter__(self) -> Iterator[int]:
         return repeat(0)
+
+
+class _StatefulFeed(_Feed):
+    """What Lightning saves and brings back of a stateful loader: here, where the workload's stands."""
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = self._workload.dataloader.state_dict()

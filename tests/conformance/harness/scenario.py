@@ -19,7 +19,7 @@ from .server import Implementation, Server
 from .worker import ALL_PARTS, Loaded, Raised, Worker
 
 TOKENS_PER_STEP = 32
-STATE = ("parameter", "buffer", "moment", "group", "scheduler", "counter")
+STATE = ("parameter", "buffer", "moment", "group", "scheduler")
 """Kinds of state that every manager has to bring back."""
 
 
@@ -258,7 +258,7 @@ class Scenario:
 
     def kinds(self) -> tuple[str, ...]:
         """Kinds of state that this implementation claims to bring back."""
-        optional = {"loader": "dataloader", "rng": "rng"}
+        optional = {"loader": "dataloader", "rng": "rng", "counter": "train-state"}
         return STATE + tuple(kind for kind, capability in optional.items() if self.has(capability))
 
     # -- judging ----------------------------------------------------------------

@@ -19,7 +19,7 @@ from forge_conformance.adapter import Adapter, Settings, Unsupported, Window
 
 from . import filter as kernel_filter
 from .channel import Channel, Closed
-from .workload import Loader, Workload
+from .workload import Loader, Workload, raw_bytes
 
 ALL_PARTS = ("scheduler", "dataloader")
 
@@ -45,6 +45,7 @@ class Worker:
                 command = self._channel.receive()
                 if command["do"] == "exit":
                     self._channel.send({"value": None, "warnings": self._heard.take()})
+                    self._heard.stop()
                     return 0
                 self._channel.send(self._answer(command))
         except Closed:
@@ -108,6 +109,10 @@ class Worker:
     def do_digest(self) -> dict[str, str]:
         return self._training.digest()
 
+    def do_weights(self) -> str:
+        """The raw bytes of the first weight matrix, as hexadecimal text: to find it in a file."""
+        return raw_bytes(next(self._training.model.parameters())).hex()
+
     def do_scramble(self) -> None:
         self._training.scramble()
 
@@ -160,6 +165,7 @@ class _Heard(logging.Handler):
         self._messages: list[str] = []
         logging.getLogger().addHandler(self)
         warnings.simplefilter("always")
+        self._show = warnings.showwarning
         warnings.showwarning = self._on_warning
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -167,6 +173,11 @@ class _Heard(logging.Handler):
 
     def _on_warning(self, message: Warning | str, category: type[Warning], *where: Any) -> None:
         self._messages.append(f"{category.__name__}: {message}")
+
+    def stop(self) -> None:
+        """From here messages go where they would in any script: to standard error."""
+        logging.getLogger().removeHandler(self)
+        warnings.showwarning = self._show
 
     def take(self) -> list[str]:
         """What was heard since the last time."""

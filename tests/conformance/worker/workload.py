@@ -160,11 +160,15 @@ def _fingerprint(value: Any) -> str:
     return hashlib.blake2b(_bytes(value), digest_size=8).hexdigest()
 
 
+def raw_bytes(tensor: torch.Tensor) -> bytes:
+    """The tensor's memory in its logical order; needs no numpy."""
+    tensor = tensor.detach().cpu().contiguous()
+    return ctypes.string_at(tensor.data_ptr(), tensor.nbytes) if tensor.numel() else b""
+
+
 def _bytes(value: Any) -> bytes:
     if isinstance(value, torch.Tensor):
-        tensor = value.detach().cpu().contiguous()
-        raw = ctypes.string_at(tensor.data_ptr(), tensor.nbytes) if tensor.numel() else b""
-        return f"{tensor.dtype}{tuple(tensor.shape)}".encode() + raw
+        return f"{value.dtype}{tuple(value.shape)}".encode() + raw_bytes(value)
     if isinstance(value, dict):
         return b"{" + b",".join(_bytes(k) + b":" + _bytes(v) for k, v in sorted(value.items())) + b"}"
     if isinstance(value, (list, tuple)):

@@ -1,0 +1,547 @@
+"""Chapter resume: where a new process comes back, with what, and what it refuses.
+
+Every resuming process starts from another random seed, so whatever is right
+afterwards was loaded.  "Exact" means equal to the timeline, bit for bit.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forge_conformance.harness.judge import judges
+from forge_conformance.harness.scenario import Life, Scenario
+from forge_conformance.harness.worker import Raised
+from forge_spec import resume
+
+EXTRA = {"epoch": 3, "note": "naïve", "nested": {"list": [1, 2.5, None, True]}, "pair": (1, "two"), "raw": b"\x00\xff"}
+FREEZE = [{"module": "vision", "frozen": True}]
+
+
+@judges("resume.lands", "resume.exact")
+def test_a_completed_save_is_what_the_next_process_resumes(run: Scenario, any_mode: str) -> None:
+    run.start(mode=any_mode).commit_at(2, 5)
+    life, loaded = run.resume(mode=any_mode)
+    run.expect_landing("resume.lands", loaded, {5}, "its save was completed")
+    run.expect_state("resume.exact", life, 5)
+
+
+@judges("resume.exact", "resume.moments")
+def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(run: Scenario, mode: str) -> None:
+    run.start(mode=mode).commit_at(4)
+    life, _ = run.resume(mode=mode)
+    run.expect_state("resume.moments", life, 4, kinds=["moment"])
+    losses = life.train_to(12)
+    if run.has("rng", "dataloader"):
+        expected = run.timeline().losses(4, 12)
+        run.expect("resume.exact", losses == expected, expected=f"the losses {expected}", seen=f"{losses}")
+        run.expect_state("resume.exact", life, 12)
+    else:
+        run.expect_state("resume.exact", run.resume(mode=mode)[0], 4)
+
+
+@judges("resume.exact")
+def test_interrupted_again_and_again_the_run_stays_the_same(run: Scenario, mode: str) -> None:
+    life = run.start(mode=mode)
+    for step in (1, 3, 4, 8):
+        life.commit_at(step)
+        life.kill()
+        life, loaded = run.resume(mode=mode)
+        run.expect("resume.exact", loaded.step == step, expected=f"step {step}", seen=loaded.step)
+        if run.has("rng", "dataloader"):
+            run.expect_state("resume.exact", life, step)
+
+
+@judges("resume.exact")
+def test_a_checkpoint_from_before_the_first_step_is_exact_too(run: Scenario, any_mode: str) -> None:
+    life = run.start(mode=any_mode)
+    life.save()
+    life.wait()
+    again = run.start(mode=any_mode, seed=999)
+    again.load()
+    run.expect_state("resume.exact", again, 0)
+    if run.has("rng", "dataloader"):
+        losses, expected = again.train_to(3), run.timeline().losses(0, 3)
+        run.expect("resume.exact", losses == expected, expected=f"the losses {expected}", seen=f"{losses}")
+
+
+@judges("resume.moments")
+def test_moments_come_back_into_an_optimizer_that_has_never_stepped(run: Scenario, mode: str) -> None:
+    run.start(mode=mode).commit_at(3)
+    life = run.start(mode=mode, seed=999)
+    run.expect(
+        "resume.moments", not life.digest("moment"), expected="a fresh optimizer without moments", seen="moments"
+    )
+    life.load()
+    run.expect_state("resume.moments", life, 3, kinds=["moment"])
+
+
+@judges("resume.rng")
+def test_every_random_stream_comes_back(run: Scenario, any_mode: str) -> None:
+    run.start(mode=any_mode).commit_at(3)
+    life, _ = run.resume(mode=any_mode)
+    run.expect_state("resume.rng", life, 3, kinds=["rng"])
+
+
+@judges("resume.train-state")
+def test_step_and_tokens_come_back(run: Scenario, mode: str) -> None:
+    run.start(mode=mode).commit_at(3)
+    life, loaded = run.resume(mode=mode)
+    run.expect(
+        "resume.train-state",
+        (loaded.step, loaded.tokens_seen) == (3, 96),
+        expected="step 3 and 96 tokens",
+        seen=f"step {loaded.step} and {loaded.tokens_seen} tokens",
+    )
+    run.expect_state("resume.train-state", life, 3, kinds=["scheduler"])
+
+
+@judges("resume.order")
+def test_a_named_path_comes_before_load_path_and_that_before_latest(run: Scenario, mode: str) -> None:
+    run.start(mode=mode).commit_at(2, 4, 6)
+    configured = str(run.folder.of(2))
+    for explicit, load_path, latest in ((4, 2, 6), (None, 2, 6), (None, None, 6), (None, None, 4)):
+        run.folder.point_at(run.folder.of(latest).name)
+        run.judge.tell(f"latest is made to point at step {latest}")
+        life = run.start(mode=mode, seed=999, load_path=None if load_path is None else configured)
+        loaded = life.load(None if explicit is None else run.folder.of(explicit))
+        outcome = resume.resolve(
+            None if explicit is None else str(explicit),
+            None if load_path is None else str(load_path),
+            run.folder.complete(),
+            run.folder.latest(),
+        )
+        step = int(outcome.path) if isinstance(outcome, resume.Named) else _step(outcome)
+        run.expect_landing("resume.order", loaded, {step})
+        run.expect_state("resume.order", life, step or 0, kinds=["parameter"])
+
+
+@judges("resume.fresh")
+def test_with_nothing_to_load_nothing_changes(run: Scenario, any_mode: str) -> None:
+    life = run.start(mode=any_mode, seed=5)
+    before = life.digest()
+    loaded = life.load()
+    run.expect("resume.fresh", loaded.is_fresh, expected="step 0, 0 tokens, empty extra", seen=loaded)
+    run.expect_same("resume.fresh", life.digest(), before, _kinds(before), "the state before the load")
+
+
+@judges("resume.fallback", "resume.skips-torn", "resume.one-step")
+def test_with_a_torn_latest_the_newest_complete_checkpoint_is_taken(run: Scenario, mode: str) -> None:
+    run.start(mode=mode).commit_at(2, 4, 6)
+    torn, complete = run.folder.of(6).name, run.folder.of(4).name
+    run.judge.tell(f"a crash in mid-flush left {torn} without {run.folder.tear(6)}, and latest at it")
+    life, loaded = run.resume(mode=mode)
+    run.expect_landing("resume.fallback", loaded, {4}, "6 is torn")
+    run.expect_warning("resume.fallback", life, torn, complete)
+    run.expect_state("resume.one-step", life, 4)
+
+
+@judges("resume.skips-torn", "resume.continue")
+def test_a_torn_newest_checkpoint_is_passed_over_and_written_again(run: Scenario, mode: str) -> None:
+    run.start(mode=mode).commit_at(2, 4, 6)
+    run.judge.tell(f"a crash left step 6 torn, without {run.folder.tear(6)}")
+    if run.folder.layout.pointer is not None:
+        run.folder.point_at(run.folder.of(4).name)
+    life, loaded = run.resume(mode=mode)
+    run.expect_landing("resume.skips-torn", loaded, {4}, "6 is torn")
+    life.commit_at(6)
+    life.kill()
+    life, loaded = run.resume(mode=mode)
+    run.expect_landing("resume.continue", loaded, {6}, "it was saved again over the debris")
+    life.commit_at(8)
+    life.kill()
+    _, loaded = run.resume(mode=mode)
+    run.expect_landing("resume.continue", loaded, {8})
+
+
+@judges("resume.one-step")
+def test_everything_comes_from_the_one_step_that_is_loaded(run: Scenario, mode: str) -> None:
+    life = run.start(mode=mode)
+    for step in (2, 4, 6):
+        life.train_to(step)
+        life.save(extra={"saved_at": step} if run.has("train-state") else None)
+        life.wait()
+    target = 2 if run.has("explicit") else 6
+    again = run.start(mode=mode, seed=999)
+    loaded = again.load(run.folder.of(2) if run.has("explicit") else None)
+    run.expect_landing("resume.one-step", loaded, {target})
+    run.expect_state("resume.one-step", again, target)
+    if run.has("train-state"):
+        extra = loaded.extra
+        run.expect("resume.one-step", extra == {"saved_at": target}, expected={"saved_at": target}.__str__(), seen=extra)
+
+
+@judges("resume.explicit-honoured")
+def test_a_named_checkpoint_is_loaded_or_refused_never_replaced(run: Scenario, mode: str) -> None:
+    run.start(mode=mode).commit_at(2, 4, 6)
+    life = run.start(mode=mode, seed=999)
+    run.expect_landing("resume.explicit-honoured", life.load(run.folder.of(4)), {4}, "it was named")
+    run.expect_state("resume.explicit-honoured", life, 4, kinds=["parameter", "moment"])
+    run.judge.tell(f"step 4 is torn: it loses {run.folder.tear(4)}")
+    other = run.start(mode=mode, seed=999)
+    with run.expect_error("resume.explicit-honoured", doing="loading the torn step 4 by its name"):
+        other.load(run.folder.of(4))
+
+
+@judges("resume.imported-weights")
+def test_a_folder_of_bare_weights_loads_and_starts_at_zero(run: Scenario, mode: str, tmp_path: Path) -> None:
+    run.start(mode=mode).commit_at(4)
+    imported = tmp_path / "imported"
+    shutil.copytree(run.folder.of(4), imported)
+    for name in ("train_state.pt", "metadata.json"):
+        (imported / name).unlink()
+    run.judge.tell("a copy of step 4 without train_state.pt and metadata.json stands for imported weights")
+    life = run.start(mode=mode, seed=999)
+    loaded = life.load(imported)
+    run.expect("resume.imported-weights", loaded.is_fresh, expected="step 0, 0 tokens, empty extra", seen=loaded)
+    run.expect_state("resume.imported-weights", life, 4, kinds=["parameter", "buffer"])
+
+
+@pytest.mark.parametrize("how", ["named in the call", "load_path"])
+@judges("resume.explicit-missing")
+def test_a_named_path_that_is_not_there_is_an_error(run: Scenario, how: str) -> None:
+    run.start().commit_at(2)
+    nowhere = run.folder.path / "nowhere" / "step_77"
+    life = run.start(seed=999, load_path=str(nowhere) if how == "load_path" else None)
+    before = life.digest()
+    with run.expect_error("resume.explicit-missing", naming=[str(nowhere)], doing=f"a path {how} that does not exist"):
+        life.load(None if how == "load_path" else nowhere)
+    run.expect_same("resume.explicit-missing", life.digest(), before, _kinds(before), "the state before the load")
+
+
+@judges("resume.no-fallback-without-dcp")
+def test_a_load_of_the_train_state_alone_stays_with_latest(run: Scenario, mode: str) -> None:
+    run.start(mode=mode).commit_at(2, 4)
+    run.judge.tell(f"step 4 loses {run.folder.tear(4)}; its train state is still there")
+    life = run.start(mode=mode, seed=999)
+    before = life.digest("parameter", "moment")
+    loaded = life.load(exclude=["model", "optimizer"])
+    run.expect_landing("resume.no-fallback-without-dcp", loaded, {4}, "no shard is read")
+    run.expect_same(
+        "resume.no-fallback-without-dcp",
+        life.digest("parameter", "moment"),
+        before,
+        ["parameter", "moment"],
+        "excluded state",
+    )
+
+
+@pytest.mark.parametrize("pointer", ["missing", "dangling", "self", "outside"])
+@judges("resume.pointer-is-a-hint")
+def test_a_lost_pointer_does_not_lose_the_run(run: Scenario, mode: str, pointer: str, tmp_path: Path) -> None:
+    run.start(mode=mode).commit_at(2, 4)
+    outside = tmp_path / run.folder.of(9).name
+    if run.folder.layout.is_dir:
+        shutil.copytree(run.folder.of(2), outside)
+    else:
+        shutil.copy(run.folder.of(2), outside)
+    targets = {
+        "missing": None,
+        "dangling": run.folder.of(9).name,
+        "self": run.folder.pointer.name,
+        "outside": os.path.relpath(outside, run.folder.path),
+    }
+    run.folder.point_at(targets[pointer])
+    run.judge.tell(f"latest is {pointer}: {run.folder.pointer_target()}")
+    life, loaded = run.resume(mode=mode)
+    run.expect_landing("resume.pointer-is-a-hint", loaded, {4}, "it is the newest complete checkpoint of the folder")
+    life.commit_at(6)
+    run.expect("resume.pointer-is-a-hint", run.folder.latest() == 6, expected="latest at 6 again", seen=str(run.folder))
+
+
+@judges("resume.all-torn")
+def test_with_nothing_but_torn_checkpoints_the_run_starts_fresh_and_says_so(run: Scenario, mode: str) -> None:
+    run.start(mode=mode).commit_at(2, 4)
+    for step in (2, 4):
+        run.folder.tear(step)
+    run.judge.tell("both checkpoints are torn")
+    files, names = run.folder.files(), [run.folder.of(step).name for step in (2, 4)]
+    life, loaded = run.resume(mode=mode)
+    run.expect_landing("resume.all-torn", loaded, {None}, "nothing complete is there")
+    run.expect_warning("resume.all-torn", life, *names)
+    run.expect("resume.all-torn", run.folder.files() == files, expected="nothing deleted", seen=f"{run.folder.files()}")
+    life.commit_at(1)
+    _, loaded = run.resume(mode=mode)
+    run.expect_landing("resume.all-torn", loaded, {1}, "the run went on and committed it")
+
+
+@judges("resume.peek-agrees")
+def test_peek_names_the_step_that_load_lands_on(run: Scenario, mode: str) -> None:
+    _expect_peek(run, None, "an empty folder")
+    run.start(mode=mode).commit_at(2, 4, 6)
+    _expect_peek(run, 6, "three checkpoints")
+    run.folder.tear(6)
+    _expect_peek(run, 4, "a torn latest")
+    run.folder.point_at(None)
+    _expect_peek(run, 4, "a torn newest checkpoint and no pointer")
+    run.folder.point_at(run.folder.of(2).name)
+    _expect_peek(run, 2, "a pointer at an older checkpoint")
+    for step in (2, 4):
+        run.folder.tear(step)
+    _expect_peek(run, None, "torn checkpoints only")
+
+
+@judges("resume.peek-agrees", needs=("explicit",))
+def test_peek_follows_a_named_path(run: Scenario) -> None:
+    run.start().commit_at(2, 4)
+    life = run.start(seed=999)
+    peeked = life.worker.call("peek", path=str(run.folder.of(2)))
+    run.expect("resume.peek-agrees", peeked == 2, expected="2, the named step", seen=peeked)
+
+
+@pytest.mark.parametrize("how", ["exclude_keys", "exclude_from_loading"])
+@pytest.mark.parametrize("excluded,kinds", [("model", ["parameter", "buffer"]), ("optimizer", ["moment"])])
+@judges("resume.exclude")
+def test_what_is_excluded_stays_and_the_rest_is_loaded(
+    run: Scenario, how: str, excluded: str, kinds: list[str]
+) -> None:
+    run.start().commit_at(3)
+    configured = [excluded] if how == "exclude_from_loading" else []
+    life = run.start(seed=5, exclude_from_loading=configured)
+    life.train_to(2)
+    before = life.digest()
+    life.load(run.folder.of(3) if run.has("explicit") else None, exclude=[] if configured else [excluded])
+    run.expect_same("resume.exclude", life.digest(), before, kinds, f"{excluded} as it was, excluded by {how}")
+    loaded = {"parameter", "buffer", "moment"} - set(kinds)
+    run.expect_state("resume.exclude", life, 3, kinds=loaded)
+
+
+@judges("schedule.every-knob-acts")
+def test_every_setting_that_a_load_depends_on_has_an_effect(run: Scenario) -> None:
+    """The settings of a save have theirs in the chapters schedule, retention and commit."""
+    life = run.start()
+    life.train_to(2)
+    life.save(extra={"vlm_freeze": FREEZE})
+    life.wait()
+    life.commit_at(4)
+    outcomes = {
+        "nothing set": _outcome(run, {}),
+        "load_path": _outcome(run, {"load_path": str(run.folder.of(2))}),
+        "exclude_from_loading": _outcome(run, {"load_path": str(run.folder.of(2)), "exclude_from_loading": ["model"]}),
+    }
+    same = [name for name, outcome in outcomes.items() if list(outcomes.values()).count(outcome) > 1]
+    run.expect(
+        "schedule.every-knob-acts",
+        not same,
+        expected=f"three different outcomes of a load with {', '.join(outcomes)}",
+        seen=f"the same outcome with {' and '.join(same)}",
+    )
+    empty = run.start(folder=str(run.folder.path / "elsewhere"), seed=999)
+    run.expect("schedule.every-knob-acts", empty.load().is_fresh, expected="another dir to be empty", seen="a checkpoint")
+
+
+@judges("schedule.every-knob-acts", needs=("freeze", "explicit"))
+def test_the_switch_for_freeze_mismatches_has_an_effect(run: Scenario) -> None:
+    life = run.start()
+    life.train_to(2)
+    life.save(extra={"vlm_freeze": FREEZE})
+    life.wait()
+    expected = [{"module": "vision", "frozen": False}]
+    seen = []
+    for ignore in (False, True):
+        again = run.start(seed=999, ignore_freeze_mismatch=ignore)
+        try:
+            again.load(freeze_expected=expected)
+            seen.append("loaded")
+        except Raised:
+            seen.append("refused")
+    run.expect("schedule.every-knob-acts", seen == ["refused", "loaded"], expected="refused, loaded", seen=f"{seen}")
+
+
+@judges("resume.extra")
+def test_the_callers_extra_comes_back_equal(run: Scenario, any_mode: str) -> None:
+    life = run.start(mode=any_mode)
+    life.train_to(2)
+    life.save(extra=EXTRA)
+    life.wait()
+    _, loaded = run.resume(mode=any_mode)
+    run.expect("resume.extra", loaded.extra == EXTRA, expected=f"{EXTRA}", seen=f"{loaded.extra}")
+    run.expect(
+        "resume.extra",
+        {k: type(v) for k, v in loaded.extra.items()} == {k: type(v) for k, v in EXTRA.items()},
+        expected="tuples and bytes as what they were",
+        seen=f"{loaded.extra}",
+    )
+
+
+@pytest.mark.parametrize("key", sorted(resume.RESERVED & {"step", "tokens_seen"}))
+@judges("resume.reserved-extra")
+def test_a_reserved_key_in_extra_is_refused_at_save_time(run: Scenario, mode: str, key: str) -> None:
+    life = run.start(mode=mode)
+    life.commit_at(2)
+    life.train_to(4)
+    with run.expect_error("resume.reserved-extra", naming=[key], doing=f"a save with extra={{{key!r}: 999}}"):
+        life.save(extra={key: 999})
+        life.wait()
+    run.expect(
+        "resume.reserved-extra",
+        run.folder.steps() == {2},
+        expected="nothing written for step 4",
+        seen=str(run.folder),
+    )
+    life.save()
+    life.wait()
+    _, loaded = run.resume(mode=mode)
+    run.expect_landing("resume.reserved-extra", loaded, {4}, "the save without the key works")
+
+
+@judges("resume.dataloader")
+def test_a_loader_at_hand_gets_its_position_back(run: Scenario, any_mode: str) -> None:
+    run.start(mode=any_mode).commit_at(12)
+    life, _ = run.resume(mode=any_mode)
+    run.expect_state("resume.dataloader", life, 12, kinds=["loader"])
+
+
+@judges("resume.dataloader-stash")
+def test_a_loader_made_after_the_load_gets_its_position_once(run: Scenario, mode: str) -> None:
+    run.start(mode=mode).commit_at(3)
+    life = run.start(mode=mode, seed=999)
+    before = life.digest("loader")
+    life.load(parts=["scheduler"])
+    run.expect_same("resume.dataloader-stash", life.digest(), before, ["loader"], "the loader that was not handed over")
+    life.worker.call("apply_dataloader_state")
+    run.judge.tell("apply_dataloader_state is called")
+    run.expect_state("resume.dataloader-stash", life, 3, kinds=["loader"])
+    life.train_to(5)
+    moved = life.digest("loader")
+    life.worker.call("apply_dataloader_state")
+    run.judge.tell("apply_dataloader_state is called a second time")
+    run.expect_same("resume.dataloader-stash", life.digest(), moved, ["loader"], "a loader that had moved on")
+
+
+@judges("resume.dataloader-stash")
+def test_a_loader_without_state_drops_it_quietly(run: Scenario, mode: str) -> None:
+    run.start(mode=mode).commit_at(3)
+    life = run.start(mode=mode, seed=999)
+    life.load(parts=["scheduler"])
+    life.worker.call("replace_dataloader", stateful=False, seed=0)
+    life.worker.call("apply_dataloader_state")
+    run.judge.tell("apply_dataloader_state is called with a loader that has no load_state_dict: no error")
+    life.worker.call("replace_dataloader", stateful=True, seed=7)
+    fresh = life.digest("loader")
+    life.worker.call("apply_dataloader_state")
+    run.expect_same("resume.dataloader-stash", life.digest(), fresh, ["loader"], "the next loader: the state is dropped")
+
+
+@judges("resume.all-or-nothing")
+def test_an_unreadable_train_state_changes_nothing(run: Scenario, mode: str) -> None:
+    run.start(mode=mode).commit_at(4)
+    (run.folder.of(4) / "train_state.pt").write_bytes(b"not a checkpoint" * 40)
+    run.judge.tell("train_state.pt of step 4 is overwritten with garbage")
+    _expect_refused_untouched(run, mode)
+
+
+@judges("resume.all-or-nothing", needs=("freeze",))
+def test_a_freeze_mismatch_changes_nothing(run: Scenario, mode: str) -> None:
+    life = run.start(mode=mode)
+    life.train_to(4)
+    life.save(extra={"vlm_freeze": FREEZE})
+    life.wait()
+    _expect_refused_untouched(run, mode, freeze_expected=[{"module": "vision", "frozen": False}])
+
+
+@judges("resume.damage")
+def test_a_truncated_shard_is_an_error_that_names_it(run: Scenario, mode: str) -> None:
+    run.start(mode=mode).commit_at(4)
+    shard = _shard(run, 4)
+    os.truncate(shard, shard.stat().st_size // 2)
+    run.judge.tell(f"{shard.name} of step 4 is cut to half its size")
+    life = run.start(mode=mode, seed=999)
+    with run.expect_error("resume.damage", naming=[shard.name], doing="loading a truncated shard"):
+        life.load(run.folder.of(4) if run.has("explicit") else None)
+
+
+@judges("resume.damage")
+def test_a_flipped_bit_in_a_tensor_is_an_error_that_names_the_file(run: Scenario, mode: str) -> None:
+    life = run.start(mode=mode)
+    life.commit_at(4)
+    shard, place = _find(run, 4, bytes.fromhex(life.worker.call("weights")))
+    data = bytearray(shard.read_bytes())
+    data[place] ^= 0x10
+    shard.write_bytes(data)
+    run.judge.tell(f"one bit of a weight in {shard.name} of step 4 is flipped")
+    again = run.start(mode=mode, seed=999)
+    with run.expect_error("resume.damage", naming=[shard.name], doing="loading a shard with a flipped bit"):
+        again.load(run.folder.of(4) if run.has("explicit") else None)
+
+
+@judges("resume.after-kill", "resume.one-step")
+@pytest.mark.parametrize("after", [1, 4, 9, 16])
+def test_killed_at_a_file_operation_the_run_comes_back_where_it_may(run: Scenario, mode: str, after: int) -> None:
+    life = run.start(mode=mode, gated=True)
+    life.commit_at(2)
+    begun = len(life.gate.log)
+    life.close_gate(lambda operation: operation.number > begun + after, saying=f"it is stopped {after} operations later")
+    life.train_to(4)
+    life.tell_save()
+    if life.gate.wait_held(run.patience_s):
+        life.kill()
+    else:
+        life.worker.reply()
+        life.wait()
+        life.kill()
+    again, loaded = run.resume(mode=mode)
+    run.expect_landing("resume.after-kill", loaded, resume.after_kill(acknowledged=2, in_flight=4))
+    run.expect_state("resume.one-step", again, loaded.step)
+
+
+# -- helpers ------------------------------------------------------------------------
+
+
+def _step(outcome: resume.Outcome) -> int | None:
+    return outcome.step if isinstance(outcome, resume.Step) else None
+
+
+def _kinds(digest: dict[str, str]) -> set[str]:
+    return {name.partition("/")[0] for name in digest}
+
+
+def _expect_peek(run: Scenario, step: int | None, situation: str) -> None:
+    run.judge.tell(f"there is {situation}: {run.folder}")
+    life = run.start(seed=999)
+    peeked = life.worker.call("peek", path=None)
+    loaded = life.load()
+    landed = None if loaded.is_fresh else loaded.step
+    run.expect(
+        "resume.peek-agrees",
+        peeked == landed == step,
+        expected=f"peek and load to agree on {step} with {situation}",
+        seen=f"peek says {peeked}, load lands on {landed}",
+    )
+    life.kill()
+
+
+def _outcome(run: Scenario, settings: dict[str, Any]) -> tuple[Any, ...]:
+    life = run.start(seed=999, **settings)
+    loaded = life.load()
+    weights = tuple(sorted(life.digest("parameter").values()))
+    life.kill()
+    return loaded.step, weights
+
+
+def _expect_refused_untouched(run: Scenario, mode: str, **arguments: Any) -> None:
+    life: Life = run.start(mode=mode, seed=999)
+    life.train_to(3)
+    before = life.digest()
+    path = run.folder.of(4) if run.has("explicit") else None
+    with run.expect_error("resume.all-or-nothing", doing="the load"):
+        life.load(path, **arguments)
+    run.expect_same("resume.all-or-nothing", life.digest(), before, _kinds(before), "the state before the refused load")
+
+
+def _shard(run: Scenario, step: int) -> Path:
+    """The largest file of a checkpoint: where the tensors are."""
+    path = run.folder.of(step)
+    return path if path.is_file() else max((f for f in path.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+
+
+def _find(run: Scenario, step: int, content: bytes) -> tuple[Path, int]:
+    """The file of a checkpoint that holds these bytes, and where; the middle of its largest file if none does."""
+    path = run.folder.of(step)
+    for file in [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file()):
+        place = file.read_bytes().find(content)
+        if place >= 0:
+            return file, place + len(content) // 2
+    return _shard(run, step), _shard(run, step).stat().st_size // 2

@@ -1,0 +1,240 @@
+"""Chapter trust: pickles of another owner are refused before a byte of them runs.
+
+Where the suite runs as root it gives files to a real second uid.  Anybody
+else can't make a foreign file, and those clauses are then unreached.
+
+The canary is a pickle that makes a directory when it is unpickled in full.
+"""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from forge_conformance.harness.gate import Operation
+from forge_conformance.harness.judge import Unreached, judges
+from forge_conformance.harness.scenario import Life, Scenario
+from forge_conformance.harness.worker import ManagerFault, Raised
+from forge_spec import layout, trust
+
+SECOND_UID = 65534
+PICKLES = [layout.TRAIN_STATE, layout.MARKER]
+
+
+@judges("trust.foreign-owner", "trust.no-canary", "trust.before-mutation")
+def test_a_train_state_of_another_owner_is_refused(run: Scenario, mode: str, tmp_path: Path) -> None:
+    _expect_refusal(run, mode, layout.TRAIN_STATE, tmp_path, clause="trust.foreign-owner")
+
+
+@judges("trust.every-pickle", "trust.no-canary", "trust.before-mutation")
+def test_a_marker_of_another_owner_is_refused_as_well(run: Scenario, mode: str, tmp_path: Path) -> None:
+    _expect_refusal(run, mode, layout.MARKER, tmp_path, clause="trust.every-pickle")
+
+
+@judges("trust.foreign-owner", needs=("explicit",))
+def test_a_named_checkpoint_of_another_owner_is_refused_too(run: Scenario) -> None:
+    run.start().commit_at(2)
+    _give_away(run.folder.of(2) / layout.TRAIN_STATE)
+    run.judge.tell(f"{layout.TRAIN_STATE} of step 2 now belongs to uid {SECOND_UID}")
+    naming = [layout.TRAIN_STATE, str(SECOND_UID), str(os.geteuid())]
+    with run.expect_error("trust.foreign-owner", "PermissionError", naming=naming, doing="the load"):
+        run.start(seed=999).load(run.folder.of(2))
+
+
+@judges("trust.no-canary", "trust.foreign-owner")
+def test_one_owner_everywhere_is_not_refused(run: Scenario, mode: str) -> None:
+    """The twin of every refusal: a manager that refuses everything trusts nobody, and resumes nothing."""
+    run.start(mode=mode).commit_at(2)
+    _, loaded = run.resume(mode=mode)
+    run.expect_landing("trust.no-canary", loaded, {2}, "every file belongs to the reader")
+    run.expect_landing("trust.foreign-owner", loaded, {2}, "every file belongs to the reader")
+
+
+@pytest.mark.parametrize("mode_bits", [0o600, 0o644, 0o664, 0o646, 0o666])
+@judges("trust.writable-warning")
+def test_a_pickle_that_others_may_write_is_warned_of(run: Scenario, mode_bits: int) -> None:
+    run.start().commit_at(2)
+    (run.folder.of(2) / layout.TRAIN_STATE).chmod(mode_bits)
+    run.judge.tell(f"{layout.TRAIN_STATE} gets mode {mode_bits:o}")
+    life, loaded = run.resume()
+    run.expect_landing("trust.writable-warning", loaded, {2}, "its owner is the reader")
+    objections = trust.judge_pickle(os.geteuid(), os.geteuid(), mode_bits)
+    if trust.Objection.WARN in objections:
+        run.expect_warning("trust.writable-warning", life, layout.TRAIN_STATE, f"{mode_bits:o}")
+    else:
+        run.expect(
+            "trust.writable-warning",
+            layout.TRAIN_STATE not in life.warnings,
+            expected=f"no warning about mode {mode_bits:o}",
+            seen=life.warnings,
+        )
+
+
+@pytest.mark.parametrize("mode_bits", [0o666])
+@judges("trust.every-pickle")
+def test_a_marker_that_others_may_write_is_warned_of(run: Scenario, mode_bits: int) -> None:
+    run.start().commit_at(2)
+    (run.folder.of(2) / layout.MARKER).chmod(mode_bits)
+    run.judge.tell(f"{layout.MARKER} gets mode {mode_bits:o}")
+    life, _ = run.resume()
+    run.expect_warning("trust.every-pickle", life, layout.MARKER, f"{mode_bits:o}")
+
+
+@pytest.mark.parametrize("where", ["folder", "checkpoint"])
+@pytest.mark.parametrize("mode_bits", [0o755, 0o775, 0o777, 0o1777])
+@judges("trust.directory")
+def test_a_directory_that_others_may_write_is_warned_of(run: Scenario, where: str, mode_bits: int) -> None:
+    run.start().commit_at(2)
+    directory = run.folder.path if where == "folder" else run.folder.of(2)
+    directory.chmod(mode_bits)
+    run.judge.tell(f"the {where}, {directory.name}, gets mode {mode_bits:o}")
+    life, loaded = run.resume()
+    run.expect_landing("trust.directory", loaded, {2}, "a warning is no refusal")
+    if trust.judge_directory(mode_bits):
+        run.expect_warning("trust.directory", life, directory.name, f"{mode_bits:o}")
+    else:
+        run.expect("trust.directory", "writable" not in life.warnings, expected="no warning", seen=life.warnings)
+
+
+@pytest.mark.parametrize("name", PICKLES)
+@judges("trust.same-file")
+def test_a_pickle_that_is_a_link_is_not_followed(run: Scenario, tmp_path: Path, name: str) -> None:
+    run.start().commit_at(2)
+    path = run.folder.of(2) / name
+    elsewhere = tmp_path / name
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+    run.judge.tell(f"{name} of step 2 is now a symlink to a file elsewhere")
+    _expect_no_load(run, 2, f"a checkpoint whose {name} is a link")
+
+
+@pytest.mark.parametrize("swapped_at", [1, 2])
+@pytest.mark.parametrize("name", PICKLES)
+@judges("trust.same-file", "trust.no-canary")
+def test_a_pickle_swapped_between_check_and_read_is_not_run(
+    run: Scenario, tmp_path: Path, name: str, swapped_at: int
+) -> None:
+    run.start().commit_at(2)
+    path, canary = run.folder.of(2) / name, tmp_path / "canary"
+    trap = tmp_path / "trap"
+    trap.write_bytes(_canary_pickle(canary))
+    _give_away(trap)
+    life = run.start(seed=999, gated=True, reads=True)
+    opened: list[Operation] = []
+
+    def swap(operation: Operation) -> None:
+        if operation.name in ("open", "openat") and operation.paths[0].endswith(f"/{name}"):
+            opened.append(operation)
+            if len(opened) == swapped_at:
+                os.replace(trap, path)
+
+    life.gate.observe(swap)
+    run.judge.tell(f"just before opening number {swapped_at} of {name}, another user's file takes its place")
+    refused = _try_load(life)
+    life.gate.check()
+    run.expect("trust.no-canary", not canary.exists(), expected="no code of the swapped file to run", seen="it ran")
+    run.expect(
+        "trust.same-file",
+        bool(refused) or len(opened) < swapped_at,
+        expected="the swapped file to be refused by what was opened",
+        seen=f"a load without an error, after {len(opened)} openings",
+    )
+    run.expect("trust.same-file", bool(opened), expected=f"{name} to be opened at all", seen="it was not")
+
+
+@judges("trust.least")
+def test_plain_state_is_loaded_without_running_pickled_code(run: Scenario, any_mode: str) -> None:
+    life = run.start(mode=any_mode)
+    life.train_to(2)
+    life.save(extra={"plain": [1, "two", {"three": 3.0}]})
+    life.wait()
+    _, loaded = run.resume(mode=any_mode)
+    asked = loaded.globals.get(layout.TRAIN_STATE, [])
+    run.expect_landing("trust.least", loaded, {2})
+    run.expect(
+        "trust.least",
+        not asked,
+        expected=f"{layout.TRAIN_STATE} to be read as data",
+        seen=f"a full unpickler that looked up {', '.join(sorted(set(asked))[:5])}",
+    )
+
+
+@judges("trust.least")
+def test_a_foreign_pickle_that_needs_code_is_not_even_tried(run: Scenario, tmp_path: Path) -> None:
+    """Data first, code after the check: a restricted reader must not fall back to a full one for somebody else's file."""
+    run.start().commit_at(2)
+    path, canary = run.folder.of(2) / layout.TRAIN_STATE, tmp_path / "canary"
+    path.write_bytes(_canary_pickle(canary))
+    _give_away(path)
+    run.judge.tell(f"{layout.TRAIN_STATE} of step 2 is a pickle of uid {SECOND_UID} that runs code")
+    refused = _try_load(run.start(seed=999))
+    run.expect(
+        "trust.least",
+        bool(refused) and not canary.exists(),
+        expected="a refusal, and no code run",
+        seen=f"{refused or 'no error'}; the code {'ran' if canary.exists() else 'did not run'}",
+    )
+
+
+def _expect_refusal(run: Scenario, mode: str, name: str, tmp_path: Path, clause: str) -> None:
+    run.start(mode=mode).commit_at(2)
+    path, canary = run.folder.of(2) / name, tmp_path / "canary"
+    path.write_bytes(_canary_pickle(canary))
+    _give_away(path)
+    run.judge.tell(f"{name} of step 2 now belongs to uid {SECOND_UID}, and makes {canary} when it is unpickled")
+    life = run.start(mode=mode, seed=999)
+    life.train_to(1)
+    before = life.digest()
+    naming = [str(path), str(SECOND_UID), str(os.geteuid())]
+    objections = trust.judge_pickle(SECOND_UID, os.geteuid(), stat.S_IMODE(path.stat().st_mode))
+    assert trust.Objection.REFUSE in objections, "the scenario is about a refusal"
+    refused = _try_load(life)
+    run.expect("trust.no-canary", not canary.exists(), expected="no pickled code to run", seen=f"it ran, in {name}")
+    right = isinstance(refused, Raised) and "PermissionError" in refused.kinds
+    silent = [word for word in naming if refused is None or word not in str(refused)]
+    run.expect(
+        clause,
+        right and not silent,
+        expected=f"a PermissionError naming {', '.join(naming)}",
+        seen=str(refused or "no error"),
+    )
+    run.expect_same("trust.before-mutation", life.digest(), before, _kinds(before), "the state before the refused load")
+
+
+def _expect_no_load(run: Scenario, step: int, what: str) -> None:
+    """Refused, or not taken for a checkpoint: in no case loaded."""
+    life = run.start(seed=999)
+    try:
+        loaded = life.load()
+    except Raised as error:
+        run.expect("trust.same-file", True, expected=f"{what} to be refused", seen=str(error))
+        return
+    run.expect("trust.same-file", loaded.step != step, expected=f"{what} to be refused", seen=f"loaded step {loaded.step}")
+
+
+def _try_load(life: Life) -> ManagerFault | None:
+    try:
+        life.load()
+    except Raised as error:
+        life.scenario.judge.tell(f"the load raises {error.message[:200]}")
+        return error
+    return None
+
+
+def _canary_pickle(canary: Path) -> bytes:
+    """A pickle whose whole content is a call of os.mkdir."""
+    return b"cos\nmkdir\n(S'" + os.fsencode(canary) + b"'\ntR."
+
+
+def _give_away(path: Path) -> None:
+    if os.geteuid() != 0:
+        raise Unreached(
+            f"making a file of another owner needs root, and the suite runs as uid {os.geteuid()}: "
+            "run it as root in a container to have this judged"
+        )
+    os.chown(path, SECOND_UID, SECOND_UID)
+
+
+def _kinds(digest: dict[str, str]) -> set[str]:
+    return {name.partition("/")[0] for name in digest}
