@@ -34,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--forge-level", help="core, strict or durable (default: what is claimed)")
     group.addoption("--forge-claims", help="capabilities, comma-separated, instead of what is claimed")
     group.addoption("--forge-timeout", type=float, default=20.0, help="seconds until a command counts as hung")
+    group.addoption("--forge-clauses", help="only tests that judge one of these, comma-separated")
     group.addoption("--forge-examples", type=int, default=0, help="random programs to try (default: a few, always the same)")
 
 
@@ -75,6 +76,12 @@ class Session:
         """Whether the level and the claims cover this clause."""
         clause = BY_SLUG[slug]
         return clause.level <= self.level and clause.capabilities <= self.capabilities
+
+    def wants(self, declared: Judges) -> bool:
+        """Whether a test that judges this fits the level, the claims and what was asked for."""
+        only = self._config.getoption("--forge-clauses")
+        asked = only is None or not set(only.split(",")).isdisjoint(declared.clauses)
+        return asked and declared.needs <= self.capabilities and self.is_judged(declared.clauses[0])
 
     def close(self) -> None:
         """Ends the server with all its workers."""
@@ -119,7 +126,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept, dropped = [], []
     for item in items:
         declared = declared_by(item)
-        wanted = declared is None or (declared.needs <= session.capabilities and session.is_judged(declared.clauses[0]))
+        wanted = declared is None or session.wants(declared)
         unset = any(mark.name == "skip" for mark in item.iter_markers())  # parametrised over no claimed mode at all
         (kept if wanted and not unset else dropped).append(item)
     items[:] = kept

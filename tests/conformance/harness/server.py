@@ -17,8 +17,11 @@ from typing import Any
 
 from forge_conformance.adapter import Layout
 from forge_conformance.worker.channel import Channel, Closed
+from forge_spec.clauses import CAPABILITIES, Level
 
 from .worker import Worker, connect
+
+LEVELS = [str(level) for level in Level]
 
 _WORKER = Path(__file__).resolve().parents[1] / "worker"
 
@@ -96,6 +99,12 @@ class Server:
             ) from None
         if "refusal" in hello:
             raise CannotJudge(hello["refusal"])
+        unknown = sorted(set(hello["capabilities"]) - CAPABILITIES.keys())
+        if unknown or hello["level"] not in LEVELS:
+            raise CannotJudge(
+                f"{hello['adapter']} claims {', '.join(unknown) or 'level ' + repr(hello['level'])}, which does not "
+                f"exist. Levels are {', '.join(LEVELS)}; capabilities are {', '.join(CAPABILITIES)}."
+            )
         return Implementation(
             name=hello["implementation"],
             adapter=hello["adapter"],

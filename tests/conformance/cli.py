@@ -1,0 +1,375 @@
+"""The command `forge-conformance`.
+
+    smoke    a first contact: does the manager import, save, and come back after a kill?
+    run      the suite; verdicts by chapter and clause
+    list     the clauses, or the capabilities
+    explain  one clause: what, why, and which tests judge it
+
+`run` exits with 0 when every judged clause holds, 1 when one fell (or an
+expected failure is stale), 2 when nothing could be judged, 3 for an error of
+the suite itself.
+"""
+
+import argparse
+import contextlib
+import importlib
+import io
+import re
+import sys
+import textwrap
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import pytest
+
+from forge_conformance import __version__
+from forge_conformance.harness.judge import JUDGES, Judges
+from forge_conformance.harness.server import CannotJudge, Implementation, Server
+from forge_conformance.harness.worker import Died, Hung, ManagerFault
+from forge_conformance.report import render
+from forge_conformance.report.verdicts import (
+    BadExpectations,
+    Finding,
+    Report,
+    Status,
+    Verdict,
+    capability_mismatches,
+    judge,
+    read_expected,
+)
+from forge_spec import BY_SLUG, CLAUSES
+from forge_spec.clauses import CAPABILITIES, Level
+
+_HERE = Path(__file__).resolve().parent
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status; see the module's text."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.command(options)
+        return status
+    except (CannotJudge, BadExpectations, BadArgument) as reason:
+        print(f"forge-conformance: {reason}", file=sys.stderr)
+        return Status.NOTHING_JUDGED
+    except KeyboardInterrupt:
+        print("forge-conformance: interrupted", file=sys.stderr)
+        return Status.OUR_ERROR
+
+
+class BadArgument(Exception):
+    """An option has a value that it can't have; the text names it and what it could be."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="forge-conformance", description="Judge a training-checkpoint manager.")
+    parser.add_argument("--version", action="version", version=f"forge-conformance {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    smoke = commands.add_parser("smoke", help="first contact with a manager: seconds")
+    run = commands.add_parser("run", help="judge a manager by every clause that it claims")
+    for command in (smoke, run):
+        command.add_argument("--impl", required=True, help="a drop-in module, module:Adapter, or path/to/file.py:Adapter")
+        command.add_argument("--python", help="the Python that the manager lives in (default: this one)")
+        command.add_argument("--timeout", type=float, default=20, metavar="S", help="when a command counts as hung (20)")
+    smoke.set_defaults(command=_smoke)
+    run.add_argument("--level", help="core, strict or durable (default: what the manager claims)")
+    run.add_argument("--claims", help="capabilities instead of those claimed: a,b,c; or changes to them: +a,-b")
+    run.add_argument("--xfail-file", type=Path, help="expected failures, one `slug: reason` a line")
+    run.add_argument("--out", type=Path, help="where report.json, junit.xml, summary.md and console.txt go (./reports/NAME)")
+    run.add_argument("--clause", action="append", metavar="SLUG", help="only the tests that judge this clause; repeatable")
+    run.add_argument("--examples", type=int, default=0, metavar="N", help="fuzz: N new random programs instead of the usual few")
+    run.add_argument("-n", type=int, default=1, metavar="N", help="processes that judge side by side (1)")
+    run.set_defaults(command=_run)
+
+    listing = commands.add_parser("list", help="the clauses")
+    listing.add_argument("--level", help="only up to this level")
+    listing.add_argument("--capabilities", action="store_true", help="what an implementation may claim, instead")
+    listing.set_defaults(command=_list)
+    explain = commands.add_parser("explain", help="one clause: what, why, and which tests judge it")
+    explain.add_argument("slug")
+    explain.set_defaults(command=_explain)
+    return parser
+
+
+# -- smoke ----------------------------------------------------------------------------
+
+
+def _smoke(options: argparse.Namespace) -> int:
+    """Save, kill, resume, and say what happened at each step."""
+    begun = time.perf_counter()
+    server = Server(options.impl, options.python, options.timeout)
+    try:
+        said = _Steps(begun)
+        implementation = server.implementation
+        mode = "sync" if "sync" in implementation.capabilities else "async"
+        said(f"imported {implementation.name}: level {implementation.level}, {', '.join(sorted(implementation.capabilities))}")
+        return _smoke_lives(server, mode, said)
+    finally:
+        server.close()
+
+
+def _smoke_lives(server: Server, mode: str, said: "_Steps") -> int:
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="forge-smoke-") as folder:
+        try:
+            first = server.spawn()
+            first.open({"folder": folder, "mode": mode}, seed=0)
+            said("made the manager over an empty folder")
+            first.train(3)
+            first.save()
+            first.wait()
+            said(f"saved step 3; the folder holds {', '.join(sorted(p.name for p in Path(folder).iterdir()))}")
+            digest = first.digest()
+            first.kill()
+            said("killed the process")
+            second = server.spawn()
+            second.open({"folder": folder, "mode": mode}, seed=1)
+            loaded = second.load()
+            said(f"a new process resumed at step {loaded.step}")
+            return _compare(digest, second.digest(), loaded.step, said)
+        except ManagerFault as fault:
+            print(f"FAIL: {fault}")
+            return Status.FAILED
+
+
+def _compare(saved: dict[str, str], resumed: dict[str, str], step: int, said: "_Steps") -> int:
+    differing = sorted(name for name in saved if saved[name] != resumed.get(name) and not name.startswith("gradient"))
+    if step != 3:
+        print(f"FAIL: it came back at step {step}, not at 3")
+        return Status.FAILED
+    said("every piece of state came back bit for bit" if not differing else f"not the same as saved: {', '.join(differing)}")
+    weights = [name for name in differing if name.startswith(("parameter", "buffer", "moment"))]
+    return Status.FAILED if weights else Status.PASSED
+
+
+class _Steps:
+    """Prints what was reached, with the time since the start."""
+
+    def __init__(self, begun: float) -> None:
+        self._begun = begun
+
+    def __call__(self, sentence: str) -> None:
+        print(f"{time.perf_counter() - self._begun:6.2f} s  {sentence}", flush=True)
+
+
+# -- run ------------------------------------------------------------------------------
+
+
+def _run(options: argparse.Namespace) -> int:
+    begun = time.perf_counter()
+    expected = read_expected(options.xfail_file) if options.xfail_file else ()
+    only = _clauses(options.clause)
+    implementation = _first_contact(options)
+    level = _level(options.level or implementation.level)
+    claims = _claims(options.claims, implementation.capabilities)
+    collected = _Collected(sys.stderr)
+    pytest_status, output = _pytest(options, level, claims, only, collected)
+    judged, stale = judge(collected.findings, level, claims, expected, only)
+    report = Report(
+        implementation=_described(implementation, options, claims),
+        level=level,
+        judged=judged,
+        stale=stale,
+        mismatches=capability_mismatches(claims, implementation.probe),
+        findings=tuple(collected.findings),
+        seconds=time.perf_counter() - begun,
+        is_partial=only is not None,
+        errors=_our_errors(pytest_status, output, collected),
+    )
+    print(render.console(report, colour=sys.stdout.isatty()))
+    out = options.out or Path("reports") / re.sub(r"[^A-Za-z0-9_.-]+", "-", implementation.name)
+    print(f"written: {', '.join(render.write(report, out))}")
+    return report.status
+
+
+def _first_contact(options: argparse.Namespace) -> Implementation:
+    """What the manager says of itself; `CannotJudge` if it does not even come to life."""
+    import tempfile
+
+    server = Server(options.impl, options.python, options.timeout)
+    try:
+        with tempfile.TemporaryDirectory(prefix="forge-contact-") as folder:
+            mode = "sync" if "sync" in server.implementation.capabilities else "async"
+            worker = server.spawn()
+            try:
+                worker.open({"folder": folder, "mode": mode}, seed=0)
+            except (Hung, Died, ManagerFault) as fault:
+                raise CannotJudge(
+                    f"{options.impl} was imported, but a manager over an empty folder could not be made, so nothing "
+                    f"can be judged. {fault}"
+                ) from None
+        return server.implementation
+    finally:
+        server.close()
+
+
+def _level(name: str) -> Level:
+    try:
+        return Level.named(name)
+    except ValueError as error:
+        raise BadArgument(f"{error}.") from None
+
+
+def _claims(option: str | None, claimed: frozenset[str]) -> frozenset[str]:
+    """`a,b` replaces what is claimed, `+a,-b` changes it."""
+    words = [word.strip() for word in option.split(",") if word.strip()] if option else []
+    changes = [word for word in words if word[0] in "+-"]
+    names = {word.lstrip("+-") for word in words} | claimed
+    unknown = sorted(names - CAPABILITIES.keys())
+    if unknown:
+        whose = "--claims names" if not unknown[0] in claimed else "the adapter claims"
+        raise BadArgument(f"{whose} {', '.join(unknown)}, which is no capability; there are {', '.join(CAPABILITIES)}.")
+    if changes and len(changes) != len(words):
+        raise BadArgument(f"--claims {option} mixes names with changes; write either a,b,c or +a,-b.")
+    if changes:
+        added = {word[1:] for word in changes if word[0] == "+"}
+        return (claimed | added) - {word[1:] for word in changes if word[0] == "-"}
+    return frozenset(words) or claimed
+
+
+def _clauses(slugs: list[str] | None) -> frozenset[str] | None:
+    unknown = [slug for slug in slugs or [] if slug not in BY_SLUG]
+    if unknown:
+        raise BadArgument(f"there is no clause {', '.join(unknown)}; forge-conformance list shows them all.")
+    return frozenset(slugs) if slugs else None
+
+
+def _pytest(
+    options: argparse.Namespace, level: Level, claims: frozenset[str], only: frozenset[str] | None, collected: "_Collected"
+) -> tuple[int, str]:
+    """Run the suite; pytest's exit status and what it printed, which is of interest only when it broke."""
+    arguments = ["-c", str(_HERE / "pytest.ini"), f"--rootdir={_HERE}", str(_HERE)]
+    arguments += ["--forge-impl", options.impl, "--forge-level", str(level), "--forge-claims", ",".join(sorted(claims))]
+    arguments += ["--forge-timeout", str(options.timeout), "--forge-examples", str(options.examples)]
+    if options.python:
+        arguments += ["--forge-python", options.python]
+    if only:
+        arguments += ["--forge-clauses", ",".join(sorted(only))]
+    if options.n > 1:
+        arguments += ["-n", str(options.n), "--dist", "worksteal"]
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        status = int(pytest.main(arguments, plugins=[collected]))
+    collected.end()
+    return status, output.getvalue()
+
+
+def _our_errors(pytest_status: int, output: str, collected: "_Collected") -> tuple[str, ...]:
+    """Whatever kept tests from finding something out."""
+    broken = pytest_status in (pytest.ExitCode.INTERNAL_ERROR, pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERRUPTED)
+    tail = (f"pytest ended with status {pytest_status}:\n{output[-3000:]}",) if broken else ()
+    return (*collected.lost, *tail)
+
+
+def _described(implementation: Implementation, options: argparse.Namespace, claims: frozenset[str]) -> dict[str, Any]:
+    return {
+        "name": implementation.name,
+        "adapter": implementation.adapter,
+        "claimed_level": implementation.level,
+        "capabilities": sorted(claims),
+        "environment": implementation.environment,
+        "is_other_python": bool(options.python),
+    }
+
+
+class _Collected:
+    """A pytest plugin of the controlling process: gathers findings, shows progress."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.findings: list[Finding] = []
+        self.lost: list[str] = []
+        """Tests that ended without a finding: our errors."""
+        self._stream = stream
+        self._total = 0
+        self._failed = 0
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self._total = len(session.items) or self._total
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, node: Any, ids: Sequence[str]) -> None:
+        self._total = len(ids)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        properties = dict(report.user_properties)
+        values = properties.get("forge")
+        if isinstance(values, dict):
+            self.findings.append(Finding.of(values))
+            self._failed += values["outcome"] in ("failed", "error")
+            self._show(values["case"])
+        elif report.failed:
+            self.lost.append(f"{report.nodeid}: {report.longrepr}")
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self.lost.append(f"{report.nodeid} could not be collected: {report.longrepr}")
+
+    def _show(self, case: str) -> None:
+        done = len(self.findings)
+        fell = f", {self._failed} fell" if self._failed else ""
+        if self._stream.isatty():
+            print(f"\r\033[K{done}/{self._total}{fell}  {case[:90]}", end="", file=self._stream, flush=True)
+        elif done % 25 == 0 or done == self._total:
+            print(f"{done}/{self._total} tests{fell}", file=self._stream, flush=True)
+
+    def end(self) -> None:
+        """Leave the terminal's line clean."""
+        if self._stream.isatty():
+            print("\r\033[K", end="", file=self._stream, flush=True)
+
+
+# -- list and explain -----------------------------------------------------------------
+
+
+def _list(options: argparse.Namespace) -> int:
+    if options.capabilities:
+        for name, meaning in CAPABILITIES.items():
+            print(f"{name:<14} {meaning}")
+        return 0
+    level = _level(options.level) if options.level else Level.DURABLE
+    for clause in CLAUSES:
+        if clause.level <= level:
+            needs = f" [{', '.join(sorted(clause.capabilities))}]" if clause.capabilities else ""
+            head = f"{clause.slug} ({clause.level}){needs}"
+            print(textwrap.fill(f"{head}: {clause.sentence}", 110, subsequent_indent="    "))
+    return 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    (slug,) = _clauses([options.slug]) or ()
+    clause = BY_SLUG[slug]
+    print(f"{clause.slug}, level {clause.level}")
+    parts = {
+        "must": f"a checkpoint manager {clause.sentence}",
+        "why": clause.why,
+        "judged when": clause.sometimes,
+        "needs": ", ".join(sorted(clause.capabilities)) or "nothing but a manager",
+        "rests on": ", ".join(clause.rests_on) or "no other clause",
+    }
+    for name, text in parts.items():
+        print(textwrap.fill(f"{name}: {text}", 110, initial_indent="  ", subsequent_indent="    "))
+    tests = sorted(case for case, declared in _tests() if slug in declared.clauses)
+    print("  tests:" if tests else "  tests: none yet")
+    for case in tests:
+        print(f"    {case}")
+    return 0
+
+
+def _tests() -> Iterator[tuple[str, Judges]]:
+    """Every test of the suite with what it judges."""
+    for path in sorted(_HERE.glob("test_*.py")):
+        module = importlib.import_module(f"forge_conformance.{path.stem}")
+        for name, value in vars(module).items():
+            declared = getattr(value, JUDGES, None)
+            if name.startswith("test_") and declared is not None:
+                yield f"{path.stem.removeprefix('test_')}/{name.removeprefix('test_').replace('_', '-')}", declared
+
+
+
+
+if __name__ == "__main__":
+    sys.exit(main())

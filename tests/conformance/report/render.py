@@ -1,0 +1,242 @@
+"""The same report four times: for a terminal, a program, a CI server and a pull request."""
+
+import json
+import textwrap
+from typing import Any
+from xml.etree import ElementTree
+
+from forge_conformance import __version__
+from forge_spec import CHAPTERS
+
+from .verdicts import Finding, Judged, Report, Verdict
+
+SCHEMA_VERSION = 1
+_MARKS = {
+    Verdict.PASS: "✓",
+    Verdict.FAIL: "✗",
+    Verdict.EXPECTED_FAIL: "~",
+    Verdict.UNREACHED: "?",
+    Verdict.UNCLAIMED: "·",
+    Verdict.ERROR: "!",
+}
+_COLOURS = {Verdict.PASS: "32", Verdict.FAIL: "31;1", Verdict.EXPECTED_FAIL: "33", Verdict.UNREACHED: "35", Verdict.ERROR: "31"}
+_WIDTH = 110
+
+
+def console(report: Report, colour: bool = False) -> str:
+    """Verdicts by chapter and clause, then what fell and how to reproduce it, then the totals."""
+    lines = [_title(report), ""]
+    for chapter, judged in _by_chapter(report):
+        lines.append(f"{chapter}")
+        lines += [_line(one, colour) for one in judged if one.verdict is not Verdict.UNCLAIMED]
+        unclaimed = [one.clause.slug.partition(".")[2] for one in judged if one.verdict is Verdict.UNCLAIMED]
+        if unclaimed:
+            lines.append(_wrapped(f"{_MARKS[Verdict.UNCLAIMED]} unclaimed: {', '.join(unclaimed)}", 2, 4))
+    for one in _fallen(report):
+        lines += ["", *_explained(one, report)]
+    if report.stale:
+        lines += ["", *(f"STALE expected failure: {entry} holds now; remove its line" for entry in report.stale)]
+    lines += [f"CAPABILITY {mismatch}" for mismatch in report.mismatches]
+    lines += [f"ERROR of the suite, not of the manager: {error}" for error in report.errors]
+    return "\n".join([*lines, "", totals(report)])
+
+
+def totals(report: Report) -> str:
+    """One sentence with all counts."""
+    words = [f"{report.count(verdict)} {verdict}" for verdict in Verdict if report.count(verdict)]
+    stale = f", {len(report.stale)} stale" if report.stale else ""
+    tests = f"{len(report.findings)} tests in {report.seconds:.0f} s"
+    return f"{', '.join(words) or 'nothing judged'}{stale} ({tests}); exit status {int(report.status)}"
+
+
+def _title(report: Report) -> str:
+    environment = report.implementation["environment"]
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    judged = f"{report.implementation['name']}{f' ({versions})' if versions else ''}"
+    where = f"python {environment['python']}, torch {environment['torch']}"
+    return f"forge-conformance {__version__}: {judged} at level {report.level}, {where}"
+
+
+def _by_chapter(report: Report) -> list[tuple[str, list[Judged]]]:
+    names = [chapter.__name__.rpartition(".")[2] for chapter in CHAPTERS]
+    grouped = [(name, [one for one in report.judged if one.clause.chapter == name]) for name in names]
+    return [(name, judged) for name, judged in grouped if judged]
+
+
+def _line(one: Judged, colour: bool) -> str:
+    mark = f"{_MARKS[one.verdict]} {one.verdict:<13}"
+    if colour:
+        mark = f"\033[{_COLOURS[one.verdict]}m{mark}\033[0m"
+    count = f"reached {one.reached} times" if one.reached else ""
+    note = f"rests on {one.because_of}, which fell" if one.because_of else one.reason
+    return f"  {mark} {one.clause.slug:<36} {count:<20} {textwrap.shorten(note, 150, placeholder=' ...')}".rstrip()
+
+
+def _fallen(report: Report) -> list[Judged]:
+    """Roots first: what rests on a fallen clause is usually its consequence."""
+    fallen = [one for one in report.judged if one.verdict in (Verdict.FAIL, Verdict.ERROR)]
+    return sorted(fallen, key=lambda one: one.because_of is not None)
+
+
+def _explained(one: Judged, report: Report) -> list[str]:
+    head = f"{one.verdict.upper()} {one.clause.slug} ({one.clause.level}): a checkpoint manager {one.clause.sentence}"
+    lines = [_wrapped(head, 0, 2), _wrapped(f"why: {one.clause.why}", 2, 4)]
+    if one.because_of is not None:
+        return [*lines, f"  It rests on {one.because_of}, which fell too: look there first.", *_seen(one.failures[0])[:2]]
+    if one.verdict is Verdict.ERROR:
+        return [*lines, f"  error of the suite: {one.reason}"]
+    lines += _seen(one.failures[0])
+    others = [finding.case for finding in one.failures[1:]]
+    if others:
+        lines.append(_wrapped(f"also in: {', '.join(others)}", 2, 4))
+    return [*lines, f"  reproduce: {reproduce(one, report)}"]
+
+
+def _seen(finding: Finding) -> list[str]:
+    assert finding.failure is not None, "a fallen clause has a failure"
+    failure = finding.failure
+    lines = [_wrapped(f"expected: {failure['expected']}", 2, 4), _wrapped(f"seen: {failure['seen']}", 2, 4)]
+    lines.append(f"  what happened, in {finding.case}:")
+    return lines + [_wrapped(f"{number}. {sentence}", 4, 7) for number, sentence in enumerate(failure["story"], 1)]
+
+
+def reproduce(one: Judged, report: Report) -> str:
+    """The command that runs the tests of this clause alone."""
+    python = report.implementation["environment"]["executable"]
+    other = f" --python {python}" if report.implementation.get("is_other_python") else ""
+    level = f" --level {report.level}"
+    return f"forge-conformance run --impl {report.implementation['name']}{other}{level} --clause {one.clause.slug}"
+
+
+def _wrapped(text: str, indent: int, hanging: int) -> str:
+    paragraphs = text.splitlines() or [""]
+    first = textwrap.fill(paragraphs[0], _WIDTH, initial_indent=" " * indent, subsequent_indent=" " * hanging)
+    return "\n".join([first, *(" " * hanging + line for line in paragraphs[1:])])
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """The report as plain values, as `schema.json` describes them."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "suite_version": __version__,
+        "implementation": report.implementation,
+        "level": str(report.level),
+        "is_partial": report.is_partial,
+        "totals": {str(verdict): report.count(verdict) for verdict in Verdict},
+        "clauses": [_clause_json(one) for one in report.judged],
+        "stale_expected_failures": [str(entry) for entry in report.stale],
+        "capability_mismatches": list(report.mismatches),
+        "tests": [_finding_json(finding) for finding in report.findings],
+        "errors": list(report.errors),
+        "seconds": round(report.seconds, 3),
+        "exit_status": int(report.status),
+    }
+
+
+def _clause_json(one: Judged) -> dict[str, Any]:
+    return {
+        "slug": one.clause.slug,
+        "chapter": one.clause.chapter,
+        "level": str(one.clause.level),
+        "capabilities": sorted(one.clause.capabilities),
+        "sentence": one.clause.sentence,
+        "why": one.clause.why,
+        "verdict": str(one.verdict),
+        "reached": one.reached,
+        "because_of": one.because_of,
+        "reason": one.reason,
+        "tests": list(one.cases),
+        "failures": [{"test": f.case, **(f.failure or {"seen": f.reason})} for f in one.failures],
+    }
+
+
+def _finding_json(finding: Finding) -> dict[str, Any]:
+    return {
+        "test": finding.case,
+        "clauses": list(finding.clauses),
+        "reached": finding.reached,
+        "outcome": finding.outcome,
+        "seconds": round(finding.seconds, 4),
+        "reason": finding.reason,
+    }
+
+
+def junit(report: Report) -> str:
+    """One test case per clause; unclaimed and unreached ones are skipped, with the reason."""
+    suites = ElementTree.Element("testsuites", name="forge-conformance")
+    for chapter, judged in _by_chapter(report):
+        suite = ElementTree.SubElement(suites, "testsuite", name=chapter, tests=str(len(judged)))
+        for key, verdicts in (
+            ("failures", [Verdict.FAIL]),
+            ("errors", [Verdict.ERROR]),
+            ("skipped", [Verdict.UNCLAIMED, Verdict.UNREACHED, Verdict.EXPECTED_FAIL]),
+        ):
+            suite.set(key, str(sum(one.verdict in verdicts for one in judged)))
+        for one in judged:
+            _junit_case(suite, one, report)
+    ElementTree.indent(suites)
+    return ElementTree.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _junit_case(suite: ElementTree.Element, one: Judged, report: Report) -> None:
+    case = ElementTree.SubElement(suite, "testcase", classname=f"forge.{one.clause.chapter}", name=one.clause.slug)
+    match one.verdict:
+        case Verdict.FAIL | Verdict.ERROR:
+            tag = "failure" if one.verdict is Verdict.FAIL else "error"
+            body = ElementTree.SubElement(case, tag, message=_printable(one.clause.sentence))
+            body.text = _printable("\n".join(_explained(one, report)))
+        case Verdict.UNCLAIMED | Verdict.UNREACHED | Verdict.EXPECTED_FAIL:
+            ElementTree.SubElement(case, "skipped", message=_printable(f"{one.verdict}: {one.reason}"))
+
+
+def _printable(text: str) -> str:
+    """XML has no place for control characters."""
+    return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
+
+
+def markdown(report: Report) -> str:
+    """A summary for a pull request or a job page."""
+    lines = [f"## {_title(report)}", "", totals(report), "", "| chapter | " + " | ".join(Verdict) + " |"]
+    lines.append("|---" * (len(Verdict) + 1) + "|")
+    for chapter, judged in _by_chapter(report):
+        counts = [str(sum(one.verdict is verdict for one in judged) or "") for verdict in Verdict]
+        lines.append(f"| {chapter} | {' | '.join(counts)} |")
+    for heading, verdicts in (
+        ("Failed", (Verdict.FAIL, Verdict.ERROR)),
+        ("Failed as expected", (Verdict.EXPECTED_FAIL,)),
+        ("Unreached", (Verdict.UNREACHED,)),
+    ):
+        chosen = [one for one in report.judged if one.verdict in verdicts]
+        if chosen:
+            lines += ["", f"### {heading}", ""]
+            lines += [f"- `{one.clause.slug}` ({one.clause.level}): {_because(one)}" for one in chosen]
+    lines += [f"- stale expected failure: `{entry}`" for entry in report.stale]
+    lines += [f"- capability: {mismatch}" for mismatch in report.mismatches]
+    return "\n".join(lines) + "\n"
+
+
+def _because(one: Judged) -> str:
+    if one.reason:
+        return one.reason
+    finding = one.failures[0]
+    assert finding.failure is not None, "a failed clause has a failure"
+    root = f" (rests on `{one.because_of}`)" if one.because_of else ""
+    return f"expected {_one_line(finding.failure['expected'])}; seen {_one_line(finding.failure['seen'])}{root}"
+
+
+def _one_line(text: str) -> str:
+    return textwrap.shorten(text.replace("|", "\\|"), 300, placeholder=" ...")
+
+
+def write(report: Report, directory: Any) -> list[str]:
+    """All files of a report into a directory that is made if need be; their names."""
+    directory.mkdir(parents=True, exist_ok=True)
+    contents = {
+        "report.json": json.dumps(as_json(report), indent=2) + "\n",
+        "junit.xml": junit(report),
+        "summary.md": markdown(report),
+        "console.txt": console(report) + "\n",
+    }
+    for name, content in contents.items():
+        (directory / name).write_text(content)
+    return [str(directory / name) for name in contents]
