@@ -13,8 +13,10 @@ named by `latest`.  `retention` says what may go once it counts.  `resume` says
 how a run comes back to it.  `freeze` and `trust` say which loads are refused
 before they can do harm.
 
-`clauses` defines the form of a clause, the levels and the capabilities; `book`
-renders all of it as the document BOOK.md.
+`model` puts commit and retention together: given the calls of one run, it
+bounds what its folder may look like after each of them.  `clauses` defines the
+form of a clause, the levels and the capabilities; `book` renders the chapters
+as the document BOOK.md.
 """
 
 from collections.abc import Mapping

@@ -290,6 +290,8 @@ def test_a_synchronous_save_that_fails_says_so_and_the_next_one_works(run: Scena
     run.judge.tell("the disk is full")
     raised = _errors(life, "save")
     life.gate.heal()
+    if not raised and 4 in run.folder.complete():
+        raise Unreached("the save writes its files elsewhere and moves them here, so a full folder did not stop it")
     run.expect("commit.failed-save", bool(raised), expected="a save on a full disk to raise", seen="no error")
     run.expect(
         "commit.failed-save",

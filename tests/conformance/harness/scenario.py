@@ -248,9 +248,12 @@ class Scenario:
 
     def require_gate(self) -> None:
         """`Unreached` where this machine cannot hold file operations."""
-        reason = self.server.filter_refusal or gate_is_supported()
-        if reason is not None:
-            raise Unreached(f"file operations can't be held: {reason}")
+        if not self.can_gate():
+            raise Unreached(f"file operations can't be held: {self.server.filter_refusal or gate_is_supported()}")
+
+    def can_gate(self) -> bool:
+        """Whether this machine can hold file operations, as far as is known."""
+        return (self.server.filter_refusal or gate_is_supported()) is None
 
     def timeline(self, seed: int = 0) -> Timeline:
         """The undisturbed run of this seed."""
@@ -291,8 +294,9 @@ class Scenario:
         )
 
     def expect_landing(self, clause: str, loaded: Loaded, allowed: Iterable[int | None], because: str = "") -> None:
-        """A resume came back at one of these steps; None stands for a fresh start."""
+        """A resume came back at one of these steps; None stands for a fresh start, which step 0 can't be told from."""
         steps = set(allowed)
+        steps |= {None} if 0 in steps else set()
         seen = None if loaded.is_fresh else loaded.step
         self.expect(
             clause,

@@ -67,6 +67,7 @@ class Server:
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
+                    env={**os.environ, "TMPDIR": str(self._directory)},  # what a killed manager leaves there goes with us
                 )
         except OSError as error:
             shutil.rmtree(self._directory)

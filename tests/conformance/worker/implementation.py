@@ -48,11 +48,13 @@ def find(name: str) -> type[Adapter]:
 def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise CannotJudge(f"--impl names the file {path}, and there is no such file in {Path.cwd()}.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    """Under a name of its own, and with its neighbours last on the path: `orbax.py` must not hide the package orbax."""
+    name = f"implementation_under_test_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None, "a .py file always has a loader"
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    sys.path.insert(0, str(path.resolve().parent))
+    sys.modules[name] = module
+    sys.path.append(str(path.resolve().parent))
     spec.loader.exec_module(module)
     return module
 

@@ -1,0 +1,289 @@
+"""The manager and the specification's model, side by side, over random programs.
+
+A program is a list of actions: train, save, wait, kill (between calls, or at
+the n-th file operation of a save), resume, rewind.  After each of them the
+folder has to lie within the model's bounds, and what comes back has to be the
+timeline's state, to the bit.  Every list of actions is a program, so
+Hypothesis can drop any action of a failing one: what a failure tells is the
+shortest program that it found.
+
+By default the same few programs are tried every time; `--examples N` tries N
+new ones.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from forge_conformance.harness.gate import at
+from forge_conformance.harness.judge import ClauseFailure, judges
+from forge_conformance.harness.scenario import Life, Scenario
+from forge_conformance.harness.worker import ManagerFault
+from forge_spec import model, resume, schedule
+from forge_spec.schedule import Window
+
+USUAL_PROGRAMS = 14
+SHRINKING_S = 60
+WINDOW = (0, 6)
+
+
+@dataclass(frozen=True)
+class Train:
+    steps: int
+
+
+@dataclass(frozen=True)
+class Save:
+    pass
+
+
+@dataclass(frozen=True)
+class Wait:
+    pass
+
+
+@dataclass(frozen=True)
+class Kill:
+    pass
+
+
+@dataclass(frozen=True)
+class KillInSave:
+    """Dies at this file operation of the save, counted from its beginning; later than its last one is a plain save."""
+
+    operation: int
+
+
+@dataclass(frozen=True)
+class Resume:
+    """A new process, with another limit."""
+
+    keep_last_n: int
+
+
+@dataclass(frozen=True)
+class Rewind:
+    """A new process that loads an older checkpoint by its path: the n-th of those that stand, counted round."""
+
+    which: int
+
+
+Action = Train | Save | Wait | Kill | KillInSave | Resume | Rewind
+
+ACTIONS: st.SearchStrategy[Action] = st.one_of(
+    st.builds(Train, st.integers(1, 3)),
+    st.just(Save()),
+    st.just(Save()),
+    st.just(Wait()),
+    st.just(Kill()),
+    st.builds(KillInSave, st.integers(1, 60)),
+    st.builds(Resume, st.integers(0, 3)),
+    st.builds(Rewind, st.integers(0, 5)),
+)
+PROGRAMS = st.lists(ACTIONS, min_size=1, max_size=14)
+
+
+@judges(
+    "resume.after-kill",
+    "resume.lands",
+    "resume.exact",
+    "resume.one-step",
+    "commit.sync",
+    "commit.no-later-than",
+    "commit.atomic-pointer",
+    "retention.keeps",
+    "retention.drops",
+)
+@pytest.mark.parametrize("has_window", [False, True], ids=["interval", "window"])
+def test_the_manager_does_what_the_model_allows(
+    fresh_run: Callable[[], Scenario], mode: str, has_window: bool, pytestconfig: pytest.Config
+) -> None:
+    examples = pytestconfig.getoption("--forge-examples")
+    giving_up = _GivingUp()
+
+    @settings(
+        max_examples=examples or USUAL_PROGRAMS,
+        derandomize=not examples,
+        database=None,
+        deadline=None,
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate, Phase.shrink],
+    )
+    @given(PROGRAMS)
+    def try_program(program: list[Action]) -> None:
+        if giving_up.skips(program):
+            return
+        run = fresh_run()
+        try:
+            Run(run, mode, has_window and run.has("window")).perform(program)
+        except (ClauseFailure, ManagerFault):
+            giving_up.failed(program)
+            raise
+
+    try_program()
+
+
+class _GivingUp:
+    """Ends the search for a shorter program in time; those that are known to fail still do."""
+
+    def __init__(self) -> None:
+        self._until: float | None = None
+        self._failing: list[list[Action]] = []
+
+    def failed(self, program: list[Action]) -> None:
+        self._until = self._until or time.monotonic() + SHRINKING_S
+        self._failing.append(program)
+
+    def skips(self, program: list[Action]) -> bool:
+        return self._until is not None and time.monotonic() > self._until and program not in self._failing
+
+
+class Run:
+    """One program: the manager's side in `_run`, the model's in `_state`."""
+
+    def __init__(self, run: Scenario, mode: str, has_window: bool) -> None:
+        self._run = run
+        self._mode = mode
+        self._window: Window | None = schedule.power2_window(*WINDOW) if has_window else None
+        limit = 2 if run.has("retention") else 0
+        self._state = model.State(keep_last_n=limit, background=mode != "sync")
+        self._life: Life | None = None
+
+    def perform(self, program: list[Action]) -> None:
+        """Do it all; raises `ClauseFailure` at the first disagreement."""
+        for action in program:
+            match action:
+                case Train(steps):
+                    life = self._alive()
+                    life.train_to(life.step + steps)
+                case Save():
+                    self._save()
+                case Wait():
+                    self._alive().wait()
+                    self._agree(*model.after_wait(self._state))
+                case Kill():
+                    self._kill()
+                case KillInSave(operation):
+                    self._kill_in_save(operation)
+                case Resume(keep_last_n):
+                    self._kill()
+                    self._resume(keep_last_n)
+                case Rewind(which):
+                    self._rewind(which)
+        self._kill()
+        self._resume(self._state.keep_last_n)
+
+    # -- one action each --------------------------------------------------------
+
+    def _alive(self) -> Life:
+        if self._life is None:
+            self._resume(self._state.keep_last_n)
+        assert self._life is not None, "a resume leaves a living process"
+        return self._life
+
+    def _save(self) -> None:
+        life = self._alive()
+        self._note_class(life.step)
+        life.save()
+        self._agree(*model.after_save(self._state, life.step))
+
+    def _kill(self) -> None:
+        if self._life is not None:
+            self._life.kill()
+            self._life = None
+            self._agree(*model.after_kill(self._state))
+
+    def _kill_in_save(self, operation: int) -> None:
+        life = self._alive()
+        if life.worker.gate is None:
+            self._save()
+            return
+        self._note_class(life.step)
+        number = len(life.gate.log) + operation
+        life.close_gate(at(number), saying=f"it is stopped at its file operation number {operation}")
+        life.tell_save()
+        if life.worker.replies_or_blocks() and not life.gate.held():
+            life.worker.reply()
+            life.open_gate()
+            self._agree(*model.after_save(self._state, life.step))
+            return
+        life.kill()
+        self._life = None
+        self._agree(*model.after_kill(self._state, saving=life.step))
+
+    def _resume(self, keep_last_n: int) -> None:
+        self._state = _limited(self._state, keep_last_n if self._run.has("retention") else 0)
+        self._life = self._start()
+        landing = resume.may_land_on(self._run.folder.complete(), self._run.folder.latest_or_newest())
+        loaded = self._life.load()
+        self._run.expect_landing("resume.lands", loaded, landing)
+        if loaded.step:
+            self._run.expect_state("resume.exact", self._life, loaded.step)
+
+    def _rewind(self, which: int) -> None:
+        stand = sorted(self._run.folder.complete())
+        if not stand or not self._run.has("explicit"):
+            return
+        self._kill()
+        stand = sorted(self._run.folder.complete())
+        step = stand[which % len(stand)]
+        self._life = self._start()
+        loaded = self._life.load(self._run.folder.of(step))
+        self._run.expect_landing("resume.one-step", loaded, {step}, "it was named")
+        if step:
+            self._run.expect_state("resume.one-step", self._life, step)
+
+    def _start(self) -> Life:
+        window: dict[str, Any] = {}
+        if self._window is not None:
+            window = {"window": {"start": WINDOW[0], "stop": WINDOW[1], "strategy": "power2"}}
+        return self._run.start(
+            gated=self._run.can_gate(), seed=0, mode=self._mode, keep_last_n=self._state.keep_last_n, **window
+        )
+
+    def _note_class(self, step: int) -> None:
+        if schedule.is_milestone(step, self._window):
+            self._state = replace(self._state, milestones=self._state.milestones | {step})
+
+    # -- agreement --------------------------------------------------------------
+
+    def _agree(self, state: model.State, bounds: model.Bounds) -> None:
+        folder = self._run.folder
+        complete, latest = folder.complete(), folder.latest_or_newest()
+        seen = f"{folder}"
+        when = "commit.no-later-than" if state.background else "commit.sync"
+        dead = "resume.after-kill" if self._life is None else when
+        self._run.expect(dead, latest in bounds.latest, expected=f"latest at one of {_shown(bounds.latest)}", seen=seen)
+        self._run.expect(
+            "retention.keeps",
+            bounds.must <= complete,
+            expected=f"{_shown(bounds.must)} complete, with keep_last_n={state.keep_last_n}",
+            seen=seen,
+        )
+        self._run.expect(
+            "retention.drops",
+            complete <= bounds.may,
+            expected=f"nothing but {_shown(bounds.may)}, with keep_last_n={state.keep_last_n}",
+            seen=seen,
+        )
+        self._run.expect(
+            "commit.atomic-pointer",
+            latest is None or latest in complete,
+            expected="latest at a complete checkpoint",
+            seen=seen,
+        )
+        self._state = model.adopt(state, complete, latest)
+
+
+def _limited(state: model.State, keep_last_n: int) -> model.State:
+    return replace(state, keep_last_n=keep_last_n)
+
+
+def _shown(steps: Any) -> str:
+    return ", ".join(map(str, sorted(steps, key=lambda s: -1 if s is None else s))) or "nothing"

@@ -1,0 +1,319 @@
+"""The manager on real folders: corners that a black-box suite can't reach or would not know to look for."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from forge_ref import DynamicCheckpointWindow, SaveError, layout, publish
+
+Start = Callable[..., Any]
+Same = Callable[[Any, Any], bool]
+MODES = pytest.mark.parametrize("mode", ["disabled", "async", "async_with_pinned_mem"])
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+@MODES
+@pytest.mark.parametrize("steps", [0, 3])
+def test_a_resumed_run_equals_the_uninterrupted_one(start: Start, mode: str, steps: int) -> None:
+    run, resumed = start(async_mode=mode), start(seed=1)
+    run.train(steps)
+    run.save(steps, extra={"odd": (1, {2}, b"3", frozenset({4}))})
+    losses = run.train(4)
+    run.manager.wait()
+    assert resumed.load() == (steps, 10 * steps, {"odd": (1, {2}, b"3", frozenset({4}))})
+    assert resumed.loader.position == steps
+    assert resumed.train(4) == losses
+
+
+@MODES
+@pytest.mark.parametrize("steps", [0, 3])
+def test_saving_leaves_no_trace(start: Start, equal: Same, mode: str, steps: int) -> None:
+    run = start(async_mode=mode)
+    run.train(steps)
+    before = run.picture()
+    run.save(steps)
+    run.manager.wait()
+    assert equal(run.picture(), before)
+    assert len(run.optimizer.state) == (6 if steps else 0)
+
+
+def test_a_stateless_optimizer_is_not_stepped_by_a_save(start: Start) -> None:
+    run = start()
+    run.optimizer = run.manager.optimizer = torch.optim.SGD(run.model.parameters(), lr=0.1)
+    calls = []
+    run.optimizer.register_step_pre_hook(lambda *_: calls.append(1))
+    run.manager.save(0)
+    run.manager.load()
+    assert calls == []
+
+
+def test_parameters_frozen_later_keep_their_moments(start: Start, equal: Same) -> None:
+    run, resumed = start(), start(seed=1)
+    run.train(2)
+    for each in (run, resumed):
+        each.model[0].weight.requires_grad_(False)
+    run.save(2)
+    resumed.load()
+    assert equal(resumed.picture()["moments"], run.picture()["moments"])
+
+
+def test_moments_come_back_in_their_own_precision(start: Start) -> None:
+    run, resumed = start(), start(seed=1)
+    for each in (run, resumed):
+        each.model.to(torch.bfloat16)
+    run.save(0)
+    parameter = run.model[0].weight
+    run.optimizer.state[parameter] = {
+        "step": torch.tensor(1.0),
+        "exp_avg": torch.full_like(parameter, 1 / 3).float() / 7,
+    }
+    run.save(1)
+    resumed.load()
+    moment = resumed.optimizer.state[resumed.model[0].weight]["exp_avg"]
+    assert torch.equal(moment, run.optimizer.state[parameter]["exp_avg"])
+
+
+_KINDS = {"model": "parameters", "optimizer": "moments", "scheduler": "scheduler", "dataloader": "loader", "rng": "rng"}
+
+
+@pytest.mark.parametrize("excluded", _KINDS)
+@pytest.mark.parametrize("by", ["exclude_keys", "exclude_from_loading"])
+def test_what_is_excluded_stays(start: Start, equal: Same, excluded: str, by: str) -> None:
+    run = start()
+    run.train(3)
+    run.save(3)
+    saved, resumed = run.picture(), start(seed=1, **{by: [excluded]} if by == "exclude_from_loading" else {})
+    before = resumed.picture()
+    assert resumed.load(**{by: [excluded]} if by == "exclude_keys" else {})[0] == 3
+    after = resumed.picture()
+    for part, kind in _KINDS.items():
+        assert equal(after[kind], (before if part == excluded else saved)[kind]), kind
+
+
+def test_a_part_that_can_not_be_excluded_is_refused(start: Start) -> None:
+    with pytest.raises(ValueError, match=r"exclude_keys names \['weights'\].*model"):
+        start().load(exclude_keys=["weights"])
+
+
+@MODES
+def test_a_failed_save_is_told_once_and_leaves_nothing(start: Start, mode: str) -> None:
+    run = start(async_mode=mode)
+    run.save(1)
+    run.manager.wait()
+    with _files_limited_to(1000), pytest.raises(SaveError, match="step 2"):
+        run.save(2)
+        run.manager.wait()
+    run.manager.wait()
+    assert names(run.folder) == ["latest", "step_1"]
+    run.save(3)
+    run.manager.wait()
+    assert os.readlink(run.folder / "latest") == "step_3"
+
+
+@contextmanager
+def _files_limited_to(size: int) -> Iterator[None]:
+    """A real write error, without root or a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+_EXIT = """
+import resource, signal, sys, torch, forge_ref
+model = torch.nn.Linear(2, 2)
+config = forge_ref.CheckpointConfig(dir=sys.argv[1], async_mode="async")
+manager = forge_ref.CheckpointManager(config, model, torch.optim.SGD(model.parameters()))
+if sys.argv[2] == "limited":
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+manager.save(5)
+"""
+
+
+@pytest.mark.parametrize("disk", ["roomy", "limited"])
+def test_exit_waits_for_a_flush_and_tells_of_its_failure(tmp_path: Path, disk: str) -> None:
+    folder = tmp_path / "checkpoints"
+    ended = subprocess.run(
+        [sys.executable, "-c", _EXIT, str(folder), disk], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert names(folder) == (["latest", "step_5"] if disk == "roomy" else [])
+    assert ("saving step 5" in ended.stderr) == (disk == "limited")
+
+
+def test_retention_spares_milestones_latest_and_the_future(start: Start) -> None:
+    run = start(keep_last_n=2, dyn_ckpt_window=DynamicCheckpointWindow(2, 6))
+    for step in (0, 1, 2, 3, 4, 7, 8, 9):
+        run.save(step)
+    assert names(run.folder) == ["latest", "step_2", "step_3", "step_4", "step_8", "step_9"]
+    later = start(keep_last_n=1)  # without the window
+    (run.folder / "step_5").mkdir()  # torn
+    later.save(8)
+    assert names(run.folder) == ["latest", "step_2", "step_3", "step_4", "step_8", "step_9"]
+
+
+def test_what_belongs_to_others_stays(start: Start) -> None:
+    run = start(keep_last_n=1)
+    run.folder.mkdir()
+    for name in ("step_final", "step_1_backup", "step_0.tmp", "step_007", "step_", ".step_x.partial"):
+        (run.folder / name).mkdir()
+    (run.folder / "step_3").write_text("a file")
+    (run.folder / "step_4").symlink_to("step_final")
+    before = names(run.folder)
+    run.save(8)
+    run.save(9)
+    assert names(run.folder) == sorted([*before, "latest", "step_9"])
+    assert start(seed=1).load()[0] == 9
+    for step in (3, 4):
+        with pytest.raises(FileExistsError, match=f"step_{step}"):
+            run.save(step)
+
+
+def test_a_foreign_latest_is_refused_before_anything_is_made(start: Start) -> None:
+    run = start()
+    (run.folder / "latest").mkdir(parents=True)
+    with pytest.raises(FileExistsError, match="latest"):
+        run.save(1)
+    assert names(run.folder) == ["latest"]
+
+
+def test_leftovers_go_after_the_next_commit_and_not_before(start: Start) -> None:
+    run = start()
+    run.save(1)
+    for name in (".step_2.partial", ".step_2.partial.1", ".step_0.retired"):
+        (run.folder / name).mkdir()
+        (run.folder / name / ".metadata").write_text("debris")
+    resumed = start(seed=1)
+    assert resumed.load()[0] == 1
+    assert ".step_2.partial.1" in names(run.folder)
+    resumed.save(2)
+    assert names(run.folder) == ["latest", "step_1", "step_2"]
+
+
+def test_a_replacement_by_renames_can_be_cut_anywhere(start: Start) -> None:
+    run = start()
+    run.save(1)
+    step = run.folder / "step_1"
+    staged = publish.stage(run.folder, 1)
+    publish.replace_by_two_renames(staged, step, 1)
+    step.rmdir()  # cut between the renames: the new one is not in, the old one is aside
+    resumed = start(seed=1)
+    assert resumed.manager.peek_saved_step() == resumed.load()[0] == 1
+    resumed.save(2)
+    assert names(run.folder) == ["latest", "step_1", "step_2"]
+    assert start(seed=1).load(step)[0] == 1
+
+
+def test_a_resave_replaces_all_files(start: Start) -> None:
+    run = start()
+    run.save(1)
+    (run.folder / "step_1" / "__7_0.distcp").write_text("of a larger world")
+    run.train(1)
+    run.save(1)
+    assert "__7_0.distcp" not in names(run.folder / "step_1")
+    assert names(run.folder) == ["latest", "step_1"]
+
+
+@pytest.mark.parametrize(
+    "target", [None, "step_9", "latest", "../elsewhere/step_3", "step_final"], ids=lambda target: str(target)
+)
+def test_the_pointer_is_a_hint(start: Start, target: str | None, caplog: Any) -> None:
+    run = start()
+    run.save(1)
+    run.save(3)
+    elsewhere = start().folder.parent / "elsewhere" / "step_3"
+    elsewhere.mkdir(parents=True)
+    (run.folder / "latest").unlink()
+    if target is not None:
+        (run.folder / "latest").symlink_to(target)
+    resumed = start(seed=1)
+    assert resumed.manager.peek_saved_step() == resumed.load()[0] == 3
+    assert "latest" in caplog.text and str(run.folder / "step_3") in caplog.text
+
+
+def test_torn_checkpoints_fall_back_and_then_start_fresh(start: Start, equal: Same, caplog: Any) -> None:
+    run = start()
+    run.save(1)
+    run.save(2)
+    (run.folder / "step_2" / "train_state.pt").unlink()
+    resumed = start(seed=1)
+    assert resumed.manager.peek_saved_step() == resumed.load()[0] == 1
+    assert "step_2" in caplog.text and "step_1" in caplog.text
+    (run.folder / "step_1" / ".metadata").write_bytes(b"")
+    fresh = start(seed=1)
+    before = fresh.picture()
+    assert fresh.manager.peek_saved_step() is None
+    assert fresh.load() == (0, 0, {})
+    assert equal(fresh.picture(), before)
+    assert names(run.folder) == ["latest", "step_1", "step_2"]
+
+
+def test_a_named_path_is_honoured_or_refused(start: Start, tmp_path: Path) -> None:
+    run = start()
+    run.save(1)
+    run.save(2)
+    assert start(seed=1).load(run.folder / "step_1")[0] == 1
+    assert start(seed=1, load_path=str(run.folder / "step_1")).load()[0] == 1
+    assert start(seed=1).load(run.folder / "latest")[0] == 2
+    for path, said in [
+        (tmp_path / "gone", "gone"),
+        (run.folder, "name one of them.*step_2"),
+        (tmp_path, "no .metadata"),
+    ]:
+        with pytest.raises(FileNotFoundError, match=said):
+            run.load(path)
+        with pytest.raises(FileNotFoundError, match=said):
+            run.manager.peek_saved_step(str(path))
+
+
+def test_pipeline_checkpoints_are_told_apart_and_refused(start: Start) -> None:
+    run = start(keep_last_n=1)
+    run.save(1)
+    stage = run.folder / "step_1" / "pp0"
+    stage.mkdir()
+    (run.folder / "step_1" / ".metadata").rename(stage / ".metadata")
+    assert layout.step_dirs(run.folder)[0].is_complete
+    with pytest.raises(NotImplementedError, match="pp0"):
+        start(seed=1).load()
+
+
+def test_loader_state_waits_for_its_loader(start: Start) -> None:
+    run = start()
+    run.train(2)
+    run.save(2)
+    resumed = start(seed=1)
+    resumed.manager.load()
+    resumed.manager.apply_dataloader_state(resumed.loader)
+    assert resumed.loader.position == 2
+    resumed.loader.position = 0
+    resumed.manager.apply_dataloader_state(resumed.loader)
+    assert resumed.loader.position == 0
+    resumed.manager.load()
+    resumed.manager.apply_dataloader_state(object())  # takes no state: dropped quietly
+    resumed.manager.apply_dataloader_state(resumed.loader)
+    assert resumed.loader.position == 0
+
+
+def test_export_casts_weights_and_nothing_else(start: Start, tmp_path: Path) -> None:
+    run = start(export_dtype="bfloat16")
+    run.manager.export(str(tmp_path / "weights.pt"))
+    exported = torch.load(tmp_path / "weights.pt", weights_only=True)
+    assert exported["0.weight"].dtype == torch.bfloat16
+    assert exported["1.num_batches_tracked"].dtype == torch.int64
+    assert run.model[0].weight.dtype == torch.float32
