@@ -125,6 +125,8 @@ class Adapter:
 
     claims: ClassVar[Claims] = Claims()
     layout: ClassVar[Layout] = Layout()
+    distributions: ClassVar[tuple[str, ...]] = ()
+    """Installed packages whose versions the report names, besides that of the `--impl` module itself."""
 
     def __init__(self, settings: Settings, training: Training) -> None:
         """Make the manager for this process life, as a training script would, before anything is loaded."""

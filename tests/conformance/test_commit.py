@@ -5,6 +5,7 @@ file operation, lets it go, fails it, or shows the folder at each operation.
 """
 
 import errno
+import shutil
 import threading
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from forge_conformance.harness.folder import DANGLING
 from forge_conformance.harness.gate import Operation, in_background
 from forge_conformance.harness.judge import Unreached, judges
-from forge_conformance.harness.scenario import Life, Scenario
+from forge_conformance.harness.scenario import ALL_KINDS, Life, Scenario
 from forge_conformance.harness.worker import Raised
 from forge_spec import commit
 
@@ -44,7 +45,7 @@ def test_an_asynchronous_save_returns_while_its_flush_goes_on(run: Scenario, flu
     )
 
 
-@judges("commit.deferred", "commit.atomic-pointer", "commit.monotone")
+@judges("commit.deferred", "commit.atomic-pointer")
 def test_at_every_file_operation_latest_is_at_a_complete_checkpoint(run: Scenario, flush_mode: str) -> None:
     life = run.start(mode=flush_mode, gated=True)
     seen: list[int] = []
@@ -52,17 +53,33 @@ def test_at_every_file_operation_latest_is_at_a_complete_checkpoint(run: Scenari
     life.save_at(2, 4, 6)
     life.wait()
     life.gate.check()
-    _expect_pointer_moved(run, seen, 6)
+    run.expect("commit.deferred", run.folder.latest() == 6, expected="latest at 6 in the end", seen=str(run.folder))
 
 
-@judges("commit.atomic-pointer", "commit.monotone", needs=("sync",))
+@judges("commit.atomic-pointer", needs=("sync",))
 def test_at_every_file_operation_of_a_synchronous_run_latest_is_complete(run: Scenario) -> None:
     life = run.start(mode="sync", gated=True)
     seen: list[int] = []
     life.gate.observe(lambda operation: _watch_pointer(run, operation, seen, clause="commit.atomic-pointer"))
     life.save_at(2, 4, 6)
     life.gate.check()
-    _expect_pointer_moved(run, seen, 6)
+    run.expect("commit.atomic-pointer", run.folder.latest() == 6, expected="latest at 6 in the end", seen=str(run.folder))
+
+
+@judges("commit.monotone")
+def test_in_a_run_that_moves_forward_latest_never_moves_back(run: Scenario, mode: str) -> None:
+    life = run.start(mode=mode, keep_last_n=2, gated=True)
+    seen: list[int] = []
+    life.gate.observe(lambda operation: seen.extend({run.folder.latest()} - {None, DANGLING}))
+    life.save_at(2, 9, 10, 11)
+    life.wait()
+    seen.extend({run.folder.latest()} - {None, DANGLING})
+    run.expect(
+        "commit.monotone",
+        commit.is_monotone(seen) and seen[-1:] == [11] and len(set(seen)) > 1,
+        expected="latest to move forward only, and to arrive at step 11",
+        seen=f"{list(dict.fromkeys(seen))}",
+    )
 
 
 @judges("commit.deferred")
@@ -165,9 +182,9 @@ def test_a_run_that_saves_is_the_run_that_does_not(run: Scenario, any_mode: str)
         _expect_losses(run, losses, until=step)
         before = life.digest()
         life.save()
-        run.expect_same("commit.inert", life.digest(), before, _kinds(before), f"the state around the save of step {step}")
+        run.expect_same("commit.inert", life.digest(), before, ALL_KINDS, f"the state around the save of step {step}")
         life.wait()
-        run.expect_same("commit.inert", life.digest(), before, _kinds(before), f"the state after the wait at step {step}")
+        run.expect_same("commit.inert", life.digest(), before, ALL_KINDS, f"the state after the wait at step {step}")
     _expect_losses(run, life.train_to(10), until=10)
 
 
@@ -401,20 +418,36 @@ def test_a_normal_exit_does_not_hide_a_failed_flush(run: Scenario, flush_mode: s
 
 
 class Disks:
-    """Copies of the folder as a kill at each file operation would leave it; equal ones are kept once."""
+    """Copies of the folder as a kill at each file operation would leave it.
+
+    Equal ones are kept once, and of a burst of writes to one file the first
+    and the last: what lies between is a file cut short at another place.
+    """
 
     def __init__(self, run: Scenario, directory: Path) -> None:
         self._run = run
         self._directory = directory / "disks"
         self._directory.mkdir()
-        self._seen: dict[tuple[object, ...], str] = {}
+        self._taken: list[tuple[object, str]] = []
+        self._burst: list[tuple[str, ...]] = []
 
     def take(self, operation: Operation | None) -> None:
         """Copy the folder if it looks different from all copies so far."""
-        look = tuple(self._look())
-        if look not in self._seen:
-            self._run.folder.copy_to(self._directory / str(len(self._seen)))
-            self._seen[look] = str(operation or "its end")
+        look, now = tuple(self._look()), self._place(operation)
+        if look in [taken for taken, _ in self._taken]:
+            return
+        if len(self._burst) > 2 and now == self._burst[-2]:
+            shutil.rmtree(self._directory / str(len(self._taken) - 1))
+            self._taken.pop()
+        self._run.folder.copy_to(self._directory / str(len(self._taken)))
+        self._taken.append((look, str(operation or "its end")))
+
+    def _place(self, operation: Operation | None) -> tuple[str, ...]:
+        """The file that is written to; the burst is as long as it stays the same."""
+        is_write = operation is not None and operation.name in ("write", "writev", "pwrite64", "pwritev")
+        place = operation.paths if operation is not None and is_write else ()
+        self._burst = [*self._burst, place] if place and self._burst[-1:] in ([], [place]) else [place][: bool(place)]
+        return place
 
     def _look(self) -> list[object]:
         folder = self._run.folder.path
@@ -429,7 +462,7 @@ class Disks:
 
     def all(self) -> list[tuple[Path, str]]:
         """Each distinct disk with the operation that had not happened yet."""
-        return [(self._directory / str(number), operation) for number, operation in enumerate(self._seen.values())]
+        return [(self._directory / str(number), operation) for number, (_, operation) in enumerate(self._taken)]
 
 
 class _Poller:
@@ -474,21 +507,6 @@ def _watch_pointer(run: Scenario, operation: Operation, seen: list[int], clause:
     seen.append(latest)
 
 
-def _expect_pointer_moved(run: Scenario, seen: list[int], last: int) -> None:
-    run.expect(
-        "commit.atomic-pointer",
-        run.folder.latest() == last,
-        expected=f"latest at step {last} in the end",
-        seen=str(run.folder),
-    )
-    run.expect(
-        "commit.monotone",
-        commit.is_monotone(seen) and len(set(seen)) > 1,
-        expected="latest to move forward only, and to move",
-        seen=f"{list(dict.fromkeys(seen))}",
-    )
-
-
 def _expect_losses(run: Scenario, losses: list[str], until: int) -> None:
     expected = run.timeline().losses(until - len(losses), until)
     run.expect(
@@ -526,7 +544,3 @@ def _errors(life: Life, *calls: str) -> list[str]:
             raised.append(str(error))
             life.scenario.judge.tell(f"{call} raises {error.message[:200]}")
     return raised
-
-
-def _kinds(digest: dict[str, str]) -> set[str]:
-    return {name.partition("/")[0] for name in digest}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from forge_conformance.harness.judge import judges
-from forge_conformance.harness.scenario import Life, Scenario
+from forge_conformance.harness.scenario import ALL_KINDS, Life, Scenario
 from forge_conformance.harness.worker import Raised
 from forge_spec import resume
 
@@ -124,7 +124,7 @@ def test_with_nothing_to_load_nothing_changes(run: Scenario, any_mode: str) -> N
     before = life.digest()
     loaded = life.load()
     run.expect("resume.fresh", loaded.is_fresh, expected="step 0, 0 tokens, empty extra", seen=loaded)
-    run.expect_same("resume.fresh", life.digest(), before, _kinds(before), "the state before the load")
+    run.expect_same("resume.fresh", life.digest(), before, ALL_KINDS, "the state before the load")
 
 
 @judges("resume.fallback", "resume.skips-torn", "resume.one-step")
@@ -208,7 +208,7 @@ def test_a_named_path_that_is_not_there_is_an_error(run: Scenario, how: str) -> 
     before = life.digest()
     with run.expect_error("resume.explicit-missing", naming=[str(nowhere)], doing=f"a path {how} that does not exist"):
         life.load(None if how == "load_path" else nowhere)
-    run.expect_same("resume.explicit-missing", life.digest(), before, _kinds(before), "the state before the load")
+    run.expect_same("resume.explicit-missing", life.digest(), before, ALL_KINDS, "the state before the load")
 
 
 @judges("resume.no-fallback-without-dcp")
@@ -494,9 +494,6 @@ def _step(outcome: resume.Outcome) -> int | None:
     return outcome.step if isinstance(outcome, resume.Step) else None
 
 
-def _kinds(digest: dict[str, str]) -> set[str]:
-    return {name.partition("/")[0] for name in digest}
-
 
 def _expect_peek(run: Scenario, step: int | None, situation: str) -> None:
     run.judge.tell(f"there is {situation}: {run.folder}")
@@ -528,7 +525,7 @@ def _expect_refused_untouched(run: Scenario, mode: str, **arguments: Any) -> Non
     path = run.folder.of(4) if run.has("explicit") else None
     with run.expect_error("resume.all-or-nothing", doing="the load"):
         life.load(path, **arguments)
-    run.expect_same("resume.all-or-nothing", life.digest(), before, _kinds(before), "the state before the refused load")
+    run.expect_same("resume.all-or-nothing", life.digest(), before, ALL_KINDS, "the state before the refused load")
 
 
 def _shard(run: Scenario, step: int) -> Path:

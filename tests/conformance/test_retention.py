@@ -349,5 +349,3 @@ def _plant_torn(run: Scenario, step: int, of: int) -> None:
     shutil.copytree(original, copy) if original.is_dir() else shutil.copy(original, copy)
     missing = run.folder.tear(step)
     run.judge.tell(f"a killed save left step {step} torn, without {missing}")
-
-

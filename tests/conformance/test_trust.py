@@ -14,7 +14,7 @@ import pytest
 
 from forge_conformance.harness.gate import Operation
 from forge_conformance.harness.judge import Unreached, judges
-from forge_conformance.harness.scenario import Life, Scenario
+from forge_conformance.harness.scenario import ALL_KINDS, Life, Scenario
 from forge_conformance.harness.worker import ManagerFault, Raised
 from forge_spec import layout, trust
 
@@ -199,7 +199,7 @@ def _expect_refusal(run: Scenario, mode: str, name: str, tmp_path: Path, clause:
         expected=f"a PermissionError naming {', '.join(naming)}",
         seen=str(refused or "no error"),
     )
-    run.expect_same("trust.before-mutation", life.digest(), before, _kinds(before), "the state before the refused load")
+    run.expect_same("trust.before-mutation", life.digest(), before, ALL_KINDS, "the state before the refused load")
 
 
 def _expect_no_load(run: Scenario, step: int, what: str) -> None:
@@ -234,7 +234,3 @@ def _give_away(path: Path) -> None:
             "run it as root in a container to have this judged"
         )
     os.chown(path, SECOND_UID, SECOND_UID)
-
-
-def _kinds(digest: dict[str, str]) -> set[str]:
-    return {name.partition("/")[0] for name in digest}

@@ -65,6 +65,7 @@ class Lightning(Adapter):
         pointer="last.ckpt",
         name="step={step}.ckpt",
     )
+    distributions: ClassVar[tuple[str, ...]] = ("lightning", "pytorch-lightning")
 
     def __init__(self, settings: Settings, training: Training) -> None:
         super().__init__(settings, training)

@@ -21,6 +21,8 @@ from .worker import ALL_PARTS, Loaded, Raised, Worker
 TOKENS_PER_STEP = 32
 STATE = ("parameter", "buffer", "moment", "group", "scheduler")
 """Kinds of state that every manager has to bring back."""
+ALL_KINDS = (*STATE, "gradient", "loader", "rng", "counter")
+"""Every kind that a fingerprint has: what nothing may change that is refused, or that only saves."""
 
 
 class Timeline:

@@ -68,7 +68,7 @@ def _line(one: Judged, colour: bool) -> str:
     if colour:
         mark = f"\033[{_COLOURS[one.verdict]}m{mark}\033[0m"
     count = f"reached {one.reached} times" if one.reached else ""
-    note = f"rests on {one.because_of}, which fell" if one.because_of else one.reason
+    note = one.reason or (f"rests on {one.because_of}, which fell" if one.because_of else "")
     return f"  {mark} {one.clause.slug:<36} {count:<20} {textwrap.shorten(note, 150, placeholder=' ...')}".rstrip()
 
 

@@ -23,7 +23,6 @@ import socket
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
 from typing import Any
 
 from .channel import Channel, Closed
@@ -93,7 +92,7 @@ class Server:
                 "executable": sys.executable,
                 "torch": torch_version,
                 "platform": platform.platform(),
-                "versions": _versions(name),
+                "versions": _versions(name, adapter.distributions),
             },
         }
 
@@ -184,12 +183,10 @@ def _import_failure(name: str, error: BaseException) -> str:
     return f"Importing {name} raised {type(error).__name__}: {error}{where}. It has to import cleanly to be judged."
 
 
-def _versions(name: str) -> dict[str, str]:
+def _versions(name: str, distributions: tuple[str, ...]) -> dict[str, str]:
     top = name.partition(":")[0].partition(".")[0]
-    return {package: version for package, version in _distributions(top)}
-
-
-def _distributions(top: str) -> Iterator[tuple[str, str]]:
-    for package in importlib.metadata.packages_distributions().get(top, []):
+    found: dict[str, str] = {}
+    for package in (*importlib.metadata.packages_distributions().get(top, []), *distributions):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            yield package, importlib.metadata.version(package)
+            found[package] = importlib.metadata.version(package)
+    return found

@@ -1,0 +1,134 @@
+"""How fast the suite and the reference are: printed, never asserted.
+
+    python benchmarks/run.py            everything
+    python benchmarks/run.py lives      a fresh process life from the warm server
+    python benchmarks/run.py save       forge_ref against stock torch.distributed.checkpoint, same bytes
+    python benchmarks/run.py suite      the whole suite against forge_ref, two processes
+
+Absolute times depend on the machine and on who else uses it; where two things
+are compared they are measured in turns in one run, and the ratio is the result.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROUNDS = 7
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", choices=["lives", "save", "suite", []], default=[])
+    chosen = parser.parse_args().what or ["lives", "save", "suite"]
+    for name in chosen:
+        {"lives": lives, "save": save, "suite": suite}[name]()
+
+
+def lives() -> None:
+    """What a process life costs when torch and the manager are imported already, and what it would cost otherwise."""
+    from forge_conformance.harness.server import Server
+
+    server = Server("forge_ref", None)
+    server.rehearse(["sync", "async"])
+    try:
+        spawned, whole = [], []
+        for number in range(20):
+            with tempfile.TemporaryDirectory() as folder:
+                begun = time.perf_counter()
+                worker = server.spawn()
+                spawned.append(time.perf_counter() - begun)
+                worker.open({"folder": folder, "mode": "sync"}, seed=number)
+                worker.train(2)
+                worker.save()
+                worker.kill()
+                whole.append(time.perf_counter() - begun)
+    finally:
+        server.close()
+    command = [sys.executable, "-c", "import torch.distributed.checkpoint"]
+    cold = _median(lambda: subprocess.run(command, check=True), rounds=3)
+    life, full = statistics.median(spawned), statistics.median(whole)
+    print(f"a fresh worker: {life * 1e3:.1f} ms; with training, a save and a kill: {full * 1e3:.1f} ms")
+    print(f"  that is 1/{cold / life:.0f} of a Python that imports torch ({cold:.2f} s)")
+
+
+def save() -> None:
+    """Sync save, blocking time of an async save, and load, over what stock DCP needs for the same state."""
+    import torch
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+    import forge_ref
+
+    torch.set_num_threads(1)
+    model = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024) for _ in range(16)))
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.randn(2, 1024)).sum().backward()
+    optimizer.step()
+    size_mb = 3 * sum(p.nbytes for p in model.parameters()) / 1e6
+
+    with tempfile.TemporaryDirectory() as folder:
+        steps = iter(range(1, 10_000))
+        config = forge_ref.CheckpointConfig(dir=f"{folder}/ours", keep_last_n=1)
+        ours = forge_ref.CheckpointManager(config, model, optimizer)
+        mode = forge_ref.AsyncCheckpointMode.async_
+        config = forge_ref.CheckpointConfig(dir=f"{folder}/behind", keep_last_n=1, async_mode=mode)
+        behind = forge_ref.CheckpointManager(config, model, optimizer)
+
+        def stock_save() -> None:
+            weights, moments = get_state_dict(model, optimizer)
+            dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=f"{folder}/stock")
+
+        def stock_load() -> None:
+            weights, moments = get_state_dict(model, optimizer)
+            dcp.load({"model": weights, "optimizer": moments}, checkpoint_id=f"{folder}/stock")
+            set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments)
+
+        def blocked() -> float:
+            begun = time.perf_counter()
+            behind.save(next(steps))
+            returned = time.perf_counter()
+            behind.wait()
+            return returned - begun
+
+        stock_save(), ours.save(next(steps)), blocked()  # the first of each pays for cold buffers
+        rows = {"stock save": [], "save": [], "blocked by an async save": [], "stock load": [], "load": []}
+        for _ in range(ROUNDS):
+            rows["stock save"].append(_timed(stock_save))
+            rows["save"].append(_timed(lambda: ours.save(next(steps))))
+            rows["blocked by an async save"].append(blocked())
+            rows["stock load"].append(_timed(stock_load))
+            rows["load"].append(_timed(ours.load))
+    median = {name: statistics.median(times) for name, times in rows.items()}
+    print(f"{size_mb:.0f} MB of parameters and moments, medians of {ROUNDS} rounds in turns:")
+    for name, against in (("save", "stock save"), ("blocked by an async save", "stock save"), ("load", "stock load")):
+        ratio = median[name] / median[against]
+        print(f"  {name}: {median[name] * 1e3:.0f} ms, {ratio:.2f} x {against} ({median[against] * 1e3:.0f} ms)")
+
+
+def suite() -> None:
+    """The whole suite at level strict, two processes."""
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, "-m", "forge_conformance.cli", "run", "--impl", "forge_ref", "--level", "strict"]
+        begun = time.perf_counter()
+        done = subprocess.run([*command, "-n", "2", "--out", out], capture_output=True, text=True, cwd=Path(out))
+        seconds = time.perf_counter() - begun
+    print(f"the suite against forge_ref, -n 2: {seconds:.1f} s; {done.stdout.splitlines()[-2]}")
+
+
+def _timed(call: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    call()
+    return time.perf_counter() - begun
+
+
+def _median(call: Callable[[], object], rounds: int) -> float:
+    return statistics.median(_timed(call) for _ in range(rounds))
+
+
+if __name__ == "__main__":
+    main()
