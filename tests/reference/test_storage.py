@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
-from forge_ref import DamagedError
+from forge_ref import AsyncCheckpointer, AsyncCheckpointMode, CheckpointConfig, CheckpointManager, DamagedError, storage
 
 Start = Callable[..., Any]
 Same = Callable[[Any, Any], bool]
@@ -28,7 +29,7 @@ def test_stock_dcp_reads_what_the_manager_writes(start: Start, equal: Same, tmp_
     assert equal(read["model"], dict(run.model.state_dict()))
     assert equal(read["optimizer"]["state"], get_optimizer_state_dict(run.model, run.optimizer)["state"])
     into = {"model": {name: torch.empty_like(value) for name, value in run.model.state_dict().items()}}
-    dcp.load(into, checkpoint_id=run.folder / "step_2", no_dist=True)
+    dcp_load(into, checkpoint_id=run.folder / "step_2", no_dist=True)
     assert equal(into["model"], dict(run.model.state_dict()))
 
 
@@ -38,9 +39,68 @@ def test_the_marker_does_not_say_where_it_was_written(start: Start) -> None:
     assert str(run.folder).encode() not in (run.folder / "step_0" / ".metadata").read_bytes()
 
 
+def test_values_of_every_kind_come_back(equal: Same, tmp_path: Path) -> None:
+    tensors = {
+        "empty": torch.zeros(3, 0),
+        "scalar": torch.tensor(3.5),
+        "transposed": torch.arange(12.0).view(3, 4).t(),
+        "channels_last": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
+        "view": torch.arange(100)[10:20],
+        "expanded": torch.ones(1).expand(4),
+        "conjugated": torch.randn(3, dtype=torch.complex64).conj(),
+        **{str(dtype): torch.ones(3).to(dtype) for dtype in (torch.bfloat16, torch.float64, torch.bool, torch.uint16)},
+    }
+    values = {"list": [1, {"inner": torch.ones(2)}], "tuple": (1, 2), "none": None, "set": {1}, "module": torch.nn.ReLU}
+    storage.write({"model": tensors, "optimizer": values}, tmp_path)
+    read = storage.open_shards(tmp_path, None).read(["model", "optimizer"])
+    assert equal(read, {"model": tensors, "optimizer": values})
+
+
+def test_the_checkpointer_alone_saves_what_it_was_given(tmp_path: Path) -> None:
+    checkpointer, value = AsyncCheckpointer(AsyncCheckpointMode.async_), torch.ones(2)
+    checkpointer.save({"model": {"value": value, "list": [value]}}, str(tmp_path))
+    value.zero_()
+    assert checkpointer.is_pending
+    checkpointer.wait()
+    assert not checkpointer.is_pending
+    into = {"model": {"value": torch.zeros(2), "list": [torch.zeros(2)]}}
+    dcp_load(into, checkpoint_id=tmp_path, no_dist=True)
+    assert torch.equal(into["model"]["value"], torch.ones(2))
+    (tmp_path / "occupied").write_text("a file")
+    checkpointer.save({"model": {"value": value}}, str(tmp_path / "occupied"))
+    with pytest.raises(OSError, match="occupied"):
+        checkpointer.wait()
+    checkpointer.wait()
+
+
+class _Stateful(torch.nn.Linear):
+    """A layer with extra state, which DCP does not write when it is empty."""
+
+    def __init__(self, extra: dict[str, int]) -> None:
+        super().__init__(2, 2)
+        self.extra = extra
+
+    def get_extra_state(self) -> dict[str, int]:
+        return self.extra
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.extra = state
+
+
+@pytest.mark.parametrize("extra", [{}, {"scale": 3}])
+def test_extra_state_of_modules_comes_back(tmp_path: Path, extra: dict[str, int]) -> None:
+    saved, loaded = _Stateful(extra), _Stateful({})
+    for model in (saved, loaded):
+        config = CheckpointConfig(dir=str(tmp_path))
+        manager = CheckpointManager(config, model, torch.optim.SGD(model.parameters()))
+        manager.save(1) if model is saved else manager.load()
+    assert loaded.extra == extra
+    assert torch.equal(loaded.weight, saved.weight)
+
+
 def test_a_folder_of_another_dcp_user_loads_its_weights(start: Start, equal: Same, tmp_path: Path, caplog: Any) -> None:
     other, run = start(), start(seed=1)
-    dcp.save({"model": other.model.state_dict()}, checkpoint_id=tmp_path / "weights", no_dist=True)
+    dcp_save({"model": other.model.state_dict()}, checkpoint_id=tmp_path / "weights", no_dist=True)
     before = run.picture()
     assert run.load(tmp_path / "weights") == (0, 0, {})
     assert run.manager.peek_saved_step(str(tmp_path / "weights")) == 0
@@ -55,14 +115,14 @@ def test_moments_that_were_saved_by_position_load(start: Start, equal: Same, tmp
     other, run = start(), start(seed=1)
     other.train(3)
     state = {"model": other.model.state_dict(), "optimizer": other.optimizer.state_dict()}
-    dcp.save(state, checkpoint_id=tmp_path / "raw", no_dist=True)
+    dcp_save(state, checkpoint_id=tmp_path / "raw", no_dist=True)
     run.load(tmp_path / "raw")
     assert equal(run.picture()["moments"], other.picture()["moments"])
 
 
 def test_a_folder_under_other_keys_is_refused_by_name(start: Start, tmp_path: Path) -> None:
     run = start()
-    dcp.save({"net": run.model.state_dict()}, checkpoint_id=tmp_path / "other", no_dist=True)
+    dcp_save({"net": run.model.state_dict()}, checkpoint_id=tmp_path / "other", no_dist=True)
     with pytest.raises(ValueError, match=r"no model and no optimizer, only \['net'\]"):
         run.load(tmp_path / "other")
 
@@ -72,12 +132,12 @@ def test_a_checkpoint_of_another_model_is_refused_before_anything_changes(
 ) -> None:
     run = start()
     state = {**run.model.state_dict(), "0.weight": torch.zeros(5, 4)}
-    dcp.save({"model": state}, checkpoint_id=tmp_path / "wide", no_dist=True)
+    dcp_save({"model": state}, checkpoint_id=tmp_path / "wide", no_dist=True)
     before = run.picture()
     with pytest.raises(ValueError, match=r"0.weight: saved \(5, 4\), model \(8, 4\)"):
         run.load(tmp_path / "wide", exclude_keys=["optimizer"])
     state.pop("0.weight")
-    dcp.save({"model": state}, checkpoint_id=tmp_path / "narrow", no_dist=True)
+    dcp_save({"model": state}, checkpoint_id=tmp_path / "narrow", no_dist=True)
     with pytest.raises(ValueError, match=r"lacks 0\.weight"):
         run.load(tmp_path / "narrow", exclude_keys=["optimizer"])
     assert equal(run.picture(), before)

@@ -67,9 +67,10 @@ def _line(one: Judged, colour: bool) -> str:
     mark = f"{_MARKS[one.verdict]} {one.verdict:<13}"
     if colour:
         mark = f"\033[{_COLOURS[one.verdict]}m{mark}\033[0m"
-    count = f"reached {one.reached} times" if one.reached else ""
-    note = one.reason or (f"rests on {one.because_of}, which fell" if one.because_of else "")
-    return f"  {mark} {one.clause.slug:<36} {count:<20} {textwrap.shorten(note, 150, placeholder=' ...')}".rstrip()
+    count = f"reached {one.reached} time{'s' * (one.reached > 1)}" if one.reached else ""
+    note = f"rests on {one.because_of}, which fell" if one.because_of and not one.reason else ""
+    line = f"  {mark} {one.clause.slug:<32} {count:<20} {note}".rstrip()
+    return line + (f"\n{_wrapped(one.reason, 18, 18)}" if one.reason else "")
 
 
 def _fallen(report: Report) -> list[Judged]:

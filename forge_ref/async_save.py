@@ -1,0 +1,116 @@
+"""Saving beside training: the state is copied, then flushed by a thread while training goes on.
+
+Invariants: a flush sees the values of the time of the call (commit.snapshot);
+at most one is in flight, and the next waits for it (commit.one-in-flight); and
+its failure is raised exactly once, to whoever asks next (commit.failed-flush).
+
+The thread is not a daemon, so a normal exit of the interpreter waits for it,
+and it logs a failure at once, so one that nobody asks for is seen all the same
+(commit.exit).
+"""
+
+import copy
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.stateful import Stateful
+
+from forge_ref import ranks, storage
+from forge_ref.config import AsyncCheckpointMode
+
+State = dict[str, Any]
+Flush = Callable[[State], None]
+_log = logging.getLogger("forge_ref")
+
+
+class _Flight(threading.Thread):
+    """One flush in the background, and how it ended."""
+
+    def __init__(self, flush: Flush, state: State) -> None:
+        super().__init__(name="forge_ref flush", daemon=False)
+        self._job: Callable[[], None] | None = partial(flush, state)
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        assert self._job is not None, "a flight runs once"
+        try:
+            self._job()
+        except BaseException as error:
+            self.error = error
+            _log.error("%s", error)
+        finally:
+            self._job = None  # frees the copy now, not when somebody waits
+
+
+class AsyncCheckpointer:
+    """Writes state dicts with DCP, at once or in the background; see `AsyncCheckpointMode`."""
+
+    def __init__(self, mode: AsyncCheckpointMode = AsyncCheckpointMode.disabled) -> None:
+        self.mode = AsyncCheckpointMode(mode)
+        self._flight: _Flight | None = None
+        self._pinned: dict[tuple[Any, ...], torch.Tensor] | None = None
+        if self.mode is AsyncCheckpointMode.async_pinned:
+            if torch.cuda.is_available():
+                self._pinned = {}
+            else:
+                _log.warning("async_mode is %s and there is no GPU to pin memory for: it acts like async", self.mode)
+
+    def save(self, state_dict: State, checkpoint_id: str, process_group: dist.ProcessGroup | None = None) -> None:
+        """Write a state dict into the directory `checkpoint_id`, overwriting shards that are there.
+
+        First waits for the save before it, and raises its failure.
+        """
+        ranks.require_one_rank(process_group)
+        plain = {key: value.state_dict() if isinstance(value, Stateful) else value for key, value in state_dict.items()}
+        self.dispatch(plain, partial(storage.write, path=Path(checkpoint_id)))
+
+    def dispatch(self, state: State, flush: Flush) -> None:
+        """Call `flush` with the state: now, or in the background with a copy of it."""
+        self.wait()
+        if self.mode is AsyncCheckpointMode.disabled:
+            flush(state)
+            return
+        flight = _Flight(flush, _to_host(state, (), self._pinned))
+        if self._pinned is not None:
+            torch.cuda.synchronize()
+        flight.start()
+        self._flight = flight
+
+    def settle(self) -> None:
+        """Return when nothing is in flight; how it ended is left for `wait` to tell."""
+        if self._flight is not None:
+            self._flight.join()
+
+    def wait(self) -> None:
+        """Return when nothing is in flight; raises the failure of a background save, once."""
+        self.settle()
+        flight, self._flight = self._flight, None
+        if flight is not None and flight.error is not None:
+            raise flight.error
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether a background save has been dispatched and not been waited for."""
+        return self._flight is not None
+
+
+def _to_host(value: Any, path: tuple[Any, ...], pinned: dict[tuple[Any, ...], torch.Tensor] | None) -> Any:
+    """A copy in host memory that shares nothing with the original; pinned memory is used again, by place."""
+    if isinstance(value, torch.Tensor):
+        if pinned is None or not value.is_cuda:
+            return value.detach().to("cpu", copy=True)
+        kept = pinned.get(path)
+        if kept is None or kept.shape != value.shape or kept.dtype != value.dtype:
+            kept = pinned[path] = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+        return kept.copy_(value.detach(), non_blocking=True)
+    if isinstance(value, Mapping):
+        return {key: _to_host(item, (*path, key), pinned) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_to_host(item, (*path, index), pinned) for index, item in enumerate(value)]
+    return copy.deepcopy(value)

@@ -1,0 +1,21 @@
+"""Errors that no built-in exception says precisely enough.
+
+Where a built-in one fits it is raised instead: `ValueError` for a bad value,
+`FileNotFoundError` for a checkpoint that is not there, `FileExistsError` for a
+name that somebody else holds, `PermissionError` for a file that is not trusted.
+"""
+
+
+class SaveError(RuntimeError):
+    """A save failed.
+
+    `latest` and the checkpoint it points at are as they were, the failed one
+    is not committed, and the next save starts afresh.  The cause is chained.
+    """
+
+
+class DamagedError(RuntimeError):
+    """A file of a checkpoint is not what was written; the message names it.
+
+    Raised before anything live has changed.
+    """
