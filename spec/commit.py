@@ -99,7 +99,7 @@ CLAUSES: tuple[Clause, ...] = (
         why="The checkpoint mixes values of two steps: its loss jumps at the resume, and no error says why.",
         sometimes="training went on in place while a flush was held back, and the checkpoint was loaded",
         capabilities=_ASYNC,
-        rests_on=("resume.lands",),
+        rests_on=("resume.lands", "resume.exact"),
     ),
     Clause(
         slug="commit.inert",
@@ -128,7 +128,7 @@ CLAUSES: tuple[Clause, ...] = (
         why="The weights load and the step comes back as 0: the run repeats its whole schedule on trained weights.",
         sometimes="a save was killed after the marker and before one of the two files, or a flush outran them",
         capabilities=frozenset({"layout"}),
-        rests_on=("layout.step-dir",),
+        rests_on=("layout.step-dir", "resume.exact"),
     ),
     Clause(
         slug="commit.before-dispatch",
@@ -170,7 +170,7 @@ CLAUSES: tuple[Clause, ...] = (
         why="An emergency save often hits the step of a scheduled one: shards rewritten under the old marker "
         "load as weights of one time with moments of another, and no error tells.",
         sometimes="a step was saved again over a complete checkpoint and over a torn one, watched or killed",
-        rests_on=("resume.lands",),
+        rests_on=("resume.lands", "resume.exact"),
     ),
     Clause(
         slug="commit.wait-idempotent",
@@ -226,6 +226,7 @@ CLAUSES: tuple[Clause, ...] = (
         "is not started again.",
         sometimes="a process ended normally with a flush in flight, and with a failed one",
         capabilities=_ASYNC,
+        rests_on=("resume.exact",),
     ),
 )
 

@@ -58,7 +58,7 @@ CLAUSES: tuple[Clause, ...] = (
         "the owner edits `metadata.json` by hand.",
         sometimes="lists that differ on a shared module were compared with `ignore_freeze_mismatch` set",
         capabilities=_FREEZE,
-        rests_on=("freeze.mismatch",),
+        rests_on=("freeze.mismatch", "resume.exact"),
     ),
     Clause(
         slug="freeze.absent",

@@ -123,7 +123,7 @@ CLAUSES: tuple[Clause, ...] = (
         why="Weights of one step with moments or counters of another train on, "
         "to a result that no one can reproduce or explain.",
         sometimes="a load chose among several checkpoints that differ in every part",
-        rests_on=("resume.lands",),
+        rests_on=("resume.lands", "resume.exact"),
     ),
     Clause(
         slug="resume.pointer-is-a-hint",
@@ -162,7 +162,7 @@ CLAUSES: tuple[Clause, ...] = (
         "scheduler that was handed over with them, so that the losses go on as if never interrupted",
         why="A moment lost or rounded shows as a bump in the loss, or does not show and bends the rest of the run.",
         sometimes="a run was interrupted after its optimizer had stepped, resumed in a new process and trained on",
-        rests_on=("resume.lands",),
+        rests_on=("resume.lands", "resume.moments", "resume.rng", "resume.dataloader", "resume.train-state"),
     ),
     Clause(
         slug="resume.moments",

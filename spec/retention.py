@@ -62,7 +62,7 @@ CLAUSES: tuple[Clause, ...] = (
         sometimes="the folder held steps with different numbers of digits, and times against the order of steps, "
         "when something was deleted",
         capabilities=_RETENTION,
-        rests_on=("retention.keeps",),
+        rests_on=("retention.keeps", "retention.drops"),
     ),
     Clause(
         slug="retention.latest",
@@ -103,7 +103,7 @@ CLAUSES: tuple[Clause, ...] = (
         "that a resume could use.",
         sometimes="torn directories stood among the newest when a commit deleted something",
         capabilities=_RETENTION,
-        rests_on=("retention.keeps",),
+        rests_on=("retention.keeps", "retention.drops"),
     ),
     Clause(
         slug="retention.future",
@@ -113,7 +113,7 @@ CLAUSES: tuple[Clause, ...] = (
         "Deleted, a rewind made by mistake can't be undone.",
         sometimes="a commit happened below more steps than the limit keeps",
         capabilities=_RETENTION,
-        rests_on=("retention.keeps",),
+        rests_on=("retention.keeps", "retention.drops"),
     ),
     Clause(
         slug="retention.class-is-remembered",
@@ -155,7 +155,7 @@ CLAUSES: tuple[Clause, ...] = (
         "none at all with a limit of one.",
         sometimes="a save that was to push out an older checkpoint was watched or killed before its commit",
         capabilities=_RETENTION,
-        rests_on=("retention.keeps",),
+        rests_on=("retention.keeps", "retention.drops"),
     ),
     Clause(
         slug="retention.restart",

@@ -10,7 +10,7 @@ that verdicts survive xdist and are computed in one place (`report.verdicts`).
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--forge-level", help="core, strict or durable (default: what is claimed)")
     group.addoption("--forge-claims", help="capabilities, comma-separated, instead of what is claimed")
     group.addoption("--forge-timeout", type=float, default=20.0, help="seconds until a command counts as hung")
+    group.addoption("--forge-import-timeout", type=float, default=120.0, help="seconds until an import counts as hung")
     group.addoption("--forge-clauses", help="only tests that judge one of these, comma-separated")
     group.addoption("--forge-examples", type=int, default=0, help="random programs to try (default: a few, always the same)")
 
@@ -51,7 +52,8 @@ class Session:
         """The warm server; `CannotJudge` if the manager can't be imported."""
         if self._server is None:
             option = self._config.getoption
-            self._server = Server(option("--forge-impl"), option("--forge-python"), option("--forge-timeout"))
+            timeouts = (option("--forge-timeout"), option("--forge-import-timeout"))
+            self._server = Server(option("--forge-impl"), option("--forge-python"), *timeouts)
             self._server.rehearse([mode for mode in MODES if mode in self.capabilities])
         return self._server
 
@@ -123,7 +125,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     session = config.stash.get(_SESSION, None)
     if session is None:
         return
-    kept, dropped = [], []
+    kept: list[pytest.Item] = []
+    dropped: list[pytest.Item] = []
     for item in items:
         declared = declared_by(item)
         wanted = declared is None or session.wants(declared)
@@ -185,7 +188,9 @@ def new_scenario(request: pytest.FixtureRequest, directory: Path) -> Scenario:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     declared = declared_by(item)
     if declared is not None and (report.when == "call" or report.failed):

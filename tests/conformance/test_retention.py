@@ -80,7 +80,7 @@ def test_at_every_instant_of_a_save_that_prunes_the_resume_point_stands(run: Sce
     )
 
 
-@judges("retention.after-commit", "retention.invalidate-first")
+@judges("retention.after-commit", "retention.invalidate-first", "retention.drops")
 def test_without_a_pointer_too_nothing_goes_before_its_replacement_is_there(run: Scenario, mode: str) -> None:
     life = run.start(mode=mode, keep_last_n=1, gated=True)
     life.commit_at(2)
@@ -301,7 +301,7 @@ def _watch_replacement(run: Scenario, operation: Operation, before: dict[int, li
 def _expect_replaced(run: Scenario, before: dict[int, list[str]], step: int) -> None:
     kept = sorted(before.keys() & run.folder.complete())
     run.expect(
-        "retention.after-commit",
+        "retention.drops",
         not kept and step in run.folder.complete(),
         expected=f"after the commit of {step}, {sorted(before)} deleted",
         seen=str(run.folder),

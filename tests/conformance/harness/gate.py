@@ -91,7 +91,7 @@ class Gate:
         self.failed: list[Operation] = []
         """Those that were made to fail."""
         self.failure: BaseException | None = None
-        """What an observer raised first; `check` raises it."""
+        """What an observer, or whatever picks operations, raised first; `check` raises it."""
         self._thread = threading.Thread(target=self._run, name=f"gate-{pid}", daemon=True)
         self._thread.start()
 
@@ -134,7 +134,7 @@ class Gate:
             self._fails = None
 
     def check(self) -> None:
-        """Raise what an observer has raised."""
+        """Raise what was raised on the gate's thread."""
         if self.failure is not None:
             failure, self.failure = self.failure, None
             raise failure
@@ -187,22 +187,29 @@ class Gate:
         identity, thread, _, number, _, _, *arguments = _NOTIFICATION.unpack(buffer)
         try:
             operation = self._operation(thread, self._names.get(number, str(number)), arguments)
-        except OSError:  # it died while its memory was read
+        except (OSError, OverflowError, ValueError):  # it died while its memory was read, or names no memory of its own
             operation = None
         if operation is None:
             self._answer(identity)
             return
         self._let_observe(operation)
         with self._changed:
-            if self._fails is not None and self._fails[0](operation):
+            if self._fails is not None and self._is_picked(self._fails[0], operation):
                 self.failed.append(operation)
                 self._changed.notify_all()
                 self._answer(identity, self._fails[1])
-            elif self._holds is not None and self._holds(operation):
+            elif self._holds is not None and self._is_picked(self._holds, operation):
                 self._held[identity] = operation
                 self._changed.notify_all()
             else:
                 self._answer(identity)
+
+    def _is_picked(self, picks: Picks, operation: Operation) -> bool:
+        try:
+            return picks(operation)
+        except BaseException as failure:  # goes to the test's thread, see `check`
+            self.failure = self.failure or failure
+            return False
 
     def _let_observe(self, operation: Operation) -> None:
         with self._changed:

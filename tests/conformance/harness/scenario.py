@@ -25,6 +25,12 @@ ALL_KINDS = (*STATE, "gradient", "loader", "rng", "counter")
 """Every kind that a fingerprint has: what nothing may change that is refused, or that only saves."""
 
 
+def kinds_claimed(capabilities: frozenset[str]) -> tuple[str, ...]:
+    """Kinds of state that an implementation with these capabilities brings back."""
+    optional = {"loader": "dataloader", "rng": "rng", "counter": "train-state"}
+    return STATE + tuple(kind for kind, capability in optional.items() if capability in capabilities)
+
+
 class Timeline:
     """Losses and fingerprints of one seed's uninterrupted run, by step."""
 
@@ -263,8 +269,7 @@ class Scenario:
 
     def kinds(self) -> tuple[str, ...]:
         """Kinds of state that this implementation claims to bring back."""
-        optional = {"loader": "dataloader", "rng": "rng", "counter": "train-state"}
-        return STATE + tuple(kind for kind, capability in optional.items() if self.has(capability))
+        return kinds_claimed(self.capabilities)
 
     # -- judging ----------------------------------------------------------------
 

@@ -4,7 +4,6 @@
 manager or its environment, never a traceback of ours.
 """
 
-import contextlib
 import os
 import shutil
 import signal
@@ -19,7 +18,7 @@ from forge_conformance.adapter import Layout
 from forge_conformance.worker.channel import Channel, Closed
 from forge_spec.clauses import CAPABILITIES, Level
 
-from .worker import Worker, connect
+from .worker import Worker, connect, ending, readable, stacks_of
 
 LEVELS = [str(level) for level in Level]
 
@@ -51,6 +50,7 @@ class Server:
         self._directory = Path(tempfile.mkdtemp(prefix="forge-conformance-"))
         self._log = self._directory / "server.log"
         self._timeout_s = timeout_s
+        self._import_timeout_s = import_timeout_s
         self._lives = 0
         self.hangs = 0
         """Commands that did not return in time; each makes the suite less patient with the next."""
@@ -76,34 +76,32 @@ class Server:
             theirs.close()
         self._channel = Channel(ours)
         try:
-            self.implementation = self._introduce(import_timeout_s)
+            self.implementation = self._introduce()
         except BaseException:
             self.close()
             raise
 
-    def _introduce(self, timeout_s: float) -> Implementation:
+    def _introduce(self) -> Implementation:
         try:
-            hello = self._channel.receive(timeout_s)
+            hello = self._channel.receive(self._import_timeout_s)
         except TimeoutError:
-            os.kill(self._process.pid, signal.SIGUSR1)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(1)
+            stacks = stacks_of(self._process.pid, lambda: self._log.read_text(errors="replace"))
+            os.killpg(self._process.pid, signal.SIGKILL)
             raise CannotJudge(
-                f"Importing {self._impl} did not come to an end within {timeout_s:g} s. It was last seen here:\n"
-                f"{self._said()}"
+                f"Importing {self._impl} did not come to an end within {self._import_timeout_s:g} s. Its threads were "
+                f"at:\n{readable(stacks) or '(no stacks: it did not answer a signal either)'}"
             ) from None
         except Closed:
-            status = self._process.wait()
             raise CannotJudge(
-                f"The process that imported {self._impl} ended with status {status} before it could be asked anything. "
-                f"Its last output was:\n{self._said() or '(nothing)'}"
+                f"The process that imported {self._impl} ended ({ending(self._ended())}) before it could be "
+                f"asked anything. Its last output was:\n{self._said() or '(nothing)'}"
             ) from None
         if "refusal" in hello:
             raise CannotJudge(hello["refusal"])
         unknown = sorted(set(hello["capabilities"]) - CAPABILITIES.keys())
         if unknown or hello["level"] not in LEVELS:
             raise CannotJudge(
-                f"{hello['adapter']} claims {', '.join(unknown) or 'level ' + repr(hello['level'])}, which does not "
+                f"{self._impl} claims {', '.join(unknown) or 'level ' + repr(hello['level'])}, which does not "
                 f"exist. Levels are {', '.join(LEVELS)}; capabilities are {', '.join(CAPABILITIES)}."
             )
         return Implementation(
@@ -117,11 +115,13 @@ class Server:
         )
 
     def _said(self) -> str:
-        return self._log.read_text(errors="replace")[-1500:].strip()
+        return readable(self._log.read_text(errors="replace"))[-1500:].strip()
 
     def rehearse(self, modes: list[str]) -> None:
         """Let the server import what lives in these modes will import."""
-        self._ask({"do": "rehearse", "modes": modes}, timeout_s=240)
+        seconds = 11 * self._timeout_s * len(modes)  # ten calls, and some time to end them
+        request = {"do": "rehearse", "modes": modes, "timeout_s": self._timeout_s}
+        self._ask(request, timeout_s=seconds + self._import_timeout_s)
 
     def spawn(self, folder: Path | None = None, reads: bool = False) -> Worker:
         """A fresh process life; with a folder, its file operations pass through a gate."""
@@ -159,11 +159,13 @@ class Server:
     def close(self) -> None:
         """Ends the server; it kills and reaps its workers when it notices."""
         self._channel.close()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        self._ended()
         shutil.rmtree(self._directory, ignore_errors=True)
 
-
+    def _ended(self) -> int:
+        """The exit status of the process, whose channel is closed."""
+        try:
+            return self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            return self._process.wait()

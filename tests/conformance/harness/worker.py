@@ -1,9 +1,10 @@
 """One process life of a training run, seen from the suite.
 
 Every call is a command to the worker and blocks until its reply.  What can go
-wrong is the manager's doing and has a type: `Raised` (it raised), `Hung` (no
-reply in time; the worker was killed after its stacks were read) and `Died`
-(the process ended by itself).  All three carry what the manager was doing.
+wrong is the manager's doing and has a type: `Raised` (it raised), `WrongAnswer`
+(it returned what the contract does not know), `Hung` (no reply in time; the
+worker was killed after its stacks were read) and `Died` (the process ended by
+itself).  All of them carry what the manager was doing.
 """
 
 import contextlib
@@ -39,6 +40,10 @@ class Raised(ManagerFault):
         self.traceback: str = error["traceback"]
 
 
+class WrongAnswer(ManagerFault):
+    """The manager returned what the contract does not know; no refusal, so not `Raised`."""
+
+
 class Unsupported(Exception):
     """The adapter has no counterpart for this call, whatever it claims."""
 
@@ -47,16 +52,16 @@ class Hung(ManagerFault):
     """No reply in time; the worker is dead now."""
 
     def __init__(self, doing: str, timeout_s: float, stacks: str) -> None:
-        super().__init__(f"{doing} did not return within {timeout_s:g} s and was killed. Its threads were at:\n{stacks}")
+        late = f"{doing} did not return within {timeout_s:g} s and was killed"
+        super().__init__(f"{late}. Its threads were at:\n{stacks}")
 
 
 class Died(ManagerFault):
     """The process ended while a command was running; `status` is its exit code, or minus the signal."""
 
     def __init__(self, doing: str, status: int, log: str) -> None:
-        how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
         said = f" Its last output was:\n{log}" if log.strip() else ""
-        super().__init__(f"The process ended by itself ({how}) during {doing}.{said}")
+        super().__init__(f"The process ended by itself ({ending(status)}) during {doing}.{said}")
         self.status = status
 
 
@@ -89,6 +94,8 @@ class Worker:
         self._timeout_s = timeout_s
         self._pending: str | None = None
         self._status: int | None = None
+        self._process = os.pidfd_open(pid)
+        """Readable when the process has ended; a child of it may hold the channel open for longer."""
         self.gate: Gate | None = None
         self.warnings: list[str] = []
         """Everything that the manager warned of in its last command."""
@@ -116,6 +123,7 @@ class Worker:
         """SIGKILL, as a preemption or the memory killer would: the process and what it started, at once."""
         if self._status is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
+                signal.pidfd_send_signal(self._process, signal.SIGKILL)
                 os.killpg(self.pid, signal.SIGKILL)
             self._bury()
 
@@ -133,21 +141,16 @@ class Worker:
 
     def _bury(self) -> int:
         if self._status is None:
-            self._status = self._reap(self.pid)
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)  # children that outlived it
+            self._status = self._reap(self.pid)  # with everything that it started
             if self.gate is not None:
                 self.gate.open()
                 self.gate.end()
             self._channel.close()
+            os.close(self._process)
         return self._status
 
     def _ends_within(self, timeout_s: float) -> bool:
-        descriptor = os.pidfd_open(self.pid)
-        try:
-            return bool(select.select([descriptor], [], [], timeout_s)[0])
-        finally:
-            os.close(descriptor)
+        return bool(select.select([self._process], [], [], timeout_s)[0])
 
     # -- commands ---------------------------------------------------------------
 
@@ -221,9 +224,7 @@ class Worker:
         message = self._receive(doing, timeout_s)
         self.warnings = message.get("warnings", [])
         if "error" in message:
-            if message["error"]["unsupported"]:
-                raise Unsupported(f"{doing}: {message['error']['message']}")
-            raise Raised(doing, message["error"])
+            raise _fault(doing, message["error"])
         return message["value"]
 
     def replies_within(self, timeout_s: float) -> bool:
@@ -256,29 +257,42 @@ class Worker:
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     def _receive(self, doing: str, timeout_s: float | None = None) -> dict[str, Any]:
+        timeout_s = self._timeout_s() if timeout_s is None else timeout_s
         try:
-            return self._channel.receive(self._timeout_s() if timeout_s is None else timeout_s)
+            self._await_word(timeout_s)
+            return self._channel.receive(timeout_s)
         except TimeoutError:
             raise self._hang(doing) from None
         except Closed:
-            status = self._bury() if self._status is None else self._status
-            raise Died(doing, status, self.output()[-2000:]) from None
+            if self._status is None and not self._ends_within(timeout_s):
+                raise self._hang(doing) from None
+            raise Died(doing, self._bury(), self.output()[-2000:]) from None
+
+    def _await_word(self, timeout_s: float) -> None:
+        """Return when there is something to receive; `Closed` if the process has ended without a word."""
+        if self._status is not None or self._channel.has_message:
+            return
+        word = self._channel.fileno()
+        ready, _, _ = select.select([word, self._process], [], [], timeout_s)
+        if not ready:
+            raise TimeoutError
+        if word not in ready:
+            raise Closed("the process has ended")
 
     def _hang(self, doing: str) -> Hung:
-        before = len(self.output())
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGUSR1)  # the worker's faulthandler prints every thread's stack
-        self._settle(before)
-        stacks = self.output()[before:]
+        stacks = stacks_of(self.pid, self.output)
         self.kill()
-        return Hung(doing, self._timeout_s(), _readable(stacks) or "(no stacks: it did not answer a signal either)")
+        return Hung(doing, self._timeout_s(), readable(stacks) or "(no stacks: it did not answer a signal either)")
 
-    def _settle(self, before: int) -> None:
-        """The stacks are complete when the log has not grown for a while, or after two seconds."""
-        deadline, size = time.monotonic() + 2, -1
-        while time.monotonic() < deadline and (size != len(self.output()) or size <= before):
-            size = len(self.output())
-            select.select([], [], [], 0.05)
+
+def _fault(doing: str, error: dict[str, Any]) -> Exception:
+    match error["reason"]:
+        case "unsupported":
+            return Unsupported(f"{doing}: {error['message']}")
+        case "wrong-answer":
+            return WrongAnswer(f"{doing} {error['message']}")
+        case _:
+            return Raised(doing, error)
 
 
 def connect() -> tuple[socket.socket, socket.socket]:
@@ -312,7 +326,27 @@ def _described(do: str, arguments: dict[str, Any]) -> str:
     return f"{do}({shown})"
 
 
-def _readable(stacks: str) -> str:
+def ending(status: int) -> str:
+    """How a process ended, in words."""
+    return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+
+
+def stacks_of(pid: int, output: Callable[[], str]) -> str:
+    """What the process's faulthandler adds to its output when asked for every thread's stack.
+
+    Complete when the output has not grown for a while, or after two seconds.
+    """
+    before = len(output())
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGUSR1)
+    deadline, size = time.monotonic() + 2, -1
+    while time.monotonic() < deadline and (size != len(output()) or size <= before):
+        size = len(output())
+        select.select([], [], [], 0.05)
+    return output()[before:]
+
+
+def readable(stacks: str) -> str:
     """Without the frames of the harness itself, which say nothing about the manager."""
     lines = [line for line in stacks.splitlines() if not re.search(r"conformance/worker/|<frozen ", line)]
     return "\n".join(lines)

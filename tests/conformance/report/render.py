@@ -34,10 +34,10 @@ def console(report: Report, colour: bool = False) -> str:
             lines.append(_wrapped(f"{_MARKS[Verdict.UNCLAIMED]} unclaimed: {', '.join(unclaimed)}", 2, 4))
     for one in _fallen(report):
         lines += ["", *_explained(one, report)]
+    lines += _our_errors(report)
     if report.stale:
         lines += ["", *(f"STALE expected failure: {entry} holds now; remove its line" for entry in report.stale)]
     lines += [f"CAPABILITY {mismatch}" for mismatch in report.mismatches]
-    lines += [f"ERROR of the suite, not of the manager: {error}" for error in report.errors]
     return "\n".join([*lines, "", totals(report)])
 
 
@@ -70,13 +70,28 @@ def _line(one: Judged, colour: bool) -> str:
     count = f"reached {one.reached} time{'s' * (one.reached > 1)}" if one.reached else ""
     note = f"rests on {one.because_of}, which fell" if one.because_of and not one.reason else ""
     line = f"  {mark} {one.clause.slug:<32} {count:<20} {note}".rstrip()
-    return line + (f"\n{_wrapped(one.reason, 18, 18)}" if one.reason else "")
+    is_told_here = one.reason and one.verdict is not Verdict.ERROR
+    return line + (f"\n{_wrapped(one.reason, 18, 18)}" if is_told_here else "")
 
 
 def _fallen(report: Report) -> list[Judged]:
     """Roots first: what rests on a fallen clause is usually its consequence."""
-    fallen = [one for one in report.judged if one.verdict in (Verdict.FAIL, Verdict.ERROR)]
+    fallen = [one for one in report.judged if one.verdict is Verdict.FAIL]
     return sorted(fallen, key=lambda one: one.because_of is not None)
+
+
+def _our_errors(report: Report) -> list[str]:
+    """Each once, however many clauses it kept from being judged."""
+    kept: dict[str, list[str]] = {error: [] for error in report.errors}
+    for one in report.judged:
+        if one.verdict is Verdict.ERROR:
+            kept.setdefault(one.reason, []).append(one.clause.slug)
+    lines: list[str] = []
+    for error, slugs in kept.items():
+        lines += ["", _wrapped(f"ERROR of the suite, not of the manager: {error}", 0, 2)]
+        if slugs:
+            lines.append(_wrapped(f"It kept these from being judged: {', '.join(slugs)}", 2, 4))
+    return lines
 
 
 def _explained(one: Judged, report: Report) -> list[str]:
@@ -84,8 +99,6 @@ def _explained(one: Judged, report: Report) -> list[str]:
     lines = [_wrapped(head, 0, 2), _wrapped(f"why: {one.clause.why}", 2, 4)]
     if one.because_of is not None:
         return [*lines, f"  It rests on {one.because_of}, which fell too: look there first.", *_seen(one.failures[0])[:2]]
-    if one.verdict is Verdict.ERROR:
-        return [*lines, f"  error of the suite: {one.reason}"]
     lines += _seen(one.failures[0])
     others = [finding.case for finding in one.failures[1:]]
     if others:
@@ -185,7 +198,8 @@ def _junit_case(suite: ElementTree.Element, one: Judged, report: Report) -> None
         case Verdict.FAIL | Verdict.ERROR:
             tag = "failure" if one.verdict is Verdict.FAIL else "error"
             body = ElementTree.SubElement(case, tag, message=_printable(one.clause.sentence))
-            body.text = _printable("\n".join(_explained(one, report)))
+            text = _explained(one, report) if one.verdict is Verdict.FAIL else [one.reason]
+            body.text = _printable("\n".join(text))
         case Verdict.UNCLAIMED | Verdict.UNREACHED | Verdict.EXPECTED_FAIL:
             ElementTree.SubElement(case, "skipped", message=_printable(f"{one.verdict}: {one.reason}"))
 
@@ -239,5 +253,5 @@ def write(report: Report, directory: Any) -> list[str]:
         "console.txt": console(report) + "\n",
     }
     for name, content in contents.items():
-        (directory / name).write_text(content)
+        (directory / name).write_text(content, encoding="utf-8", errors="backslashreplace")
     return [str(directory / name) for name in contents]

@@ -68,7 +68,11 @@ class Expected:
     def covers(self, finding: Finding) -> bool:
         """Whether this failure was expected."""
         assert finding.failure is not None, "only failures are asked about"
-        return finding.failure["clause"] == self.slug and fnmatch.fnmatchcase(finding.case, self.cases)
+        return finding.failure["clause"] == self.slug and self.matches(finding)
+
+    def matches(self, finding: Finding) -> bool:
+        """Whether this case is meant: `*` and `?` stand for others, brackets are part of a name."""
+        return fnmatch.fnmatchcase(finding.case, self.cases.replace("[", "[[]"))
 
     def __str__(self) -> str:
         return self.slug if self.cases == "*" else f"{self.slug} @ {self.cases}"
@@ -84,9 +88,11 @@ _ENTRY = re.compile(r"(?P<slug>[a-z-]+\.[a-z0-9-]+)(?:\s*@\s*(?P<cases>\S+?))?:\
 def read_expected(path: Path) -> tuple[Expected, ...]:
     """Lines `slug: reason` or `slug @ case-pattern: reason`; `#` begins a comment line."""
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise BadExpectations(f"--xfail-file {path} can't be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise BadExpectations(f"--xfail-file {path} is no text in UTF-8: {error.reason}.") from None
     entries = []
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
@@ -234,7 +240,7 @@ def _is_stale(entry: Expected, findings: Sequence[Finding], verdicts: dict[str, 
     """It was judged in the cases it covers, and held in all of them."""
     if verdicts.get(entry.slug) in (None, Verdict.UNREACHED, Verdict.UNCLAIMED, Verdict.ERROR):
         return False
-    covered = [f for f in findings if entry.slug in f.clauses and fnmatch.fnmatchcase(f.case, entry.cases)]
+    covered = [f for f in findings if entry.slug in f.clauses and entry.matches(f)]
     return not any(f.failure is not None and entry.covers(f) for f in covered)
 
 

@@ -2,26 +2,41 @@
 
 A reply is `{"value": ...}` or `{"error": {...}}`, and always carries what the
 manager said meanwhile: `warnings` (log records from WARNING up, and Python
-warnings).  An error is the manager's unless its type is `Unsupported`.
+warnings).  Every error is the manager's: it raised, it gave an answer that the
+contract does not know, or its adapter has no counterpart for the call.
 The worker's life ends with `exit` (the interpreter's normal end), with the
 loss of the suite, or with a signal from outside.
 """
 
 import ast
+import contextlib
+import json
 import logging
+import operator
 import os
+import signal
 import sys
 import traceback
 import warnings
-from typing import Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
 
-from forge_conformance.adapter import Adapter, Settings, Unsupported, Window
+from forge_conformance.adapter import Adapter, Loaded, Settings, Unsupported, Window
 
 from . import filter as kernel_filter
 from .channel import Channel, Closed
 from .workload import Loader, Workload, raw_bytes
 
 ALL_PARTS = ("scheduler", "dataloader")
+_HERE = str(Path(__file__).resolve().parent)
+
+Value = TypeVar("Value")
+
+
+class WrongAnswer(Exception):
+    """The manager returned what the contract does not know; the text completes "load() ..."."""
 
 
 class Worker:
@@ -46,9 +61,12 @@ class Worker:
                 if command["do"] == "exit":
                     self._channel.send({"value": None, "warnings": self._heard.take()})
                     self._heard.stop()
+                    self._channel.close()
                     return 0
                 self._channel.send(self._answer(command))
         except Closed:
+            with contextlib.suppress(OSError):
+                os.write(2, b"The connection to the suite is closed, so this process ends.\n")
             os._exit(0)
 
     def _hand_over_file_calls(self, reads: bool) -> None:
@@ -63,10 +81,15 @@ class Worker:
 
     def _answer(self, command: dict[str, Any]) -> dict[str, Any]:
         arguments = {key: value for key, value in command.items() if key != "do"}
+        life = os.getpid()
         try:
-            reply = {"value": getattr(self, f"do_{command['do']}")(**arguments)}
-        except Exception as error:  # whatever a manager raises is what is judged
+            reply = {"value": _plain(getattr(self, f"do_{command['do']}")(**arguments))}
+        except SystemExit:
+            raise
+        except BaseException as error:  # whatever a manager raises is what is judged
             reply = {"error": _described(error)}
+        if os.getpid() != life:
+            os._exit(1)  # a child that the manager forked and let come back here: it has no say
         return {**reply, "warnings": self._heard.take()}
 
     # -- commands: each returns plain JSON values -------------------------------
@@ -101,9 +124,9 @@ class Worker:
     ) -> dict[str, Any]:
         """Watches which globals each file's pickle asks for, so that running pickled code can be told from data."""
         with _PickleWatch() as watch:
-            loaded = self._manager.load(path, exclude, freeze_expected, parts)
+            loaded = _checked(self._manager.load(path, exclude, freeze_expected, parts))
         self._training.step, self._training.tokens_seen = loaded.step, loaded.tokens_seen
-        extra = repr(dict(loaded.extra))
+        extra = repr(loaded.extra)
         return {"step": loaded.step, "tokens_seen": loaded.tokens_seen, "extra": extra, "globals": watch.asked}
 
     def do_digest(self) -> dict[str, str]:
@@ -164,12 +187,16 @@ class _Heard(logging.Handler):
         super().__init__(logging.WARNING)
         self._messages: list[str] = []
         logging.getLogger().addHandler(self)
+        self._filters = warnings.filters[:]
         warnings.simplefilter("always")
         self._show = warnings.showwarning
-        warnings.showwarning = self._on_warning
+        warnings.showwarning = self._on_warning  # type: ignore[assignment]  # it takes all that the original takes
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._messages.append(record.getMessage())
+        try:
+            self._messages.append(record.getMessage())
+        except Exception:  # a message that its arguments don't fit; no handler lets that out
+            self.handleError(record)
 
     def _on_warning(self, message: Warning | str, category: type[Warning], *where: Any) -> None:
         self._messages.append(f"{category.__name__}: {message}")
@@ -178,6 +205,7 @@ class _Heard(logging.Handler):
         """From here messages go where they would in any script: to standard error."""
         logging.getLogger().removeHandler(self)
         warnings.showwarning = self._show
+        warnings.filters[:] = self._filters  # type: ignore[index]  # a list, whatever the stubs say
 
     def take(self) -> list[str]:
         """What was heard since the last time."""
@@ -221,27 +249,81 @@ class _PickleWatch:
             watch.asked.setdefault(watch._file, []).append(f"{arguments[0]}.{arguments[1]}")
 
 
-def rehearse(adapter_class: type[Adapter], device: str, folder: str, mode: str) -> None:
-    """One life that nobody judges, for the modules it imports."""
+def rehearse(adapter_class: type[Adapter], device: str, folder: str, mode: str, timeout_s: float) -> None:
+    """One life that nobody judges, for the modules it imports; an alarm kills it in a call that does not return."""
+
+    def timed(call: Callable[..., Value], *arguments: Any) -> Value:
+        signal.setitimer(signal.ITIMER_REAL, timeout_s)
+        return call(*arguments)
+
     def life() -> Adapter:
         return adapter_class(Settings(folder=folder, mode=mode), Workload(1, device))
 
-    first = life()
-    first.train(2)
-    first.save(2, 2, None, ALL_PARTS)
-    first.wait()
-    second = life()
-    second.load(None, (), None, ALL_PARTS)
+    first = timed(life)
+    timed(first.train, 2)
+    timed(first.save, 2, 2, None, ALL_PARTS)
+    timed(first.wait)
+    timed(timed(life).load, None, (), None, ALL_PARTS)
     Workload(1, device).digest()
 
 
-def _described(error: Exception) -> dict[str, Any]:
+def _checked(loaded: object) -> Loaded:
+    """What `load` returned, if it is what the contract says; `WrongAnswer` names the field that is not."""
+    if not isinstance(loaded, Loaded):
+        raise WrongAnswer(f"returned {_shown(loaded)}, which is not step, tokens_seen and extra")
+    counts = {}
+    for name in ("step", "tokens_seen"):
+        value = getattr(loaded, name)
+        try:
+            counts[name] = operator.index(value)
+        except TypeError:
+            raise WrongAnswer(f"returned {_shown(value)} as {name}, which is a whole number") from None
+    if not isinstance(loaded.extra, Mapping):
+        raise WrongAnswer(f"returned {_shown(loaded.extra)} as extra, which is a mapping")
+    return Loaded(**counts, extra=dict(loaded.extra))
+
+
+def _plain(value: Any) -> Any:
+    """The value, if it can be sent."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        raise WrongAnswer(f"returned {_shown(value)}, which is not made of plain values") from None
+    return value
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except Exception as error:
+        text = f"something whose repr raises {type(error).__name__}"
+    return f"{text if len(text) < 200 else text[:200] + '...'} ({type(value).__name__})"
+
+
+def _described(error: BaseException) -> dict[str, Any]:
     kinds = [kind.__name__ for kind in type(error).__mro__]
-    frames = traceback.format_exception(error)
+    reasons = {Unsupported: "unsupported", WrongAnswer: "wrong-answer"}
+    reason = next((reason for kind, reason in reasons.items() if isinstance(error, kind)), "raised")
+    frames = traceback.format_exception(type(error), error, _without_ours(error.__traceback__))
     return {
+        "reason": reason,
         "type": type(error).__name__,
         "kinds": kinds,
-        "message": str(error),
-        "unsupported": isinstance(error, Unsupported),
+        "message": _text(error),
         "traceback": "".join(frames)[-6000:],
     }
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "(its own text can't be made)"
+
+
+def _without_ours(frames: TracebackType | None) -> TracebackType | None:
+    """From the manager's first frame on; all of them where there is none."""
+    theirs = frames
+    while theirs is not None and theirs.tb_frame.f_code.co_filename.startswith(_HERE):
+        theirs = theirs.tb_next
+    return theirs or frames

@@ -113,8 +113,8 @@ class DropIn(Adapter):
             arguments["exclude_keys"] = list(exclude)
         if freeze_expected is not None:
             arguments["vlm_freeze_expected"] = [dict(entry) for entry in freeze_expected]
-        step, tokens_seen, extra = self.manager.load(**arguments)
-        return Loaded(step, tokens_seen, extra)
+        answer: Any = self.manager.load(**arguments)
+        return Loaded(*answer) if isinstance(answer, (tuple, list)) and len(answer) == 3 else answer
 
     def should_save(self, step: int) -> bool:
         answer: bool = self._config(self.settings).should_save(step)

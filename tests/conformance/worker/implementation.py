@@ -10,11 +10,12 @@ Four spellings, one meaning each:
 
 import importlib
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
 
-from forge_conformance.adapter import Adapter
+from forge_conformance.adapter import Adapter, Claims, Layout
 
 from .drop_in import drop_in, missing_names
 
@@ -89,4 +90,12 @@ def _checked(adapter: object, name: str) -> type[Adapter]:
     lacking = [duty for duty in ("save", "wait", "load") if getattr(adapter, duty) is getattr(Adapter, duty)]
     if lacking:
         raise CannotJudge(f"The adapter {name} does not define {', '.join(lacking)}; save, wait and load are its duty.")
+    if not isinstance(adapter.claims, Claims) or not isinstance(adapter.layout, Layout):
+        raise CannotJudge(f"The adapter {name} needs `claims = Claims(...)` and `layout = Layout(...)`.")
+    try:
+        groups = re.compile(adapter.layout.checkpoint).groupindex
+    except (re.error, TypeError) as error:
+        raise CannotJudge(f"The layout of {name} has no regular expression in `checkpoint`: {error}.") from None
+    if "step" not in groups:
+        raise CannotJudge(f"The layout of {name} has no group (?P<step>...) in {adapter.layout.checkpoint!r}.")
     return adapter

@@ -3,7 +3,8 @@
 Invariants: it never opens a manager itself, so every worker starts from the
 same untouched state; it never starts a thread, so forking is safe; it reaps a
 worker only when told to, so a pid that the suite knows never names another
-process; and when the suite goes away it kills what is left and ends.
+process; nothing that a worker started outlives it, whatever process group it
+moved to; and when the suite goes away it kills what is left and ends.
 
 *Rehearsal*: a child that nobody judges trains, saves and loads once and says
 which modules that made it import; the server imports those as well.  Workers
@@ -12,23 +13,28 @@ then start warm without inheriting anything that a manager did.
 
 import argparse
 import contextlib
+import ctypes
 import faulthandler
 import gc
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
+import select
 import signal
 import socket
 import sys
 import tempfile
 import traceback
+from pathlib import Path
 from typing import Any
 
 from .channel import Channel, Closed
 
 _LOG = 2
 """Standard error: the suite gives the server a file there, and each worker one of its own."""
+_SET_CHILD_SUBREAPER = 36
 
 
 def main(arguments: list[str]) -> int:
@@ -40,6 +46,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     os.dup2(_LOG, 1)  # whatever prints, prints to the log
     faulthandler.register(signal.SIGUSR1, all_threads=True)
+    _adopt_orphans()
     channel = Channel(socket.socket(fileno=options.channel))
     server = Server(channel, options.device)
     try:
@@ -52,30 +59,31 @@ def main(arguments: list[str]) -> int:
 
 
 class Server:
-    """Its only state: the adapter class it found, and the children it has not reaped."""
+    """Its state: the adapter class it found, the workers it has not reaped, and what the import started besides."""
 
     def __init__(self, channel: Channel, device: str) -> None:
         self._channel = channel
         self._device = device
         self._adapter: Any = None
         self._children: set[int] = set()
+        self._helpers: set[int] = set()
 
     def introduce(self, name: str) -> dict[str, Any]:
-        """Import torch and the manager; what the suite needs to know about them, or why there is nothing to judge."""
+        """Import the manager and torch; what the suite needs to know about them, or why there is nothing to judge."""
         from .implementation import CannotJudge, find
 
-        try:
-            import torch
-        except ImportError as error:
-            return {"refusal": f"Python {sys.executable} cannot import torch ({error}); the training run needs it."}
-        torch.set_num_threads(1)
+        if importlib.util.find_spec("torch") is None:
+            return {"refusal": f"Python {sys.executable} cannot import torch, and the training run needs it."}
         try:
             self._adapter = find(name)
+            introduction = self._introduction(name, _warm_torch())
         except CannotJudge as reason:
             return {"refusal": str(reason)}
         except BaseException as error:  # an import may raise anything, SystemExit included
             return {"refusal": _import_failure(name, error)}
-        return self._introduction(name, str(torch.__version__))
+        finally:
+            self._helpers = _children()
+        return introduction
 
     def _introduction(self, name: str, torch_version: str) -> dict[str, Any]:
         adapter = self._adapter
@@ -107,11 +115,9 @@ class Server:
                     if worker is not None:
                         return worker
                 case "reap":
-                    _, status = os.waitpid(request["pid"], 0)
-                    self._children.discard(request["pid"])
-                    self._channel.send({"status": os.waitstatus_to_exitcode(status)})
+                    self._channel.send({"status": self._reap(request["pid"])})
                 case "rehearse":
-                    self._channel.send({"imported": self._rehearse(request["modes"])})
+                    self._channel.send({"imported": self._rehearse(request["modes"], request["timeout_s"])})
 
     def _spawn(self, request: dict[str, Any], connection: int, log: int) -> Any:
         gc.freeze()
@@ -130,6 +136,7 @@ class Server:
 
     def _become_worker(self, log: int) -> None:
         os.setpgid(0, 0)  # what the manager starts belongs to this life and is killed with it
+        _adopt_orphans()  # until this life ends; then the server does
         self._children.clear()
         self._channel.close()
         os.dup2(log, 1)
@@ -137,49 +144,98 @@ class Server:
         os.close(log)
         faulthandler.register(signal.SIGUSR1, all_threads=True)
 
-    def _rehearse(self, modes: list[str]) -> int:
+    def _reap(self, pid: int) -> int:
+        """The exit status of a worker that has ended, when nothing of it is left."""
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        _kill_group(pid)  # while the worker still holds its number
+        _, status = os.waitpid(pid, 0)
+        self._children.discard(pid)
+        self._end_orphans()
+        return os.waitstatus_to_exitcode(status)
+
+    def _end_orphans(self) -> None:
+        while orphans := _children() - self._children - self._helpers:
+            for orphan in orphans:
+                os.kill(orphan, signal.SIGKILL)
+                os.waitpid(orphan, 0)
+
+    def _rehearse(self, modes: list[str], timeout_s: float) -> int:
         before = set(sys.modules)
         for mode in modes:
-            for name in _imported_by_a_life(self._adapter, self._device, mode):
+            for name in self._imported_by_a_life(mode, timeout_s):
                 if name not in sys.modules:
                     with contextlib.suppress(BaseException):  # a module that was made, not imported
                         importlib.import_module(name)
+        self._helpers = _children()
         return len(set(sys.modules) - before)
 
+    def _imported_by_a_life(self, mode: str, timeout_s: float) -> list[str]:
+        """Names of the modules that a training, a save and a load import, learnt in a child; none if it hangs."""
+        with tempfile.TemporaryFile() as learnt, tempfile.TemporaryDirectory() as folder:
+            pid = os.fork()
+            if pid == 0:
+                os.setpgid(0, 0)
+                with contextlib.suppress(BaseException):
+                    from .commands import rehearse
+
+                    rehearse(self._adapter, self._device, folder, mode, timeout_s)
+                learnt.write("\n".join(sys.modules).encode())
+                learnt.flush()
+                os._exit(0)
+            if not _ends_within(pid, 10 * timeout_s):
+                _kill_group(pid)
+            self._reap(pid)
+            learnt.seek(0)
+            return learnt.read().decode().split()
+
     def end_children(self) -> None:
-        """Kill and reap every worker that is left."""
-        for pid in self._children:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)
+        """Kill and reap every worker that is left, and what the import started."""
+        for pid in list(self._children):
+            _kill_group(pid)
+            self._reap(pid)
+        self._helpers.clear()
+        self._end_orphans()
 
 
-def _imported_by_a_life(adapter: Any, device: str, mode: str) -> list[str]:
-    """Names of the modules that one training, save and load imports, learnt in a child; none if it fails."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.setpgid(0, 0)
-        with contextlib.suppress(BaseException), tempfile.TemporaryDirectory() as folder:
-            signal.alarm(60)  # a manager that hangs here will be judged for it later
-            from .commands import rehearse
+def _warm_torch() -> str:
+    """Import what each life would import; the version."""
+    import torch
 
-            rehearse(adapter, device, folder, mode)
-        os.write(writing, "\n".join(sys.modules).encode())
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as pipe:
-        names = pipe.read().split("\n")
-    os.waitpid(pid, 0)
-    with contextlib.suppress(ProcessLookupError):
+    torch.set_num_threads(1)
+    torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])  # the first optimizer of a process imports half of torch
+    return str(torch.__version__)
+
+
+def _adopt_orphans() -> None:
+    """Of all that descends from this process, make it the parent of what loses its own."""
+    ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _children() -> set[int]:
+    """The processes whose parent this one is now."""
+    found: set[int] = set()
+    for listed in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # that thread has just ended
+            found |= {int(pid) for pid in listed.read_text().split()}
+    return found
+
+
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
-    return [name for name in names if name]
+
+
+def _ends_within(pid: int, timeout_s: float) -> bool:
+    descriptor = os.pidfd_open(pid)
+    try:
+        return bool(select.select([descriptor], [], [], timeout_s)[0])
+    finally:
+        os.close(descriptor)
 
 
 def _import_failure(name: str, error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
-    where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames and not isinstance(error, SyntaxError) else ""
     return f"Importing {name} raised {type(error).__name__}: {error}{where}. It has to import cleanly to be judged."
 
 

@@ -1,0 +1,132 @@
+"""The kernel filter's tables, on every machine that they know: a small interpreter runs the program as the kernel would.
+
+The numbers are checked against a second source, the kernel headers of the machine that runs the tests, where it has them.
+"""
+
+import errno
+import os
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from forge_conformance.worker import filter as kernel_filter
+
+MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+ALLOW, NOTIFY, REFUSE = "allow", "notify", "not implemented"
+_ANSWERS = {0x7FFF0000: ALLOW, 0x7FC00000: NOTIFY, 0x00050000 | errno.ENOSYS: REFUSE}
+
+
+@dataclass(frozen=True)
+class Call:
+    """What the kernel shows to a filter: `struct seccomp_data`."""
+
+    number: int
+    machine: int
+    arguments: tuple[int, ...] = (0,) * 6
+
+    def word(self, offset: int) -> int:
+        """32 bits of it, at an offset."""
+        words = {0: self.number, 4: self.machine}
+        words |= {16 + 8 * i: value & 0xFFFFFFFF for i, value in enumerate(self.arguments)}
+        return words[offset]
+
+
+def answer(program: list[kernel_filter.Instruction], call: Call) -> str:
+    """Classic BPF, as far as the filter uses it."""
+    at, accumulator = 0, 0
+    while True:
+        code, if_true, if_false, operand = program[at]
+        at += 1
+        match code:
+            case 0x20:  # load a word
+                accumulator = call.word(operand)
+            case 0x15:  # jump if equal
+                at += if_true if accumulator == operand else if_false
+            case 0x45:  # jump if any bit is set
+                at += if_true if accumulator & operand else if_false
+            case 0x06:  # return
+                return _ANSWERS[operand]
+            case _:
+                raise AssertionError(f"no such instruction: {code:#x}")
+
+
+@pytest.mark.parametrize("reads", [False, True])
+@pytest.mark.parametrize("machine", MACHINES)
+def test_every_listed_call_is_handed_over(machine: str, reads: bool) -> None:
+    program = kernel_filter.program(machine, reads)
+    writing = (0, os.O_WRONLY, os.O_WRONLY, 0, 0, 0)  # the flags are argument 1 of open and 2 of openat
+    numbers = kernel_filter._NUMBERS[machine]
+    assert {answer(program, Call(number, MACHINES[machine], writing)) for number in numbers.values()} == {NOTIFY}
+
+
+@pytest.mark.parametrize(("reads", "expected"), [(False, ALLOW), (True, NOTIFY)])
+@pytest.mark.parametrize("machine", MACHINES)
+def test_an_open_that_only_reads_passes_unless_reads_are_asked_for(machine: str, reads: bool, expected: str) -> None:
+    program = kernel_filter.program(machine, reads)
+    numbers = kernel_filter._NUMBERS[machine]
+    for name, place in {"open": 1, "openat": 2}.items():
+        for flags in (os.O_RDONLY, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY | os.O_NOFOLLOW):
+            arguments = tuple(flags if i == place else 0xFFFFFFFF for i in range(6))
+            if name in numbers:
+                assert answer(program, Call(numbers[name], MACHINES[machine], arguments)) == expected
+
+
+@pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_RDWR, os.O_RDONLY | os.O_CREAT, os.O_RDONLY | os.O_TRUNC])
+@pytest.mark.parametrize("machine", MACHINES)
+def test_an_open_that_may_change_a_file_is_handed_over(machine: str, flags: int) -> None:
+    number = kernel_filter._NUMBERS[machine]["openat"]
+    call = Call(number, MACHINES[machine], (0, 0, flags, 0, 0, 0))
+    assert answer(kernel_filter.program(machine, False), call) == NOTIFY
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_what_would_change_files_unseen_is_not_implemented(machine: str) -> None:
+    program = kernel_filter.program(machine, False)
+    refused = kernel_filter._REFUSED[machine]
+    assert refused.keys() >= {"sendfile", "splice", "copy_file_range", "io_uring_setup", "openat2"}
+    assert {answer(program, Call(number, MACHINES[machine])) for number in refused.values()} == {REFUSE}
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_all_other_calls_pass(machine: str) -> None:
+    program = kernel_filter.program(machine, False)
+    listed = set(kernel_filter._NUMBERS[machine].values()) | set(kernel_filter._REFUSED[machine].values())
+    others = set(range(600)) - listed
+    assert {answer(program, Call(number, MACHINES[machine], (0xFFFFFFFF,) * 6)) for number in others} == {ALLOW}
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_calls_of_another_machine_pass_because_their_numbers_mean_something_else(machine: str) -> None:
+    program = kernel_filter.program(machine, True)
+    numbers = kernel_filter._NUMBERS[machine].values()
+    assert {answer(program, Call(number, 0x40000003)) for number in numbers} == {ALLOW}
+
+
+def test_the_machines_differ_only_in_calls_that_the_newer_one_dropped() -> None:
+    x86, arm = (set(kernel_filter._NUMBERS[machine]) for machine in ("x86_64", "aarch64"))
+    dropped = {"open", "creat", "mkdir", "rmdir", "unlink", "rename", "link", "symlink"}
+    assert arm < x86
+    assert x86 - arm == dropped
+    assert {f"{name}at" for name in dropped - {"creat", "rmdir"}} <= arm
+
+
+def test_the_numbers_are_those_of_this_machines_kernel() -> None:
+    machine = platform.machine()
+    include = Path("/usr/include")
+    headers = [*include.glob("*/asm/unistd_64.h"), *include.glob("asm/unistd_64.h"), include / "asm-generic" / "unistd.h"]
+    header = next((path for path in headers if path.is_file() and ("generic" in str(path)) == (machine == "aarch64")), None)
+    if machine not in MACHINES or header is None:
+        pytest.skip(f"no kernel headers of a machine that the filter knows: {machine}, {header}")
+    defined = re.findall(r"#define __NR3?2?6?4?_?(\w+) (\d+)", header.read_text())
+    known = {name: int(number) for name, number in defined}
+    ours = kernel_filter._NUMBERS[machine] | kernel_filter._REFUSED[machine]
+    assert {name: known[name] for name in ours if name in known} == {name: ours[name] for name in ours if name in known}
+    assert len(ours.keys() & known.keys()) > 20
+
+
+def test_a_machine_without_a_table_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "vax")
+    with pytest.raises(OSError, match=r"no system-call table for vax; known are x86_64, aarch64"):
+        kernel_filter.install()

@@ -1,0 +1,134 @@
+"""The command over managers that are honest, boast, hang, make noise or fight: verdicts, exit statuses, reports.
+
+Each run judges a clause or two; every exit status is seen, and whatever the manager does, what the user reads is ours.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import forge_conformance
+import jsonschema
+
+SCHEMA = json.loads((Path(forge_conformance.__file__).parent / "report" / "schema.json").read_text())
+HONEST = ("commit.overlap", "resume.dataloader", "resume.train-state")
+BOASTED = ("commit.overlap", "resume.peek-agrees")
+QUICK = "commit.wait-idempotent"
+
+Command = Any  # see conftest.py
+Ran = Any
+
+
+def expect_one_story(ran: Ran) -> None:
+    """Every file of the report says the same, to a program, a CI server and a reader."""
+    report = ran.report
+    jsonschema.Draft202012Validator(SCHEMA).validate(report)
+    totals = report["totals"]
+    suites = ElementTree.fromstring((ran.reports / "junit.xml").read_text()).findall("testsuite")
+    counted = {key: sum(int(suite.get(key, "")) for suite in suites) for key in ("tests", "failures", "errors", "skipped")}
+    skipped = totals["unclaimed"] + totals["unreached"] + totals["expected-fail"]
+    assert counted == {
+        "tests": sum(totals.values()),
+        "failures": totals["fail"],
+        "errors": totals["error"],
+        "skipped": skipped,
+    }
+    assert sum(len(suite.findall("testcase/failure")) for suite in suites) == totals["fail"]
+    summary = (ran.reports / "summary.md").read_text()
+    notable = [slug for slug, verdict in ran.verdicts.items() if verdict in ("fail", "expected-fail", "unreached")]
+    assert [slug for slug in notable if f"`{slug}`" not in summary] == []
+    assert (ran.reports / "console.txt").read_text() in ran.out
+    assert report["exit_status"] == ran.status
+    assert "Traceback" not in ran.out + ran.err
+
+
+def test_an_honest_manager_of_another_layout_passes(forge: Command) -> None:
+    ran = forge.run("honest.py", *HONEST)
+    assert (ran.status, ran.verdicts) == (0, dict.fromkeys(HONEST, "pass"))
+    assert ran.report["implementation"]["capabilities"] == ["async", "dataloader", "rng", "sync", "train-state"]
+    expect_one_story(ran)
+
+
+def test_a_manager_that_claims_more_than_it_can_falls_by_name(forge: Command) -> None:
+    ran = forge.run("liars.py:Boaster", *BOASTED, options=("--level", "strict"))
+    assert (ran.status, ran.verdicts) == (1, dict.fromkeys(BOASTED, "fail"))
+    assert "FAIL commit.overlap (core)" in ran.out
+    assert "no flush in the background" in ran.said
+    assert "expected: every capability that is claimed to be there seen: peek(): peek" in ran.said
+    assert "CAPABILITY peek is claimed, but the implementation lacks it" in ran.out
+    assert "CAPABILITY schedule is there, but not claimed: it was not judged" in ran.out
+    expect_one_story(ran)
+
+
+def test_failures_that_were_expected_with_a_reason_do_not_fail_the_run(forge: Command) -> None:
+    entries = forge.folder / "forgetful.xfail"
+    entries.write_text("resume.train-state @ resume/*: it does not count\n")
+    options = ("--claims", "sync,train-state", "--xfail-file", str(entries))
+    ran = forge.run("liars.py:Forgetful", "resume.train-state", options=options)
+    assert (ran.status, ran.verdicts) == (0, {"resume.train-state": "expected-fail"})
+    assert "it does not count" in ran.out
+    (failure,) = ran.report["clauses"][0]["failures"]
+    assert failure["seen"] == "load() returned 'step_3' (str) as step, which is a whole number"
+    expect_one_story(ran)
+
+
+def test_an_expected_failure_that_no_longer_fails_fails_the_run(forge: Command) -> None:
+    entries = forge.folder / "honest.xfail"
+    entries.write_text(f"{QUICK}: waits twice\ncommit.overlap: judged another time\n")
+    ran = forge.run("honest.py", QUICK, options=("--xfail-file", str(entries)))
+    assert (ran.status, ran.verdicts) == (1, {QUICK: "pass"})
+    assert ran.report["stale_expected_failures"] == [QUICK]
+    assert f"STALE expected failure: {QUICK}" in ran.out
+    expect_one_story(ran)
+
+
+def test_where_nothing_could_be_judged_the_status_says_so(forge: Command) -> None:
+    ran = forge.run("honest.py", "layout.step-dir")
+    assert (ran.status, ran.verdicts) == (2, {"layout.step-dir": "unclaimed"})
+    expect_one_story(ran)
+
+
+def test_a_manager_that_kills_the_suites_own_process_is_an_error_and_no_verdict(forge: Command) -> None:
+    ran = forge.run("liars.py:Saboteur", "resume.skips-torn", options=("--claims", "sync"))
+    assert (ran.status, ran.verdicts) == (3, {"resume.skips-torn": "error"})
+    assert "no longer answers" in ran.said
+    expect_one_story(ran)
+
+
+def test_a_save_that_hangs_falls_with_the_line_where_it_was(forge: Command) -> None:
+    ran = forge.run("liars.py:Stuck", "resume.train-state", options=("--timeout", "4", "--claims", "sync,train-state"))
+    assert (ran.status, ran.verdicts) == (1, {"resume.train-state": "fail"})
+    assert "save() did not return within 4 s and was killed" in ran.said
+    assert "in _sleep_for_ever" in ran.out
+    assert "worker/commands.py" not in ran.out
+    expect_one_story(ran)
+
+
+def test_noise_closed_streams_and_processes_left_behind_disturb_no_verdict(forge: Command) -> None:
+    heirs = forge.folder / "heirs"
+    options = ("--claims", "sync,train-state")
+    ran = forge.run("liars.py:Noisy", "resume.train-state", options=options, NOISY_HEIRS=str(heirs))
+    assert (ran.status, ran.verdicts) == (0, {"resume.train-state": "pass"})
+    assert "noise noise" not in ran.said and "noise from below" not in ran.said
+    left = heirs.read_text().split()
+    assert len(left) >= 2
+    assert [pid for pid in left if Path("/proc", pid).exists()] == []
+    expect_one_story(ran)
+
+
+def test_two_processes_side_by_side_find_what_one_finds(forge: Command) -> None:
+    clauses = ("commit.overlap", QUICK)
+    ran = [forge.run("liars.py:Boaster", *clauses, options=("-n", n)) for n in "12"]
+    one, two = ({test["test"]: test["outcome"] for test in each.report["tests"]} for each in ran)
+    assert sorted(one.values()) == ["done", "done", "failed"]
+    assert two == one
+    assert [each.status for each in ran] == [1, 1]
+    assert ran[0].verdicts == ran[1].verdicts == {"commit.overlap": "fail", QUICK: "pass"}
+
+
+def test_smoke_tells_what_it_reached(forge: Command) -> None:
+    ran = forge("smoke", "--impl", str(Path(__file__).parent / "managers" / "honest.py"))
+    assert ran.status == 0, ran.said
+    assert "the folder holds 3.pt" in ran.out
+    assert "a new process resumed at step 3" in ran.out

@@ -1,0 +1,260 @@
+"""Verdicts and their reports, computed from findings made by hand: each verdict, each reason, each exit status.
+
+The rows say what the tests of a run found out; nothing runs here.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import forge_conformance
+import jsonschema
+import pytest
+from forge_conformance.report import render
+from forge_conformance.report.verdicts import (
+    BadExpectations,
+    Expected,
+    Finding,
+    Judged,
+    Report,
+    Status,
+    Verdict,
+    capability_mismatches,
+    judge,
+    read_expected,
+    root_of,
+)
+from forge_spec import BY_SLUG, CLAUSES
+from forge_spec.clauses import Level
+
+SCHEMA = json.loads((Path(forge_conformance.__file__).parent / "report" / "schema.json").read_text())
+SYNC, OVERLAP, SNAPSHOT = "commit.sync", "commit.overlap", "commit.snapshot"
+BOTH = frozenset({"sync", "async"})
+
+
+def held(*slugs: str, case: str = "commit/holds", times: int = 1) -> Finding:
+    return Finding(case, slugs, dict.fromkeys(slugs, times), "done", 0.5)
+
+
+def fell(slug: str, *others: str, case: str = "commit/falls") -> Finding:
+    failure = {"clause": slug, "expected": "a | b", "seen": "c", "story": ("life 1 starts",), "detail": ""}
+    return Finding(case, (slug, *others), {slug: 1}, "failed", 0.5, failure)
+
+
+def unreached(slug: str, reason: str) -> Finding:
+    return Finding("commit/unreached", (slug,), {}, "unreached", 0.5, reason=reason)
+
+
+def ours(slug: str) -> Finding:
+    return Finding("commit/ours", (slug,), {}, "error", 0.5, reason="KeyError: 'x'")
+
+
+def verdict_of(slug: str, *findings: Finding, expected: tuple[Expected, ...] = ()) -> Judged:
+    judged, _ = judge(findings, Level.DURABLE, BOTH, expected)
+    return next(one for one in judged if one.clause.slug == slug)
+
+
+def report_of(*findings: Finding, expected: tuple[Expected, ...] = (), **changes: Any) -> Report:
+    only = changes.pop("only", None)
+    judged, stale = judge(findings, Level.DURABLE, BOTH, expected, only)
+    environment = {"python": "3", "executable": "python", "torch": "2", "platform": "p", "versions": {"made": "1"}}
+    implementation = {
+        "name": "made.up",
+        "adapter": "MadeUp",
+        "claimed_level": "core",
+        "capabilities": sorted(BOTH),
+        "environment": environment,
+        "is_other_python": False,
+    }
+    return replace(Report(implementation, Level.DURABLE, judged, stale, (), findings, 1.0), **changes)
+
+
+def test_what_was_reached_and_never_fell_passes() -> None:
+    one = verdict_of(SYNC, held(SYNC, times=2), held(SYNC, OVERLAP, times=3, case="commit/another"))
+    assert (one.verdict, one.reached, one.cases) == (Verdict.PASS, 5, ("commit/holds", "commit/another"))
+
+
+def test_one_failure_outweighs_all_that_held() -> None:
+    one = verdict_of(SYNC, held(SYNC, times=9), fell(SYNC))
+    assert (one.verdict, one.reached, [finding.case for finding in one.failures]) == (Verdict.FAIL, 10, ["commit/falls"])
+
+
+def test_a_failure_outweighs_an_error_of_ours_and_that_outweighs_what_held() -> None:
+    assert verdict_of(SYNC, ours(SYNC), fell(SYNC)).verdict is Verdict.FAIL
+    one = verdict_of(SYNC, held(SYNC), ours(SYNC))
+    assert (one.verdict, one.reason) == (Verdict.ERROR, "KeyError: 'x'")
+
+
+def test_what_needs_an_unclaimed_capability_is_unclaimed_whatever_was_found() -> None:
+    one = verdict_of("resume.peek-agrees", held("resume.peek-agrees"))
+    assert (one.verdict, one.reason) == (Verdict.UNCLAIMED, "needs peek")
+
+
+@pytest.mark.parametrize(
+    ("findings", "reason"),
+    [
+        ([], "no test that judges it fits what is claimed"),
+        ([unreached(SNAPSHOT, "no seccomp"), unreached(SNAPSHOT, "no seccomp")], "no seccomp"),
+        ([fell(OVERLAP, SNAPSHOT)], f"every test that would reach it fell before, at {OVERLAP}"),
+        ([Finding("commit/idle", (SNAPSHOT,), {}, "done", 0.5)], "it never arose"),
+    ],
+)
+def test_what_no_test_reached_is_no_pass_and_says_why(findings: list[Finding], reason: str) -> None:
+    one = verdict_of(SNAPSHOT, *findings)
+    assert (one.verdict, one.reached, one.reason) == (Verdict.UNREACHED, 0, reason)
+
+
+def test_a_failure_is_expected_only_in_the_cases_that_are_listed() -> None:
+    entry = Expected(SYNC, "commit/*[async]", "known")
+    listed, unlisted = fell(SYNC, case="commit/a[async]"), fell(SYNC, case="commit/a[sync]")
+    assert verdict_of(SYNC, listed, expected=(entry,)).verdict is Verdict.EXPECTED_FAIL
+    assert verdict_of(SYNC, listed, expected=(entry,)).reason == "known"
+    one = verdict_of(SYNC, listed, unlisted, expected=(entry,))
+    assert (one.verdict, one.failures) == (Verdict.FAIL, (unlisted,))
+
+
+@pytest.mark.parametrize(
+    ("findings", "is_stale"),
+    [
+        ([held(SYNC)], True),
+        ([fell(SYNC)], False),
+        ([fell(SYNC, case="commit/falls"), held(SYNC)], False),
+        ([], False),
+        ([ours(SYNC)], False),
+        ([unreached(SYNC, "no seccomp")], False),
+    ],
+)
+def test_an_expectation_is_stale_when_its_clause_was_judged_and_held(findings: list[Finding], is_stale: bool) -> None:
+    entry = Expected(SYNC, "*", "known")
+    assert judge(findings, Level.CORE, BOTH, (entry,))[1] == ((entry,) if is_stale else ())
+
+
+def test_an_expectation_for_one_case_is_stale_though_its_clause_falls_in_another() -> None:
+    entry = Expected(SYNC, "commit/holds", "known")
+    judged, stale = judge([held(SYNC), fell(SYNC)], Level.CORE, BOTH, (entry,))
+    assert stale == (entry,)
+    assert str(entry) == "commit.sync @ commit/holds"
+
+
+def test_an_expectation_outside_of_what_was_asked_for_is_not_stale() -> None:
+    entry = Expected(SYNC, "*", "known")
+    assert judge([held(SYNC, OVERLAP)], Level.CORE, BOTH, (entry,), only=frozenset({OVERLAP}))[1] == ()
+
+
+def test_a_level_holds_to_its_own_clauses_and_to_those_below() -> None:
+    for level in Level:
+        judged, _ = judge([], level, BOTH)
+        assert {one.clause for one in judged} == {clause for clause in CLAUSES if clause.level <= level}
+
+
+def test_a_partial_run_judges_what_was_asked_for_and_nothing_else() -> None:
+    judged, _ = judge([held(SYNC), fell(OVERLAP)], Level.CORE, BOTH, only=frozenset({SYNC}))
+    assert [(one.clause.slug, one.verdict) for one in judged] == [(SYNC, Verdict.PASS)]
+
+
+def test_the_root_is_the_fallen_clause_furthest_down() -> None:
+    chain = next(
+        (clause.slug, BY_SLUG[below].slug, BY_SLUG[below].rests_on[0])
+        for clause in CLAUSES
+        for below in clause.rests_on
+        if BY_SLUG[below].rests_on
+    )
+    top, middle, bottom = chain
+    assert root_of(BY_SLUG[top], {top}) is None
+    assert root_of(BY_SLUG[top], {top, middle}) == middle
+    assert root_of(BY_SLUG[top], {top, middle, bottom}) == bottom
+    assert root_of(BY_SLUG[top], {top, bottom}) == bottom
+
+
+@pytest.mark.parametrize(
+    ("claimed", "probe", "sentences"),
+    [
+        ({"peek"}, {"peek": False}, ["peek is claimed, but the implementation lacks it"]),
+        (set(), {"peek": True}, ["peek is there, but not claimed: it was not judged"]),
+        ({"peek"}, {"peek": True, "async": False}, []),
+        ({"peek"}, {}, []),
+    ],
+)
+def test_claims_are_compared_with_what_is_visibly_there(
+    claimed: set[str], probe: dict[str, bool], sentences: list[str]
+) -> None:
+    assert list(capability_mismatches(frozenset(claimed), probe)) == sentences
+
+
+KNOWN = (Expected(SYNC, "*", "known"),)
+
+
+@pytest.mark.parametrize(
+    ("report", "status"),
+    [
+        (report_of(held(SYNC)), Status.PASSED),
+        (report_of(fell(SYNC), expected=KNOWN), Status.PASSED),
+        (report_of(held(SYNC), fell(OVERLAP)), Status.FAILED),
+        (report_of(held(SYNC), expected=KNOWN), Status.FAILED),
+        (report_of(), Status.NOTHING_JUDGED),
+        (report_of(unreached(SYNC, "no seccomp")), Status.NOTHING_JUDGED),
+        (report_of(held(OVERLAP), ours(SYNC)), Status.OUR_ERROR),
+        (report_of(held(SYNC), errors=("pytest broke",)), Status.OUR_ERROR),
+        (report_of(fell(SYNC), errors=("pytest broke",)), Status.OUR_ERROR),
+    ],
+)
+def test_each_exit_status_has_its_reason_and_every_rendering_of_it_is_sound(report: Report, status: Status) -> None:
+    assert report.status is status
+    values = json.loads(json.dumps(render.as_json(report)))
+    jsonschema.Draft202012Validator(SCHEMA).validate(values)
+    cases = ElementTree.fromstring(render.junit(report)).findall("testsuite/testcase")
+    assert [case.get("name") for case in cases] == [clause["slug"] for clause in values["clauses"]]
+    assert f"exit status {int(status)}" in render.console(report)
+    assert f"exit status {int(status)}" in render.markdown(report)
+
+
+def test_the_schema_is_a_schema_and_describes_every_field() -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    told = SCHEMA["properties"] | {
+        f"{kind}.{name}": field
+        for kind, described in SCHEMA["$defs"].items()
+        for name, field in described.get("properties", {}).items()
+    }
+    named = {"$ref", "const"}
+    assert [name for name, field in told.items() if "description" not in field and not named & field.keys()] == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"exit_status": 4},
+        {"totals": {"pass": 1}},
+        {"surprise": True},
+        {"clauses": [{"slug": "commit.sync"}]},
+    ],
+)
+def test_the_schema_refuses_what_is_no_report(change: dict[str, Any]) -> None:
+    values = json.loads(json.dumps(render.as_json(report_of(held(SYNC), only=frozenset({SYNC})))))
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(values | change, SCHEMA)
+
+
+def test_whatever_a_manager_says_is_rendered(tmp_path: Path) -> None:
+    """Control characters, half characters of a file name, mark-up."""
+    odd = fell(SYNC)
+    assert odd.failure is not None
+    odd = replace(odd, failure={**odd.failure, "seen": "\x1b[31m\x00 \udcff </failure> `|` é\nsecond line"})
+    render.write(report_of(odd), tmp_path)
+    body = ElementTree.parse(tmp_path / "junit.xml").find(".//failure")
+    assert body is not None and "</failure>" in (body.text or "")
+    assert "commit.sync" in (tmp_path / "summary.md").read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "report.json").read_text())["totals"]["fail"] == 1
+
+
+def test_expectations_are_read_with_their_reasons_and_comments(tmp_path: Path) -> None:
+    path = tmp_path / "known.xfail"
+    path.write_text("# known\n\ncommit.sync: slow: very\ncommit.overlap @ commit/x[a-b]:   see #1\n")
+    assert read_expected(path) == (
+        Expected("commit.sync", "*", "slow: very"),
+        Expected("commit.overlap", "commit/x[a-b]", "see #1"),
+    )
+    path.write_text("commit.sync:\n")
+    with pytest.raises(BadExpectations, match="line 1"):
+        read_expected(path)
