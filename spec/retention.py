@@ -92,7 +92,7 @@ CLAUSES: tuple[Clause, ...] = (
         "ordinary checkpoint to go back to.",
         sometimes="milestones and more ordinary checkpoints than the limit keeps stood together after a commit",
         capabilities=frozenset({"retention", "window"}),
-        rests_on=("retention.keeps", "retention.drops"),
+        rests_on=("retention.keeps", "retention.drops", "retention.numeric"),
     ),
     Clause(
         slug="retention.torn-is-free",
@@ -103,7 +103,7 @@ CLAUSES: tuple[Clause, ...] = (
         "that a resume could use.",
         sometimes="torn directories stood among the newest when a commit deleted something",
         capabilities=_RETENTION,
-        rests_on=("retention.keeps", "retention.drops"),
+        rests_on=("retention.keeps", "retention.drops", "retention.numeric"),
     ),
     Clause(
         slug="retention.future",
@@ -113,7 +113,7 @@ CLAUSES: tuple[Clause, ...] = (
         "Deleted, a rewind made by mistake can't be undone.",
         sometimes="a commit happened below more steps than the limit keeps",
         capabilities=_RETENTION,
-        rests_on=("retention.keeps", "retention.drops"),
+        rests_on=("retention.keeps", "retention.drops", "retention.numeric"),
     ),
     Clause(
         slug="retention.class-is-remembered",

@@ -32,6 +32,7 @@ from forge_conformance.harness.judge import JUDGES, Judges
 from forge_conformance.harness.scenario import kinds_claimed
 from forge_conformance.harness.server import CannotJudge, Implementation, Server
 from forge_conformance.harness.worker import ManagerFault, Unsupported
+from forge_conformance.plugin import WARM_SERVER
 from forge_conformance.report import render
 from forge_conformance.report.verdicts import (
     BadExpectations,
@@ -195,11 +196,13 @@ def _run(options: argparse.Namespace) -> int:
     _claims(options.claims, frozenset())
     _level(options.level or "core")
     out = _directory(options.out or Path("reports") / re.sub(r"[^A-Za-z0-9_.-]+", "-", options.impl))
-    implementation = _first_contact(options)
-    level = _level(options.level or implementation.level)
-    claims = _claims(options.claims, implementation.capabilities)
-    collected = _Collected(sys.stderr)
-    pytest_status, output = _pytest(options, level, claims, only, collected)
+    with contextlib.closing(Server(options.impl, options.python, options.timeout, options.import_timeout)) as server:
+        _first_contact(server, options.impl)
+        implementation = server.implementation
+        level = _level(options.level or implementation.level)
+        claims = _claims(options.claims, implementation.capabilities)
+        collected = _Collected(sys.stderr, server)
+        pytest_status, output = _pytest(options, level, claims, only, collected)
     judged, stale = judge(collected.findings, level, claims, expected, only)
     report = Report(
         implementation=_described(implementation, options, claims),
@@ -217,23 +220,20 @@ def _run(options: argparse.Namespace) -> int:
     return report.status
 
 
-def _first_contact(options: argparse.Namespace) -> Implementation:
-    """What the manager says of itself; `CannotJudge` if it does not even come to life."""
-    server = Server(options.impl, options.python, options.timeout, options.import_timeout)
-    try:
-        with tempfile.TemporaryDirectory(prefix="forge-contact-") as folder:
-            mode = "sync" if "sync" in server.implementation.capabilities else "async"
-            worker = server.spawn()
-            try:
-                worker.open({"folder": folder, "mode": mode}, seed=0)
-            except (ManagerFault, Unsupported) as fault:
-                raise CannotJudge(
-                    f"{options.impl} was imported, but a manager over an empty folder could not be made, so nothing "
-                    f"can be judged. {fault}"
-                ) from None
-        return server.implementation
-    finally:
-        server.close()
+def _first_contact(server: Server, impl: str) -> None:
+    """`CannotJudge` if the manager does not even come to life."""
+    mode = "sync" if "sync" in server.implementation.capabilities else "async"
+    with tempfile.TemporaryDirectory(prefix="forge-contact-") as folder:
+        worker = server.spawn()
+        try:
+            worker.open({"folder": folder, "mode": mode}, seed=0)
+        except (ManagerFault, Unsupported) as fault:
+            raise CannotJudge(
+                f"{impl} was imported, but a manager over an empty folder could not be made, so nothing can be "
+                f"judged. {fault}"
+            ) from None
+        finally:
+            worker.kill()
 
 
 def _directory(path: Path) -> Path:
@@ -320,13 +320,20 @@ def _described(implementation: Implementation, options: argparse.Namespace, clai
 class _Collected:
     """A pytest plugin of the controlling process: gathers findings, shows progress."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, server: Server) -> None:
         self.findings: list[Finding] = []
         self.lost: list[str] = []
         """Tests that ended without a finding: our errors."""
         self._stream = stream
+        self._server = server
         self._total = 0
         self._failed = 0
+
+    def pytest_configure(self, config: pytest.Config) -> None:
+        if config.getoption("numprocesses", None):
+            self._server.close()  # every process that judges has one of its own
+        else:
+            config.stash[WARM_SERVER] = self._server
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         self._total = len(session.items) or self._total

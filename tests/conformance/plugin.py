@@ -20,7 +20,7 @@ from forge_conformance.harness.folder import Folder
 from forge_conformance.harness.judge import JUDGES, ClauseFailure, Judge, Judges, Unreached
 from forge_conformance.harness.scenario import Scenario, Timeline
 from forge_conformance.harness.server import CannotJudge, Server
-from forge_conformance.harness.worker import ManagerFault, Raised, Unsupported
+from forge_conformance.harness.worker import Hung, ManagerFault, Raised, Unsupported
 from forge_spec import BY_SLUG
 from forge_spec.clauses import Level
 
@@ -39,6 +39,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--forge-examples", type=int, default=0, help="random programs to try (default: a few, always the same)")
 
 
+WARM_SERVER = pytest.StashKey[Server]()
+"""Where the command leaves the server of its first contact, so that its imports are paid for once."""
+
+
 class Session:
     """One pytest process: its warm server, started when it is first needed, and the timelines."""
 
@@ -53,7 +57,8 @@ class Session:
         if self._server is None:
             option = self._config.getoption
             timeouts = (option("--forge-timeout"), option("--forge-import-timeout"))
-            self._server = Server(option("--forge-impl"), option("--forge-python"), *timeouts)
+            warm = self._config.stash.get(WARM_SERVER, None)
+            self._server = warm or Server(option("--forge-impl"), option("--forge-python"), *timeouts)
             self._server.rehearse([mode for mode in MODES if mode in self.capabilities])
         return self._server
 
@@ -184,6 +189,7 @@ def new_scenario(request: pytest.FixtureRequest, directory: Path) -> Scenario:
     path = directory / "checkpoints"
     path.mkdir()
     folder = Folder(path.resolve(), session.server.implementation.layout)
+    request.node.stash[_JUDGE].folder = str(folder.path)
     return Scenario(session.server, folder, request.node.stash[_JUDGE], session.timeline, session.capabilities)
 
 
@@ -215,36 +221,28 @@ def found_out(judge: Judge, error: BaseException | None) -> dict[str, Any]:
             seen = {"clause": failure.clause, "expected": failure.expected, "seen": failure.seen}
             return {**found, "outcome": "failed", "failure": {**seen, "story": failure.story, "detail": failure.detail}}
         case ManagerFault():
-            return {
-                **found,
-                "outcome": "failed",
-                "hung": type(cause).__name__ == "Hung",
-                "failure": {
-                    "clause": judge.clauses[0],
-                    "expected": "the manager to get through this scenario",
-                    "seen": str(cause),
-                    "story": tuple(judge.story),
-                    "detail": cause.traceback if isinstance(cause, Raised) else "",
-                },
-            }
+            detail = cause.traceback if isinstance(cause, Raised) else ""
+            failure = _fault(judge, str(cause), detail=detail)
+            return {**found, "outcome": "failed", "hung": isinstance(cause, Hung), "failure": failure}
         case Unsupported():
-            return {
-                **found,
-                "outcome": "failed",
-                "failure": {
-                    "clause": judge.clauses[0],
-                    "expected": "every capability that is claimed to be there",
-                    "seen": str(cause),
-                    "story": tuple(judge.story),
-                    "detail": "",
-                },
-            }
+            failure = _fault(judge, str(cause), expected="every capability that is claimed to be there")
+            return {**found, "outcome": "failed", "failure": failure}
+        case OSError(filename=str() | Path() as name) if judge.folder is not None and str(name).startswith(judge.folder):
+            return {**found, "outcome": "failed", "failure": _fault(judge, f"{name}: {cause.strerror}, which the suite needs")}
         case Unreached():
             return {**found, "outcome": "unreached", "reason": str(cause)}
         case CannotJudge():
             return {**found, "outcome": "error", "reason": str(cause)}
         case _:
             return {**found, "outcome": "error", "reason": f"{type(cause).__name__}: {cause}"}
+
+
+def _fault(
+    judge: Judge, seen: str, expected: str = "the manager to get through this scenario", detail: str = ""
+) -> dict[str, Any]:
+    """What no comparison found: the clause that the test is about takes the blame."""
+    story = tuple(judge.story)
+    return {"clause": judge.clauses[0], "expected": expected, "seen": seen, "story": story, "detail": detail}
 
 
 def _cause(error: BaseException | None) -> BaseException | None:

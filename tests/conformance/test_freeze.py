@@ -87,8 +87,7 @@ def test_at_no_file_operation_is_the_metadata_there_in_part(run: Scenario, mode:
     life.gate.observe(lambda operation: _watch_metadata(run, operation))
     for step in (2, 3):
         life.train_to(step)
-        life.save(extra={"vlm_freeze": freeze.canonical([(VISION, True)])})
-    life.wait()
+        life.commit(extra={"vlm_freeze": freeze.canonical([(VISION, True)])})
     life.gate.check()
     run.expect("freeze.whole-metadata", {2, 3} <= run.folder.complete(), expected="2 and 3 saved", seen=str(run.folder))
 
@@ -157,8 +156,7 @@ def test_a_flush_before_a_transition_commits_with_the_metadata_of_its_time(run: 
 def _save_frozen(run: Scenario, mode: str, entries: list[tuple[str, bool]]) -> None:
     life = run.start(mode=mode)
     life.train_to(2)
-    life.save(extra={"vlm_freeze": freeze.canonical(entries)})
-    life.wait()
+    life.commit(extra={"vlm_freeze": freeze.canonical(entries)})
 
 
 def _effective(life: Life, step: int, base: Any, stages: Any, valid_modules: list[str] | None) -> Any:

@@ -46,11 +46,9 @@ def test_the_folder_can_be_moved_whole(run: Scenario, mode: str, tmp_path: Path)
 def test_the_metadata_is_readable_and_says_step_tokens_and_freeze(run: Scenario, mode: str) -> None:
     life = run.start(mode=mode)
     life.train_to(2)
-    life.save(extra={"note": "no freeze here"})
-    life.wait()
+    life.commit(extra={"note": "no freeze here"})
     life.train_to(3)
-    life.save(extra={"vlm_freeze": FREEZE})
-    life.wait()
+    life.commit(extra={"vlm_freeze": FREEZE})
     for step, freeze in ((2, None), (3, FREEZE)):
         path = run.folder.of(step) / layout.METADATA
         metadata = json.loads(path.read_text())

@@ -161,8 +161,7 @@ def test_everything_comes_from_the_one_step_that_is_loaded(run: Scenario, mode: 
     life = run.start(mode=mode)
     for step in (2, 4, 6):
         life.train_to(step)
-        life.save(extra={"saved_at": step} if run.has("train-state") else None)
-        life.wait()
+        life.commit(extra={"saved_at": step} if run.has("train-state") else None)
     target = 2 if run.has("explicit") else 6
     again = run.start(mode=mode, seed=999)
     loaded = again.load(run.folder.of(2) if run.has("explicit") else None)
@@ -313,8 +312,7 @@ def test_every_setting_that_a_load_depends_on_has_an_effect(run: Scenario) -> No
     """The settings of a save have theirs in the chapters schedule, retention and commit."""
     life = run.start()
     life.train_to(2)
-    life.save(extra={"vlm_freeze": FREEZE})
-    life.wait()
+    life.commit(extra={"vlm_freeze": FREEZE})
     life.commit_at(4)
     outcomes = {
         "nothing set": _outcome(run, {}),
@@ -336,8 +334,7 @@ def test_every_setting_that_a_load_depends_on_has_an_effect(run: Scenario) -> No
 def test_the_switch_for_freeze_mismatches_has_an_effect(run: Scenario) -> None:
     life = run.start()
     life.train_to(2)
-    life.save(extra={"vlm_freeze": FREEZE})
-    life.wait()
+    life.commit(extra={"vlm_freeze": FREEZE})
     expected = [{"module": "vision", "frozen": False}]
     seen = []
     for ignore in (False, True):
@@ -354,8 +351,7 @@ def test_the_switch_for_freeze_mismatches_has_an_effect(run: Scenario) -> None:
 def test_the_callers_extra_comes_back_equal(run: Scenario, any_mode: str) -> None:
     life = run.start(mode=any_mode)
     life.train_to(2)
-    life.save(extra=EXTRA)
-    life.wait()
+    life.commit(extra=EXTRA)
     _, loaded = run.resume(mode=any_mode)
     run.expect("resume.extra", loaded.extra == EXTRA, expected=f"{EXTRA}", seen=f"{loaded.extra}")
     run.expect(
@@ -437,8 +433,7 @@ def test_an_unreadable_train_state_changes_nothing(run: Scenario, mode: str) -> 
 def test_a_freeze_mismatch_changes_nothing(run: Scenario, mode: str) -> None:
     life = run.start(mode=mode)
     life.train_to(4)
-    life.save(extra={"vlm_freeze": FREEZE})
-    life.wait()
+    life.commit(extra={"vlm_freeze": FREEZE})
     _expect_refused_untouched(run, mode, freeze_expected=[{"module": "vision", "frozen": False}])
 
 

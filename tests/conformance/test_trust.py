@@ -147,8 +147,7 @@ def test_a_pickle_swapped_between_check_and_read_is_not_run(
 def test_plain_state_is_loaded_without_running_pickled_code(run: Scenario, any_mode: str) -> None:
     life = run.start(mode=any_mode)
     life.train_to(2)
-    life.save(extra={"plain": [1, "two", {"three": 3.0}]})
-    life.wait()
+    life.commit(extra={"plain": [1, "two", {"three": 3.0}]})
     _, loaded = run.resume(mode=any_mode)
     asked = loaded.globals.get(layout.TRAIN_STATE, [])
     run.expect_landing("trust.least", loaded, {2})

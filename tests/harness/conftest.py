@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from forge_conformance.harness.server import Server
 
 MANAGERS = Path(__file__).parent / "managers"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from forge_conformance.cli import main
 
 LIARS = str(Path(__file__).parent / "managers" / "liars.py")
@@ -174,7 +175,8 @@ def test_a_refusal_leaves_no_process_and_no_file_behind(
     impl = file_of(
         "spawns.py",
         "import subprocess, sys\n"
-        "heir = subprocess.Popen([sys.executable, '-S', '-c', 'import signal; signal.pause()'], start_new_session=True)\n"
+        "waits = [sys.executable, '-S', '-c', 'import signal; signal.pause()']\n"
+        "heir = subprocess.Popen(waits, start_new_session=True)\n"
         "open('heir', 'w').write(str(heir.pid))\n"
         "raise RuntimeError('too late')\n",
     )

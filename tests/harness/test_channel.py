@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+
 from forge_conformance.harness.worker import connect
 from forge_conformance.worker.channel import Channel, Closed
 
@@ -67,9 +68,13 @@ def test_descriptors_arrive_with_their_message_and_in_order(ends: Ends, size: in
     sender = Channel(bare)
     pipes = [os.pipe() for _ in range(2)]
     message = {"padding": "x" * size}
-    thread = threading.Thread(
-        target=lambda: [sender.send({}), sender.send(message, tuple(write for _, write in pipes)), sender.send({})]
-    )
+
+    def send() -> None:
+        sender.send({})
+        sender.send(message, tuple(write for _, write in pipes))
+        sender.send({})
+
+    thread = threading.Thread(target=send)
     thread.start()
     assert [channel.receive(20) for _ in range(3)] == [{}, message, {}]
     thread.join()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from forge_conformance.harness.gate import Gate, Operation, at, in_background, is_supported
 from forge_conformance.harness.server import Server
 from forge_conformance.harness.worker import Died, Raised, Worker
@@ -151,7 +152,10 @@ def test_what_is_raised_on_the_gates_thread_reaches_the_test_and_holds_nobody(li
         raise LookupError(f"at {operation}")
 
     gate = gate_of(life)
-    {"observe": gate.observe, "close": gate.close, "fail": lambda picks: gate.fail(picks, errno.EIO)}[how](stumble)
+    if how == "fail":
+        gate.fail(stumble, errno.EIO)
+    else:
+        getattr(gate, how)(stumble)
     do(life, "write_by", "python", "one")
     with pytest.raises(LookupError, match=r"at open(at)?\(one\)"):
         gate.check()
@@ -168,7 +172,9 @@ def test_each_kind_of_operation_is_named_with_the_files_that_it_touches(life: Wo
         ("rename", "h"),
     ]  # fmt: skip
     assert [paths for _, paths in told] == [paths for _, paths in expected]
-    assert [name for (name, _), (known, _) in zip(told, expected, strict=True) if not name.startswith(tuple(known.split()))] == []
+    assert [
+        name for (name, _), (known, _) in zip(told, expected, strict=True) if not name.startswith(tuple(known.split()))
+    ] == []
     assert (folder.parent / "outside").read_bytes()[:1] == b"7"
     assert names(folder) == {"s"}
 
@@ -217,7 +223,8 @@ def test_a_worker_that_is_held_can_be_killed(life: Worker, folder: Path) -> None
     do(life, "write_by", "thread", "back")
     assert gate.wait_held(PATIENCE_S)
     life.kill()
-    assert life.kill() is None and not life.is_alive
+    life.kill()  # a second time does nothing
+    assert not life.is_alive
     assert names(folder) == set()
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import forge_conformance
 import jsonschema
+
+import forge_conformance
 
 SCHEMA = json.loads((Path(forge_conformance.__file__).parent / "report" / "schema.json").read_text())
 HONEST = ("commit.overlap", "resume.dataloader", "resume.train-state")
@@ -26,7 +27,9 @@ def expect_one_story(ran: Ran) -> None:
     jsonschema.Draft202012Validator(SCHEMA).validate(report)
     totals = report["totals"]
     suites = ElementTree.fromstring((ran.reports / "junit.xml").read_text()).findall("testsuite")
-    counted = {key: sum(int(suite.get(key, "")) for suite in suites) for key in ("tests", "failures", "errors", "skipped")}
+    counted = {
+        key: sum(int(suite.get(key, "")) for suite in suites) for key in ("tests", "failures", "errors", "skipped")
+    }
     skipped = totals["unclaimed"] + totals["unreached"] + totals["expected-fail"]
     assert counted == {
         "tests": sum(totals.values()),
@@ -97,9 +100,9 @@ def test_a_manager_that_kills_the_suites_own_process_is_an_error_and_no_verdict(
 
 
 def test_a_save_that_hangs_falls_with_the_line_where_it_was(forge: Command) -> None:
-    ran = forge.run("liars.py:Stuck", "resume.train-state", options=("--timeout", "4", "--claims", "sync,train-state"))
+    ran = forge.run("liars.py:Stuck", "resume.train-state", options=("--timeout", "3", "--claims", "sync,train-state"))
     assert (ran.status, ran.verdicts) == (1, {"resume.train-state": "fail"})
-    assert "save() did not return within 4 s and was killed" in ran.said
+    assert "save() did not return within 3 s and was killed" in ran.said
     assert "in _sleep_for_ever" in ran.out
     assert "worker/commands.py" not in ran.out
     expect_one_story(ran)

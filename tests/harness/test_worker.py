@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from forge_conformance.harness.server import Server
 from forge_conformance.harness.worker import Died, Hung, ManagerFault, Raised, Unsupported, Worker, WrongAnswer
 
@@ -19,7 +20,9 @@ ANSWERS = {
     "a step in words": "returned '3' (str) as step, which is a whole number",
     "half a token": "returned 0.5 (float) as tokens_seen, which is a whole number",
     "a list for extra": "returned ['extra'] (list) as extra, which is a mapping",
-    "an unprintable": "returned something whose repr raises ZeroDivisionError (Unprintable) as extra, which is a mapping",
+    "an unprintable": (
+        "returned something whose repr raises ZeroDivisionError (Unprintable) as extra, which is a mapping"
+    ),
 }
 
 
@@ -61,9 +64,7 @@ def test_what_the_adapter_does_not_have_is_unsupported(life: Worker) -> None:
         ("fail_without_words", ("Wordless", "Exception", "BaseException", "object"), "(its own text can't be made)"),
     ],
 )
-def test_whatever_a_manager_raises_is_an_answer(
-    life: Worker, what: str, kinds: tuple[str, ...], message: str
-) -> None:
+def test_whatever_a_manager_raises_is_an_answer(life: Worker, what: str, kinds: tuple[str, ...], message: str) -> None:
     with pytest.raises(Raised) as caught:
         do(life, what)
     assert (caught.value.kinds, caught.value.message) == (kinds, message)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
+
 from forge_conformance.worker.workload import Workload
 
 BEFORE, AFTER = 13, 6

@@ -4,8 +4,9 @@ import inspect
 import re
 from pathlib import Path
 
-import forge_spec
 import pytest
+
+import forge_spec
 from forge_spec import CLAUSES
 from forge_spec.book import book, drift, main
 

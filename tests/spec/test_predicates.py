@@ -2,9 +2,10 @@
 
 import random
 
-from forge_spec import commit, freeze, layout, resume, retention, schedule, trust
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from forge_spec import commit, freeze, layout, resume, retention, schedule, trust
 
 settings.register_profile("spec", derandomize=True, deadline=None, database=None)
 repeatable = settings(settings.get_profile("spec"))

@@ -16,7 +16,7 @@ from .gate import Gate, Picks, in_background
 from .gate import is_supported as gate_is_supported
 from .judge import Judge, Unreached
 from .server import Implementation, Server
-from .worker import ALL_PARTS, Loaded, Raised, Worker
+from .worker import ALL_PARTS, Loaded, ManagerFault, Raised, Worker
 
 TOKENS_PER_STEP = 32
 STATE = ("parameter", "buffer", "moment", "group", "scheduler")
@@ -56,6 +56,10 @@ class Timeline:
         return self._losses[after + 1 : until + 1]
 
 
+class Astray(ManagerFault):
+    """A load has put the run at a step from which the scenario can't go on."""
+
+
 class Life:
     """One process life; see `Worker` for what each call does and raises."""
 
@@ -88,7 +92,8 @@ class Life:
 
     def train_to(self, step: int) -> list[str]:
         """Train until the run is at `step`; the losses."""
-        assert step >= self.step, f"{self.name} is at {self.step} already"
+        if step < self.step:
+            raise Astray(f"The run is at step {self.step} where it should be at {step} or before.")
         if step == self.step:
             return []
         self._tell(f"trains from step {self.step} to {step}")
@@ -114,11 +119,20 @@ class Life:
             self.save()
 
     def commit_at(self, *steps: int) -> None:
-        """Train to each of these steps, save there and wait: afterwards all are committed."""
+        """Train to each of these steps and `commit` there."""
         for step in steps:
             self.train_to(step)
-            self.save()
-            self.wait()
+            self.commit()
+
+    def commit(self, extra: Any = None) -> None:
+        """Save and wait; a step that is not complete then makes the clause about just that fall, not the test's own."""
+        self.save(extra)
+        self.wait()
+        folder, clause = self.scenario.folder, "commit.sync" if self.settings["mode"] == "sync" else "commit.no-later-than"
+        if self.step not in folder.complete() and str(folder.path) == self.settings.get("folder", str(folder.path)):
+            self.scenario.judge.fall(
+                clause, expected=f"step {self.step} complete when save and wait have returned", seen=str(folder)
+            )
 
     def wait(self) -> None:
         """Wait until all that was saved is committed."""

@@ -183,10 +183,10 @@ def _judge(
     missing = sorted(clause.capabilities - capabilities)
     if missing:
         return Judged(clause, Verdict.UNCLAIMED, 0, reason=f"needs {', '.join(missing)}")
-    mine = [finding for finding in findings if clause.slug in finding.clauses]
+    mine = [finding for finding in findings if clause.slug in finding.clauses]  # it may fall in others on the way
     reached = sum(finding.reached.get(clause.slug, 0) for finding in mine)
     cases = tuple(finding.case for finding in mine)
-    failures = tuple(f for f in mine if f.failure is not None and f.failure["clause"] == clause.slug)
+    failures = tuple(f for f in findings if f.failure is not None and f.failure["clause"] == clause.slug)
     if failures:
         return _fallen(clause, reached, cases, failures, expected, fallen)
     errors = [finding for finding in mine if finding.outcome == "error"]

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy
 import torch
+
 from forge_conformance.adapter import Adapter, Claims, Layout, Loaded, Settings, Training
 
 
@@ -38,13 +39,16 @@ class Honest(Adapter):
         named |= {part: getattr(self.training, part) for part in parts}
         state = {name: value.state_dict() for name, value in named.items() if hasattr(value, "state_dict")}
         counts = {"counts": (step, tokens_seen, dict(extra or {})), "streams": _streams()}
-        self.flushing = self.thread.submit(self.write, step, copy.deepcopy({**state, **counts}))
+        snapshot = copy.deepcopy({**state, **counts})
         if self.settings.mode == "sync":
-            self.wait()
+            self.write(step, snapshot)
+        else:
+            self.flushing = self.thread.submit(self.write, step, snapshot)
 
     def write(self, step: int, state: dict[str, Any]) -> None:
-        """On the thread of the flush."""
-        with open(self.folder / "being-written", "wb") as file:  # torch opens a path itself, and keeps the GIL meanwhile
+        with open(
+            self.folder / "being-written", "wb"
+        ) as file:  # torch opens a path itself, and keeps the GIL meanwhile
             torch.save(state, file)
         os.replace(self.folder / "being-written", self.folder / f"{step}.pt")
 

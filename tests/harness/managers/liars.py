@@ -9,10 +9,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from forge_conformance.adapter import Adapter, Claims, Layout, Loaded, Settings, Training
 from honest import Honest
+
+from forge_conformance.adapter import Adapter, Claims, Layout, Loaded, Settings, Training
 
 
 class Saveless(Adapter):
@@ -62,13 +64,12 @@ class Stuck(Honest):
 
 
 class Boaster(Honest):
-    """Claims `async` and saves synchronously; claims `peek` and has none; hides that it can be asked for its schedule."""
+    """Claims `async` and saves synchronously; claims `peek` and has none; has a schedule and does not claim it."""
 
     claims = Claims("core", ("sync", "async", "peek"))
 
-    def save(self, step: int, tokens_seen: int, extra: Mapping[str, Any] | None, parts: Sequence[str]) -> None:
-        super().save(step, tokens_seen, extra, parts)
-        self.wait()
+    def __init__(self, settings: Settings, training: Training) -> None:
+        super().__init__(replace(settings, mode="sync"), training)
 
     @classmethod
     def probe(cls) -> dict[str, bool]:
@@ -117,7 +118,7 @@ class Saboteur(Honest):
     """Kills the suite's server, the parent of every worker, when it is to save for the second time."""
 
     def save(self, step: int, tokens_seen: int, extra: Mapping[str, Any] | None, parts: Sequence[str]) -> None:
-        if self.flushing is None and list(self.folder.glob("*.pt")):
+        if list(self.folder.glob("*.pt")):
             os.kill(os.getppid(), signal.SIGKILL)
         super().save(step, tokens_seen, extra, parts)
 

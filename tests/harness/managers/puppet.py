@@ -9,8 +9,9 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from forge_conformance.adapter import Claims, Loaded
 from honest import Honest
+
+from forge_conformance.adapter import Claims, Loaded
 
 ANSWERS: dict[str, Any] = {
     "nothing": None,
