@@ -85,6 +85,7 @@ CLAUSES: tuple[Clause, ...] = (
         why="An evaluation of step 5000 that quietly measures step 9000 is published as step 5000.",
         sometimes="a complete and a torn checkpoint were named while another one was the resume point",
         capabilities=_EXPLICIT,
+        rests_on=("resume.exact",),
     ),
     Clause(
         slug="resume.imported-weights",
@@ -211,7 +212,7 @@ CLAUSES: tuple[Clause, ...] = (
         why="Fine-tuning leaves the optimizer out on purpose: old moments overrun the new learning rate.",
         sometimes="the optimizer was excluded, once in the call and once in the configuration",
         capabilities=frozenset({"exclude"}),
-        rests_on=("resume.lands",),
+        rests_on=("resume.lands", "resume.exact"),
     ),
     Clause(
         slug="resume.extra",

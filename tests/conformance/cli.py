@@ -39,7 +39,6 @@ from forge_conformance.report.verdicts import (
     Finding,
     Report,
     Status,
-    Verdict,
     capability_mismatches,
     judge,
     read_expected,
@@ -80,9 +79,11 @@ def _parser() -> argparse.ArgumentParser:
     smoke = commands.add_parser("smoke", help="first contact with a manager: seconds")
     run = commands.add_parser("run", help="judge a manager by every clause that it claims")
     for command in (smoke, run):
-        command.add_argument("--impl", required=True, help="a drop-in module, module:Adapter, or path/to/file.py:Adapter")
+        command.add_argument("--impl", required=True, help="a drop-in module, module:Adapter, or file.py:Adapter")
         command.add_argument("--python", help="the Python that the manager lives in (default: this one)")
-        command.add_argument("--timeout", type=_seconds, default=20, metavar="S", help="when a command counts as hung (20)")
+        command.add_argument(
+            "--timeout", type=_seconds, default=20, metavar="S", help="until a command counts as hung (20)"
+        )
         command.add_argument(
             "--import-timeout", type=_seconds, default=120, metavar="S", help="when importing the manager does (120)"
         )
@@ -90,9 +91,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--level", help="core, strict or durable (default: what the manager claims)")
     run.add_argument("--claims", help="capabilities instead of those claimed: a,b,c; or changes to them: +a,-b")
     run.add_argument("--xfail-file", type=Path, help="expected failures, one `slug: reason` a line")
-    run.add_argument("--out", type=Path, help="where report.json, junit.xml, summary.md and console.txt go (./reports/NAME)")
-    run.add_argument("--clause", action="append", metavar="SLUG", help="only the tests that judge this clause; repeatable")
-    run.add_argument("--examples", type=int, default=0, metavar="N", help="fuzz: N new random programs instead of the usual few")
+    run.add_argument("--out", type=Path, help="the directory of the report's files (./reports/NAME)")
+    run.add_argument("--clause", action="append", metavar="SLUG", help="only tests that judge this clause; repeatable")
+    run.add_argument(
+        "--examples", type=int, default=0, metavar="N", help="try N new random programs, not the usual few"
+    )
     run.add_argument("-n", type=int, default=1, metavar="N", help="processes that judge side by side (1)")
     run.set_defaults(command=_run)
 
@@ -128,7 +131,8 @@ def _smoke(options: argparse.Namespace) -> int:
         said = _Steps(begun)
         implementation = server.implementation
         mode = "sync" if "sync" in implementation.capabilities else "async"
-        said(f"imported {implementation.name}: level {implementation.level}, {', '.join(sorted(implementation.capabilities))}")
+        claims = ", ".join(sorted(implementation.capabilities))
+        said(f"imported {implementation.name}: level {implementation.level}, {claims}")
         return _smoke_lives(server, mode, said)
     finally:
         server.close()
@@ -158,9 +162,7 @@ def _smoke_lives(server: Server, mode: str, said: "_Steps") -> int:
             return Status.FAILED
 
 
-def _compare(
-    saved: dict[str, str], resumed: dict[str, str], step: int, kinds: Sequence[str], said: "_Steps"
-) -> int:
+def _compare(saved: dict[str, str], resumed: dict[str, str], step: int, kinds: Sequence[str], said: "_Steps") -> int:
     if step != 3:
         print(f"FAIL: it came back at step {step}, not at 3")
         return Status.FAILED
@@ -261,7 +263,7 @@ def _claims(option: str | None, claimed: frozenset[str]) -> frozenset[str]:
     names = {word.lstrip("+-") for word in words} | claimed
     unknown = sorted(names - CAPABILITIES.keys())
     if unknown:
-        whose = "--claims names" if not unknown[0] in claimed else "the adapter claims"
+        whose = "--claims names" if unknown[0] not in claimed else "the adapter claims"
         raise BadArgument(f"{whose} {', '.join(unknown)}, which is no capability; there are {', '.join(CAPABILITIES)}.")
     if changes and len(changes) != len(words):
         raise BadArgument(f"--claims {option} mixes names with changes; write either a,b,c or +a,-b.")
@@ -279,7 +281,11 @@ def _clauses(slugs: list[str] | None) -> frozenset[str] | None:
 
 
 def _pytest(
-    options: argparse.Namespace, level: Level, claims: frozenset[str], only: frozenset[str] | None, collected: "_Collected"
+    options: argparse.Namespace,
+    level: Level,
+    claims: frozenset[str],
+    only: frozenset[str] | None,
+    collected: "_Collected",
 ) -> tuple[int, str]:
     """Run the suite; pytest's exit status and what it printed, which is of interest only when it broke."""
     arguments = ["-c", str(_HERE / "pytest.ini"), f"--rootdir={_HERE}", str(_HERE)]
@@ -415,8 +421,6 @@ def _tests() -> Iterator[tuple[str, Judges]]:
             declared = getattr(value, JUDGES, None)
             if name.startswith("test_") and declared is not None:
                 yield f"{path.stem.removeprefix('test_')}/{name.removeprefix('test_').replace('_', '-')}", declared
-
-
 
 
 if __name__ == "__main__":

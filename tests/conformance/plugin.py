@@ -36,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--forge-timeout", type=float, default=20.0, help="seconds until a command counts as hung")
     group.addoption("--forge-import-timeout", type=float, default=120.0, help="seconds until an import counts as hung")
     group.addoption("--forge-clauses", help="only tests that judge one of these, comma-separated")
-    group.addoption("--forge-examples", type=int, default=0, help="random programs to try (default: a few, always the same)")
+    group.addoption("--forge-examples", type=int, default=0, help="random programs to try (default: the usual few)")
 
 
 WARM_SERVER = pytest.StashKey[Server]()
@@ -117,7 +117,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`mode`: each claimed way to save; `any_mode`: the pinned one as well; `flush_mode`: those with a background flush."""
+    """`mode`: claimed ways to save; `any_mode`: the pinned one as well; `flush_mode`: those with a background flush."""
     wanted = {"mode": MODES[:2], "any_mode": MODES, "flush_mode": MODES[1:]}
     session = metafunc.config.stash.get(_SESSION, None)
     for name, modes in wanted.items():
@@ -148,7 +148,7 @@ def declared_by(item: pytest.Item) -> Judges | None:
 
 
 def case_of(item: pytest.Item) -> str:
-    """The test's name in reports and expected failures: chapter/what-it-shows[parameters], wherever pytest was started."""
+    """The test's name in reports and expected failures: chapter/what-it-shows[parameters]."""
     chapter = item.path.stem.removeprefix("test_")
     name = re.sub(r"^test_", "", item.name).replace("_", "-")
     return f"{chapter}/{name}"
@@ -222,13 +222,14 @@ def found_out(judge: Judge, error: BaseException | None) -> dict[str, Any]:
             return {**found, "outcome": "failed", "failure": {**seen, "story": failure.story, "detail": failure.detail}}
         case ManagerFault():
             detail = cause.traceback if isinstance(cause, Raised) else ""
-            failure = _fault(judge, str(cause), detail=detail)
-            return {**found, "outcome": "failed", "hung": isinstance(cause, Hung), "failure": failure}
+            fault = _fault(judge, str(cause), detail=detail)
+            return {**found, "outcome": "failed", "hung": isinstance(cause, Hung), "failure": fault}
         case Unsupported():
-            failure = _fault(judge, str(cause), expected="every capability that is claimed to be there")
-            return {**found, "outcome": "failed", "failure": failure}
-        case OSError(filename=str() | Path() as name) if judge.folder is not None and str(name).startswith(judge.folder):
-            return {**found, "outcome": "failed", "failure": _fault(judge, f"{name}: {cause.strerror}, which the suite needs")}
+            fault = _fault(judge, str(cause), expected="every capability that is claimed to be there")
+            return {**found, "outcome": "failed", "failure": fault}
+        case OSError(filename=str() | Path() as name) if judge.folder and str(name).startswith(judge.folder):
+            fault = _fault(judge, f"{name}, which the layout promises: {cause.strerror}")
+            return {**found, "outcome": "failed", "failure": fault}
         case Unreached():
             return {**found, "outcome": "unreached", "reason": str(cause)}
         case CannotJudge():

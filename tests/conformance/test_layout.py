@@ -56,7 +56,8 @@ def test_the_metadata_is_readable_and_says_step_tokens_and_freeze(run: Scenario,
         run.expect(
             "layout.metadata-json",
             not errors,
-            expected=f"step {step}, tokens_seen {32 * step}" + (f", vlm_freeze {freeze}" if freeze else " and no vlm_freeze"),
+            expected=f"step {step}, tokens_seen {32 * step}, "
+            + (f"vlm_freeze {freeze}" if freeze else "no vlm_freeze"),
             seen=f"{metadata}: {'; '.join(errors)}",
         )
 

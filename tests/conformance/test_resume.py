@@ -169,7 +169,7 @@ def test_everything_comes_from_the_one_step_that_is_loaded(run: Scenario, mode: 
     run.expect_state("resume.one-step", again, target)
     if run.has("train-state"):
         extra = loaded.extra
-        run.expect("resume.one-step", extra == {"saved_at": target}, expected={"saved_at": target}.__str__(), seen=extra)
+        run.expect("resume.one-step", extra == {"saved_at": target}, expected=f"saved_at={target}", seen=extra)
 
 
 @judges("resume.explicit-honoured")
@@ -327,7 +327,7 @@ def test_every_setting_that_a_load_depends_on_has_an_effect(run: Scenario) -> No
         seen=f"the same outcome with {' and '.join(same)}",
     )
     empty = run.start(folder=str(run.folder.path / "elsewhere"), seed=999)
-    run.expect("schedule.every-knob-acts", empty.load().is_fresh, expected="another dir to be empty", seen="a checkpoint")
+    run.expect("schedule.every-knob-acts", empty.load().is_fresh, expected="nothing in another dir", seen="a step")
 
 
 @judges("schedule.every-knob-acts", needs=("freeze", "explicit"))
@@ -418,7 +418,7 @@ def test_a_loader_without_state_drops_it_quietly(run: Scenario, mode: str) -> No
     life.worker.call("replace_dataloader", stateful=True, seed=7)
     fresh = life.digest("loader")
     life.worker.call("apply_dataloader_state")
-    run.expect_same("resume.dataloader-stash", life.digest(), fresh, ["loader"], "the next loader: the state is dropped")
+    run.expect_same("resume.dataloader-stash", life.digest(), fresh, ["loader"], "the next loader")
 
 
 @judges("resume.all-or-nothing", needs=("layout",))
@@ -468,7 +468,7 @@ def test_killed_at_a_file_operation_the_run_comes_back_where_it_may(run: Scenari
     life = run.start(mode=mode, gated=True)
     life.commit_at(2)
     begun = len(life.gate.log)
-    life.close_gate(lambda operation: operation.number > begun + after, saying=f"it is stopped {after} operations later")
+    life.close_gate(lambda operation: operation.number > begun + after, saying=f"it stops {after} operations on")
     life.train_to(4)
     life.tell_save()
     if life.gate.wait_held(run.patience_s):
@@ -487,7 +487,6 @@ def test_killed_at_a_file_operation_the_run_comes_back_where_it_may(run: Scenari
 
 def _step(outcome: resume.Outcome) -> int | None:
     return outcome.step if isinstance(outcome, resume.Step) else None
-
 
 
 def _expect_peek(run: Scenario, step: int | None, situation: str) -> None:

@@ -7,6 +7,7 @@ what a kill at that instant would leave.
 import errno
 import os
 import shutil
+from functools import partial
 
 import pytest
 
@@ -71,7 +72,7 @@ def test_at_every_instant_of_a_save_that_prunes_the_resume_point_stands(run: Sce
     life.commit_at(2)
     for step in (4, 6):
         before = {old: _files(run, old) for old in run.folder.complete()}
-        life.gate.observe(lambda operation, before=before, step=step: _watch_pruning(run, operation, before, step))
+        life.gate.observe(partial(_watch_pruning, run, before, step))
         life.commit_at(step)
         life.gate.check()
         life.gate.forget()
@@ -85,7 +86,7 @@ def test_without_a_pointer_too_nothing_goes_before_its_replacement_is_there(run:
     life = run.start(mode=mode, keep_last_n=1, gated=True)
     life.commit_at(2)
     before = {2: _files(run, 2)}
-    life.gate.observe(lambda operation: _watch_replacement(run, operation, before, 4))
+    life.gate.observe(partial(_watch_replacement, run, before, 4))
     life.commit_at(4)
     life.gate.check()
     _expect_replaced(run, before, 4)
@@ -94,7 +95,7 @@ def test_without_a_pointer_too_nothing_goes_before_its_replacement_is_there(run:
 @judges("retention.latest", needs=("async",))
 def test_a_rewound_latest_survives_a_limit_of_one(run: Scenario) -> None:
     run.start(mode="async").commit_at(10, 20, 30)
-    life = run.start(mode="async", keep_last_n=1, seed=999, **_rewind(run, 10))
+    life = run.start(mode="async", keep_last_n=1, seed=999, load_path=_rewind(run, 10))
     life.load()
     life.commit_at(15, 16)
     run.expect(
@@ -132,9 +133,7 @@ def test_milestones_do_not_use_up_the_limit(run: Scenario, mode: str) -> None:
         life.commit_at(step)
         committed.append(step)
         milestones = frozenset(committed) & {10, 11, 12, 14, 18}
-        folder = retention.Folder(
-            complete=frozenset(committed), milestones=milestones, latest=step, committed=step
-        )
+        folder = retention.Folder(complete=frozenset(committed), milestones=milestones, latest=step, committed=step)
         _expect_superset(run, "retention.keeps", retention.must_keep(folder, 3))
         expected = retention.survivors(folder, 3)
         run.expect(
@@ -188,7 +187,7 @@ def test_a_milestone_stays_exempt_when_the_window_changes(
 ) -> None:
     first = run.start(mode=mode, keep_last_n=1, window={"start": 1, "stop": 5, "strategy": "power2"})
     first.commit_at(1, 2, 3)
-    second, _ = run.resume(mode=mode, keep_last_n=1, **({} if later is None else {"window": later}))
+    second, _ = run.resume(mode=mode, keep_last_n=1, window=later)
     second.commit_at(10, 12)
     run.expect(
         "retention.class-is-remembered",
@@ -268,7 +267,7 @@ def _files(run: Scenario, step: int) -> list[str]:
     return sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()) if path.is_dir() else []
 
 
-def _watch_pruning(run: Scenario, operation: Operation, before: dict[int, list[str]], step: int) -> None:
+def _watch_pruning(run: Scenario, before: dict[int, list[str]], step: int, operation: Operation) -> None:
     latest, complete = run.folder.latest(), run.folder.complete()
     run.expect(
         "retention.latest",
@@ -276,10 +275,10 @@ def _watch_pruning(run: Scenario, operation: Operation, before: dict[int, list[s
         expected="latest at a complete checkpoint at every instant",
         seen=f"just before {operation}: {run.folder}",
     )
-    _watch_replacement(run, operation, before, step)
+    _watch_replacement(run, before, step, operation)
 
 
-def _watch_replacement(run: Scenario, operation: Operation, before: dict[int, list[str]], step: int) -> None:
+def _watch_replacement(run: Scenario, before: dict[int, list[str]], step: int, operation: Operation) -> None:
     gone = sorted(before.keys() - run.folder.complete())
     run.expect(
         "retention.after-commit",
@@ -322,12 +321,12 @@ def _deletes(operation: Operation, name: str) -> bool:
 # -- arranging ----------------------------------------------------------------------
 
 
-def _rewind(run: Scenario, step: int) -> dict[str, object]:
-    """Settings, or a moved pointer, that make the next run resume from an older step."""
+def _rewind(run: Scenario, step: int) -> str | None:
+    """The load_path, or else a moved pointer, that makes the next run resume from an older step."""
     if run.has("explicit"):
-        return {"load_path": str(run.folder.of(step))}
+        return str(run.folder.of(step))
     run.folder.point_at(run.folder.of(step).name)
-    return {}
+    return None
 
 
 def _scramble(run: Scenario, order: tuple[int, ...]) -> None:

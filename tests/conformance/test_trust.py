@@ -161,7 +161,7 @@ def test_plain_state_is_loaded_without_running_pickled_code(run: Scenario, any_m
 
 @judges("trust.least")
 def test_a_foreign_pickle_that_needs_code_is_not_even_tried(run: Scenario, tmp_path: Path) -> None:
-    """Data first, code after the check: a restricted reader must not fall back to a full one for somebody else's file."""
+    """A reader that tries data first must not fall back to code for somebody else's file."""
     run.start().commit_at(2)
     path, canary = run.folder.of(2) / layout.TRAIN_STATE, tmp_path / "canary"
     path.write_bytes(_canary_pickle(canary))
@@ -209,7 +209,8 @@ def _expect_no_load(run: Scenario, step: int, what: str) -> None:
     except Raised as error:
         run.expect("trust.same-file", True, expected=f"{what} to be refused", seen=str(error))
         return
-    run.expect("trust.same-file", loaded.step != step, expected=f"{what} to be refused", seen=f"loaded step {loaded.step}")
+    seen = f"loaded step {loaded.step}"
+    run.expect("trust.same-file", loaded.step != step, expected=f"{what} to be refused", seen=seen)
 
 
 def _try_load(life: Life) -> ManagerFault | None:

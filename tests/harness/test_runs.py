@@ -46,6 +46,16 @@ def expect_one_story(ran: Ran) -> None:
     assert "Traceback" not in ran.out + ran.err
 
 
+def test_two_processes_side_by_side_find_what_one_finds(forge: Command) -> None:
+    clauses = ("commit.overlap", QUICK)
+    ran = [forge.run("liars.py:Boaster", *clauses, options=("-n", n)) for n in "12"]
+    one, two = ({test["test"]: test["outcome"] for test in each.report["tests"]} for each in ran)
+    assert sorted(one.values()) == ["done", "done", "failed"]
+    assert two == one
+    assert [each.status for each in ran] == [1, 1]
+    assert ran[0].verdicts == ran[1].verdicts == {"commit.overlap": "fail", QUICK: "pass"}
+
+
 def test_an_honest_manager_of_another_layout_passes(forge: Command) -> None:
     ran = forge.run("honest.py", *HONEST)
     assert (ran.status, ran.verdicts) == (0, dict.fromkeys(HONEST, "pass"))
@@ -118,16 +128,6 @@ def test_noise_closed_streams_and_processes_left_behind_disturb_no_verdict(forge
     assert len(left) >= 2
     assert [pid for pid in left if Path("/proc", pid).exists()] == []
     expect_one_story(ran)
-
-
-def test_two_processes_side_by_side_find_what_one_finds(forge: Command) -> None:
-    clauses = ("commit.overlap", QUICK)
-    ran = [forge.run("liars.py:Boaster", *clauses, options=("-n", n)) for n in "12"]
-    one, two = ({test["test"]: test["outcome"] for test in each.report["tests"]} for each in ran)
-    assert sorted(one.values()) == ["done", "done", "failed"]
-    assert two == one
-    assert [each.status for each in ran] == [1, 1]
-    assert ran[0].verdicts == ran[1].verdicts == {"commit.overlap": "fail", QUICK: "pass"}
 
 
 def test_smoke_tells_what_it_reached(forge: Command) -> None:

@@ -3,6 +3,7 @@
 The four are a value, `Raised`, `WrongAnswer` or an end (`Died`, `Hung`), and each says what the manager was doing.
 """
 
+import contextlib
 import os
 import select
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from forge_conformance.harness.server import Server
-from forge_conformance.harness.worker import Died, Hung, ManagerFault, Raised, Unsupported, Worker, WrongAnswer
+from forge_conformance.harness.worker import Died, Hung, Raised, Unsupported, Worker, WrongAnswer
 
 ANSWERS = {
     "nothing": "returned None (NoneType), which is not step, tokens_seen and extra",
@@ -167,6 +168,13 @@ def test_a_closed_server_leaves_no_process(tmp_path: Path) -> None:
     assert [life.pid for life in lives if Path("/proc", str(life.pid)).exists()] == []
 
 
+def test_a_rehearsal_that_hangs_comes_to_an_end() -> None:
+    liars = Path(__file__).parent / "managers" / "liars.py"
+    with contextlib.closing(Server(f"{liars}:Deaf", None, timeout_s=0.2)) as server:
+        server.rehearse(["sync"])
+        assert server.spawn().is_alive
+
+
 def test_a_fresh_life_imports_nothing_that_was_rehearsed(server: Server, tmp_path: Path) -> None:
     server.rehearse(["sync"])
     life = server.spawn()
@@ -179,7 +187,3 @@ def test_a_fresh_life_imports_nothing_that_was_rehearsed(server: Server, tmp_pat
     life.digest()
     assert {"torch", "honest"} < born_with
     assert set(life.call("list_strategies")) - born_with == set()
-
-
-def test_every_fault_is_told_apart_from_a_bug_of_the_suite() -> None:
-    assert {fault.__name__ for fault in ManagerFault.__subclasses__()} == {"Raised", "WrongAnswer", "Hung", "Died"}

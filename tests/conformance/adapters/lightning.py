@@ -34,7 +34,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import repeat
 from typing import Any, ClassVar
 
-from forge_conformance.adapter import Adapter, Claims, Layout, Loaded, Settings, Training, Unsupported
 from greenlet import getcurrent, greenlet
 
 # The same release as the package `lightning`, under the name that this file does not take away from it.
@@ -42,6 +41,8 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import AsyncCheckpointIO
 from torch import nn
+
+from forge_conformance.adapter import Adapter, Claims, Layout, Loaded, Settings, Training, Unsupported
 
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 

@@ -128,7 +128,8 @@ class Life:
         """Save and wait; a step that is not complete then makes the clause about just that fall, not the test's own."""
         self.save(extra)
         self.wait()
-        folder, clause = self.scenario.folder, "commit.sync" if self.settings["mode"] == "sync" else "commit.no-later-than"
+        folder = self.scenario.folder
+        clause = "commit.sync" if self.settings["mode"] == "sync" else "commit.no-later-than"
         if self.step not in folder.complete() and str(folder.path) == self.settings.get("folder", str(folder.path)):
             self.scenario.judge.fall(
                 clause, expected=f"step {self.step} complete when save and wait have returned", seen=str(folder)
@@ -194,7 +195,7 @@ class Life:
         return is_held
 
     def _is_something_held(self) -> bool:
-        """The flush may begin only after `save` has returned; it is not awaited when the checkpoint is there already."""
+        """The flush may begin after `save` has returned; it is not awaited when the checkpoint is there already."""
         folder, step = self.scenario.folder, self.step
         return bool(self.gate.held()) or (
             step not in folder.complete() and self.gate.wait_held(self.scenario.patience_s)
@@ -253,7 +254,7 @@ class Scenario:
             self.require_gate()
         settings = {"mode": self.mode, **settings}
         name = f"life {len(self._lives) + 1}"
-        shown = ", ".join(f"{key}={value!r}" for key, value in settings.items())
+        shown = ", ".join(f"{key}={value!r}" for key, value in settings.items() if value is not None)
         self.judge.tell(f"{name} starts with {shown}")
         worker = self.server.spawn(self.folder.path if gated else None, reads=reads)
         life = Life(self, worker, name, settings)
@@ -294,7 +295,7 @@ class Scenario:
     def expect_state(
         self, clause: str, life: Life, step: int, kinds: Iterable[str] | None = None, seed: int = 0
     ) -> None:
-        """The live state equals the undisturbed run's at `step`, to the bit, in these kinds or in all that are claimed."""
+        """The live state is the undisturbed run's at `step`, to the bit, in these kinds or in all claimed ones."""
         wanted = set(self.kinds() if kinds is None else kinds)
         self.expect_same(clause, life.digest(), self.timeline(seed).digest(step), wanted, f"the state of step {step}")
 
@@ -364,5 +365,6 @@ def _how(expected: dict[str, str], seen: dict[str, str], name: str) -> str:
 
 
 def _steps(steps: set[int | None]) -> str:
-    words = ["a fresh start" if step is None else f"step {step}" for step in sorted(steps, key=lambda s: (s is None, s))]
+    ordered = sorted(steps, key=lambda step: (step is None, step))
+    words = ["a fresh start" if step is None else f"step {step}" for step in ordered]
     return " or ".join(words) or "nowhere"

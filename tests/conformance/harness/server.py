@@ -67,7 +67,7 @@ class Server:
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
-                    env={**os.environ, "TMPDIR": str(self._directory)},  # what a killed manager leaves there goes with us
+                    env={**os.environ, "TMPDIR": str(self._directory)},  # what the killed leave there goes with us
                 )
         except OSError as error:
             shutil.rmtree(self._directory)
@@ -144,9 +144,7 @@ class Server:
         status: int = self._ask({"do": "reap", "pid": pid})["status"]
         return status
 
-    def _ask(
-        self, request: dict[str, Any], descriptors: tuple[int, ...] = (), timeout_s: float = 60
-    ) -> dict[str, Any]:
+    def _ask(self, request: dict[str, Any], descriptors: tuple[int, ...] = (), timeout_s: float = 60) -> dict[str, Any]:
         try:
             self._channel.send(request, descriptors)
             return self._channel.receive(timeout_s)

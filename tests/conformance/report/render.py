@@ -19,7 +19,13 @@ _MARKS = {
     Verdict.UNCLAIMED: "·",
     Verdict.ERROR: "!",
 }
-_COLOURS = {Verdict.PASS: "32", Verdict.FAIL: "31;1", Verdict.EXPECTED_FAIL: "33", Verdict.UNREACHED: "35", Verdict.ERROR: "31"}
+_COLOURS = {
+    Verdict.PASS: "32",
+    Verdict.FAIL: "31;1",
+    Verdict.EXPECTED_FAIL: "33",
+    Verdict.UNREACHED: "35",
+    Verdict.ERROR: "31",
+}
 _WIDTH = 110
 
 
@@ -98,7 +104,8 @@ def _explained(one: Judged, report: Report) -> list[str]:
     head = f"{one.verdict.upper()} {one.clause.slug} ({one.clause.level}): a checkpoint manager {one.clause.sentence}"
     lines = [_wrapped(head, 0, 2), _wrapped(f"why: {one.clause.why}", 2, 4)]
     if one.because_of is not None:
-        return [*lines, f"  It rests on {one.because_of}, which fell too: look there first.", *_seen(one.failures[0])[:2]]
+        root = f"  It rests on {one.because_of}, which fell too: look there first."
+        return [*lines, root, *_seen(one.failures[0])[:2]]
     lines += _seen(one.failures[0])
     others = [finding.case for finding in one.failures[1:]]
     if others:

@@ -54,7 +54,8 @@ class Finding:
     def of(cls, values: dict[str, Any]) -> "Finding":
         """From the user property that a test report carries."""
         known = {name: values[name] for name in ("case", "reached", "outcome", "seconds")}
-        return cls(**known, clauses=tuple(values["clauses"]), failure=values.get("failure"), reason=values.get("reason"))
+        clauses = tuple(values["clauses"])
+        return cls(**known, clauses=clauses, failure=values.get("failure"), reason=values.get("reason"))
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,9 @@ def read_expected(path: Path) -> tuple[Expected, ...]:
                 "every expected failure needs its reason."
             )
         if match["slug"] not in BY_SLUG:
-            raise BadExpectations(f"{path}, line {number}: there is no clause {match['slug']!r}; see forge-conformance list.")
+            raise BadExpectations(
+                f"{path}, line {number}: there is no clause {match['slug']!r}; see forge-conformance list."
+            )
         entries.append(Expected(match["slug"], match["cases"] or "*", match["reason"]))
     return tuple(entries)
 
@@ -233,7 +236,9 @@ def _why_unreached(mine: Sequence[Finding]) -> str:
     if reasons:
         return "; ".join(str(reason) for reason in reasons)
     blocked = {f.failure["clause"] for f in mine if f.failure is not None}
-    return f"every test that would reach it fell before, at {', '.join(sorted(blocked))}" if blocked else "it never arose"
+    if blocked:
+        return f"every test that would reach it fell before, at {', '.join(sorted(blocked))}"
+    return "it never arose"
 
 
 def _is_stale(entry: Expected, findings: Sequence[Finding], verdicts: dict[str, Verdict]) -> bool:
@@ -246,7 +251,8 @@ def _is_stale(entry: Expected, findings: Sequence[Finding], verdicts: dict[str, 
 
 def capability_mismatches(claimed: frozenset[str], probe: dict[str, bool]) -> tuple[str, ...]:
     """What is claimed and visibly missing, and what is visibly there and not claimed."""
-    missing = [f"{name} is claimed, but the implementation lacks it" for name in sorted(claimed) if probe.get(name) is False]
+    lacking = sorted(name for name in claimed if probe.get(name) is False)
+    missing = [f"{name} is claimed, but the implementation lacks it" for name in lacking]
     silent = [
         f"{name} is there, but not claimed: it was not judged"
         for name, is_there in sorted(probe.items())

@@ -41,7 +41,7 @@ def find(name: str) -> type[Adapter]:
         raise CannotJudge(
             f"The module {where} was imported, but it lacks {', '.join(missing)}, so it is not a drop-in manager, and "
             "no subclass of forge_conformance.adapter.Adapter is defined in it. Name the module that has the drop-in "
-            "API, or write an adapter (one page: forge_conformance/adapter.py) and pass --impl your_adapter.py:YourAdapter."
+            "API, or write an adapter (forge_conformance/adapter.py is all of it) and pass --impl your_file.py:Yours."
         )
     return drop_in(module)
 

@@ -63,6 +63,14 @@ class Stuck(Honest):
         _sleep_for_ever()
 
 
+class Deaf(Stuck):
+    """And cannot be woken by an alarm."""
+
+    def __init__(self, settings: Settings, training: Training) -> None:
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        super().__init__(settings, training)
+
+
 class Boaster(Honest):
     """Claims `async` and saves synchronously; claims `peek` and has none; has a schedule and does not claim it."""
 
