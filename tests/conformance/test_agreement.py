@@ -2,8 +2,9 @@
 
 A program is a list of actions: train, save, wait, kill (between calls, or at
 the n-th file operation of a save), resume, rewind.  After each of them the
-folder has to lie within the model's bounds, and what comes back has to be the
-timeline's state, to the bit.  Every list of actions is a program, so
+folder has to lie within the model's bounds, and what comes back has to be a
+state that was saved at that step, to the bit; for a manager that claims every
+stream there is only one such state, the timeline's.  Every list of actions is a program, so
 Hypothesis can drop any action of a failing one: what a failure tells is the
 shortest program that it found.
 
@@ -154,6 +155,7 @@ class Run:
         limit = 2 if run.has("retention") else 0
         self._state = model.State(keep_last_n=limit, background=mode != "sync")
         self._life: Life | None = None
+        self._saved: dict[int, list[dict[str, str]]] = {}
 
     def perform(self, program: list[Action]) -> None:
         """Do it all; raises `ClauseFailure` at the first disagreement."""
@@ -189,7 +191,7 @@ class Run:
 
     def _save(self) -> None:
         life = self._alive()
-        self._note_class(life.step)
+        self._note(life)
         life.save()
         self._agree(*model.after_save(self._state, life.step))
 
@@ -204,7 +206,7 @@ class Run:
         if life.worker.gate is None:
             self._save()
             return
-        self._note_class(life.step)
+        self._note(life)
         number = len(life.gate.log) + operation
         life.close_gate(at(number), saying=f"it is stopped at its file operation number {operation}")
         life.tell_save()
@@ -223,8 +225,7 @@ class Run:
         landing = resume.may_land_on(self._run.folder.complete(), self._run.folder.latest_or_newest())
         loaded = self._life.load()
         self._run.expect_landing("resume.lands", loaded, landing)
-        if loaded.step:
-            self._run.expect_state("resume.exact", self._life, loaded.step)
+        self._expect_saved_state("resume.exact", self._life, loaded.step)
 
     def _rewind(self, which: int) -> None:
         stand = sorted(self._run.folder.complete())
@@ -236,8 +237,7 @@ class Run:
         self._life = self._start()
         loaded = self._life.load(self._run.folder.of(step))
         self._run.expect_landing("resume.one-step", loaded, {step}, "it was named")
-        if step:
-            self._run.expect_state("resume.one-step", self._life, step)
+        self._expect_saved_state("resume.one-step", self._life, step)
 
     def _start(self) -> Life:
         window: dict[str, Any] = {}
@@ -247,9 +247,21 @@ class Run:
             gated=self._run.can_gate(), seed=0, mode=self._mode, keep_last_n=self._state.keep_last_n, **window
         )
 
-    def _note_class(self, step: int) -> None:
-        if schedule.is_milestone(step, self._window):
-            self._state = replace(self._state, milestones=self._state.milestones | {step})
+    def _note(self, life: Life) -> None:
+        """What is about to be saved: its state, and whether it is a milestone."""
+        if schedule.is_milestone(life.step, self._window):
+            self._state = replace(self._state, milestones=self._state.milestones | {life.step})
+        self._saved.setdefault(life.step, []).append(life.digest(*self._run.kinds()))
+
+    def _expect_saved_state(self, clause: str, life: Life, step: int) -> None:
+        """Step 0 can't be told from a fresh start, so nothing is asked of it."""
+        if not step:
+            return
+        if self._run.has("rng", "dataloader"):
+            self._run.expect_state(clause, life, step)
+        seen = life.digest(*self._run.kinds())
+        nearest = min(self._saved[step], key=lambda saved: sum(saved[name] != seen.get(name) for name in saved))
+        self._run.expect_same(clause, seen, nearest, self._run.kinds(), f"a state that was saved at step {step}")
 
     # -- agreement --------------------------------------------------------------
 
