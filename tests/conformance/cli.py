@@ -96,7 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--examples", type=int, default=0, metavar="N", help="try N new random programs, not the usual few"
     )
-    run.add_argument("-n", type=int, default=1, metavar="N", help="processes that judge side by side (1)")
+    run.add_argument("--case", metavar="PATTERN", help="only tests whose name in the report matches")
+    run.add_argument("-n", type=_processes, default=1, metavar="N", help="processes that judge side by side (1)")
     run.set_defaults(command=_run)
 
     listing = commands.add_parser("list", help="the clauses")
@@ -107,6 +108,13 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("slug")
     explain.set_defaults(command=_explain)
     return parser
+
+
+def _processes(text: str) -> int:
+    number = int(text) if text.isdigit() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number of processes; 1 is the least")
+    return number
 
 
 def _seconds(text: str) -> float:
@@ -205,6 +213,8 @@ def _run(options: argparse.Namespace) -> int:
         claims = _claims(options.claims, implementation.capabilities)
         collected = _Collected(sys.stderr, server)
         pytest_status, output = _pytest(options, level, claims, only, collected)
+    if options.case:
+        only = frozenset(slug for finding in collected.findings for slug in finding.clauses)
     judged, stale = judge(collected.findings, level, claims, expected, only)
     report = Report(
         implementation=_described(implementation, options, claims),
@@ -214,7 +224,7 @@ def _run(options: argparse.Namespace) -> int:
         mismatches=capability_mismatches(claims, implementation.probe),
         findings=tuple(collected.findings),
         seconds=time.perf_counter() - begun,
-        is_partial=only is not None,
+        is_partial=only is not None or options.case is not None,
         errors=_our_errors(pytest_status, output, collected),
     )
     print(render.console(report, colour=sys.stdout.isatty()))
@@ -296,6 +306,8 @@ def _pytest(
         arguments += ["--forge-python", options.python]
     if only:
         arguments += ["--forge-clauses", ",".join(sorted(only))]
+    if options.case:
+        arguments += ["--forge-cases", options.case]
     if options.n > 1:
         arguments += ["-n", str(options.n), "--dist", "worksteal"]
     output = io.StringIO()

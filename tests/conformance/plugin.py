@@ -21,6 +21,7 @@ from forge_conformance.harness.judge import JUDGES, ClauseFailure, Judge, Judges
 from forge_conformance.harness.scenario import Scenario, Timeline
 from forge_conformance.harness.server import CannotJudge, Server
 from forge_conformance.harness.worker import Hung, ManagerFault, Raised, Unsupported
+from forge_conformance.report.verdicts import is_case
 from forge_spec import BY_SLUG
 from forge_spec.clauses import Level
 
@@ -36,6 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--forge-timeout", type=float, default=20.0, help="seconds until a command counts as hung")
     group.addoption("--forge-import-timeout", type=float, default=120.0, help="seconds until an import counts as hung")
     group.addoption("--forge-clauses", help="only tests that judge one of these, comma-separated")
+    group.addoption("--forge-cases", help="only tests whose name in reports matches this pattern")
     group.addoption("--forge-examples", type=int, default=0, help="random programs to try (default: the usual few)")
 
 
@@ -130,11 +132,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     session = config.stash.get(_SESSION, None)
     if session is None:
         return
+    cases = config.getoption("--forge-cases") or "*"
     kept: list[pytest.Item] = []
     dropped: list[pytest.Item] = []
     for item in items:
         declared = declared_by(item)
-        wanted = declared is None or session.wants(declared)
+        wanted = declared is None or (session.wants(declared) and is_case(case_of(item), cases))
         unset = any(mark.name == "skip" for mark in item.iter_markers())  # parametrised over no claimed mode at all
         (kept if wanted and not unset else dropped).append(item)
     items[:] = kept
@@ -190,7 +193,8 @@ def new_scenario(request: pytest.FixtureRequest, directory: Path) -> Scenario:
     path.mkdir()
     folder = Folder(path.resolve(), session.server.implementation.layout)
     request.node.stash[_JUDGE].folder = str(folder.path)
-    return Scenario(session.server, folder, request.node.stash[_JUDGE], session.timeline, session.capabilities)
+    judge = request.node.stash[_JUDGE]
+    return Scenario(session.server, folder, judge, session.timeline, session.capabilities, session.level)
 
 
 @pytest.hookimpl(wrapper=True)

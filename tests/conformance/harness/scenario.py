@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from forge_spec.clauses import Level
+
 from .folder import Folder
 from .gate import Gate, Picks, in_background
 from .gate import is_supported as gate_is_supported
@@ -176,23 +178,40 @@ class Life:
         self.gate.open()
 
     def save_held(self, extra: Any = None) -> bool:
-        """An asynchronous save whose background file operations are held; whether any was when `save` had returned.
+        """An asynchronous save with its flush held at a file operation; whether it is, now that `save` has returned.
 
-        False when there is nothing in the background to hold, and also when
-        `save` did not return before its own flush was let go.
+        An operation that the process can't go on without, because the writer
+        keeps the interpreter's lock during it, is let go, and the next one is
+        held.  False when the flush came to its end so, or has nothing to hold.
         """
+        memory = self.scenario.server.saves_that_wait
+        if self.settings["mode"] in memory:
+            self.save(extra)
+            return False
         self.close_gate()
         self.tell_save(extra)
-        if not self.worker.replies_within(self.scenario.patience_s):
-            self._tell("does not return from save while its flush is held, so the flush is let go")
-            self.gate.open()
-            self.worker.reply()
-            return False
-        self.worker.reply()
-        is_held = self._is_something_held()
+        if not self._lets_go_until_replied() and not self.gate.held():
+            memory.add(self.settings["mode"])
+        is_held = self._is_held_while_training_may_go_on()
         held = ", ".join(str(operation) for operation in self.gate.held()) or "nothing"
         self._tell(f"has returned from save; held at the gate: {held}")
         return is_held
+
+    def _lets_go_until_replied(self) -> bool:
+        """Take the reply of the running command; whether it came without letting anything go."""
+        is_first = True
+        while not self.worker.replies_or_blocks() and self.gate.held():
+            is_first = False
+            self.gate.step()
+        self.worker.reply()
+        return is_first
+
+    def _is_held_while_training_may_go_on(self) -> bool:
+        while self._is_something_held():
+            self.worker.tell("ping")
+            if self._lets_go_until_replied():
+                return True
+        return False
 
     def _is_something_held(self) -> bool:
         """The flush may begin after `save` has returned; it is not awaited when the checkpoint is there already."""
@@ -224,7 +243,9 @@ class Scenario:
         judge: Judge,
         timeline: Callable[[int], Timeline],
         capabilities: frozenset[str],
+        level: Level,
     ) -> None:
+        self.level = level
         self.server = server
         self.folder = folder
         self.judge = judge
@@ -285,6 +306,16 @@ class Scenario:
     def kinds(self) -> tuple[str, ...]:
         """Kinds of state that this implementation claims to bring back."""
         return kinds_claimed(self.capabilities)
+
+    def tear(self, step: int) -> str:
+        """Make a checkpoint torn, as a death before its marker leaves it; the name of what is gone.
+
+        A checkpoint of one file that is renamed into place is never torn by a
+        kill, only by a loss of power, which is not asked about at level core.
+        """
+        if not self.folder.layout.is_dir and self.level < Level.STRICT:
+            raise Unreached("a checkpoint of one file is torn by a loss of power, which level core does not ask about")
+        return self.folder.tear(step)
 
     # -- judging ----------------------------------------------------------------
 

@@ -54,6 +54,8 @@ class Server:
         self._lives = 0
         self.hangs = 0
         """Commands that did not return in time; each makes the suite less patient with the next."""
+        self.saves_that_wait: set[str] = set()
+        """Modes in which `save` was seen to return only after its own flush: no use holding that again."""
         self.filter_refusal: str | None = None
         """Why file operations can't be held here, once it was tried in vain."""
         ours, theirs = connect()

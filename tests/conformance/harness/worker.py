@@ -243,7 +243,8 @@ class Worker:
             if self.replies_within(0.005):
                 return True
             now = _activity(self.pid)
-            quiet, before = (quiet + 1 if now == before else 0), now
+            is_still = now == before and "R (running)" not in now
+            quiet, before = (quiet + 1 if is_still else 0), now
         return False
 
     def close_gate(self, holds: Picks = in_background) -> Gate:

@@ -110,7 +110,7 @@ def _explained(one: Judged, report: Report) -> list[str]:
     others = [finding.case for finding in one.failures[1:]]
     if others:
         lines.append(_wrapped(f"also in: {', '.join(others)}", 2, 4))
-    return [*lines, f"  reproduce: {reproduce(one, report)}"]
+    return [*lines, f"  reproduce: {reproduce(one.failures[0], report)}"]
 
 
 def _seen(finding: Finding) -> list[str]:
@@ -121,12 +121,12 @@ def _seen(finding: Finding) -> list[str]:
     return lines + [_wrapped(f"{number}. {sentence}", 4, 7) for number, sentence in enumerate(failure["story"], 1)]
 
 
-def reproduce(one: Judged, report: Report) -> str:
-    """The command that runs the tests of this clause alone."""
+def reproduce(finding: Finding, report: Report) -> str:
+    """The command that runs this test alone."""
     python = report.implementation["environment"]["executable"]
     other = f" --python {python}" if report.implementation.get("is_other_python") else ""
-    level = f" --level {report.level}"
-    return f"forge-conformance run --impl {report.implementation['name']}{other}{level} --clause {one.clause.slug}"
+    name = report.implementation["name"]
+    return f"forge-conformance run --impl {name}{other} --level {report.level} --case '{finding.case}'"
 
 
 def _wrapped(text: str, indent: int, hanging: int) -> str:

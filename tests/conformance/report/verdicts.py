@@ -58,6 +58,11 @@ class Finding:
         return cls(**known, clauses=clauses, failure=values.get("failure"), reason=values.get("reason"))
 
 
+def is_case(case: str, pattern: str) -> bool:
+    """Whether a test's name in reports matches: `*` and `?` stand for others, brackets are part of a name."""
+    return fnmatch.fnmatchcase(case, pattern.replace("[", "[[]"))
+
+
 @dataclass(frozen=True)
 class Expected:
     """One entry of an expected-failures file: a clause, in all cases or in those that match a pattern."""
@@ -72,8 +77,8 @@ class Expected:
         return finding.failure["clause"] == self.slug and self.matches(finding)
 
     def matches(self, finding: Finding) -> bool:
-        """Whether this case is meant: `*` and `?` stand for others, brackets are part of a name."""
-        return fnmatch.fnmatchcase(finding.case, self.cases.replace("[", "[[]"))
+        """Whether this case is meant."""
+        return is_case(finding.case, self.cases)
 
     def __str__(self) -> str:
         return self.slug if self.cases == "*" else f"{self.slug} @ {self.cases}"

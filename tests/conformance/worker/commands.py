@@ -132,6 +132,9 @@ class Worker:
     def do_digest(self) -> dict[str, str]:
         return self._training.digest()
 
+    def do_ping(self) -> None:
+        """Shows that the main thread is free to go on."""
+
     def do_weights(self) -> str:
         """The raw bytes of the first weight matrix, as hexadecimal text: to find it in a file."""
         return raw_bytes(next(self._training.model.parameters())).hex()
