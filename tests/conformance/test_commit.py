@@ -550,7 +550,7 @@ def _expect_one_of_two(run: Scenario, life: Life, step: int) -> None:
 
 def _require_overlap(run: Scenario, is_held: bool) -> None:
     if not is_held:
-        raise Unreached("save did not return while its flush was held; see commit.overlap")
+        raise Unreached("its flush could not be held with save returned and training free to go on; see commit.overlap")
 
 
 def _errors(life: Life, *calls: str) -> list[str]:

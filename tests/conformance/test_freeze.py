@@ -126,7 +126,7 @@ def test_a_flush_before_a_transition_commits_with_the_metadata_of_its_time(run: 
     life = run.start(mode=flush_mode, gated=True)
     life.train_to(2)
     if not life.save_held(extra={"vlm_freeze": recorded}):
-        raise Unreached("save did not return while its flush was held; see commit.overlap")
+        raise Unreached("its flush could not be held with save returned and training free to go on; see commit.overlap")
     life.worker.tell("flush")
     run.judge.tell("flush_pending_save is called while the flush is held")
     has_returned = life.worker.replies_or_blocks()

@@ -61,7 +61,7 @@ class Command:
 
     def run(self, impl: str, *clauses: str, options: Sequence[str] = (), **environment: str) -> Ran:
         """`run` over a manager of these tests, or any other, by a few clauses."""
-        impl = str(MANAGERS / impl) if impl.startswith(("honest.py", "liars.py")) else impl
+        impl = str(MANAGERS / impl) if impl.startswith(("honest.py", "liars.py", "locking.py")) else impl
         chosen = [word for clause in clauses for word in ("--clause", clause)]
         reports = ("--out", str(self.folder / "reports"))
         return self("run", "--impl", impl, *reports, *chosen, *options, environment=environment)

@@ -63,6 +63,12 @@ def test_an_honest_manager_of_another_layout_passes(forge: Command) -> None:
     expect_one_story(ran)
 
 
+def test_a_writer_that_keeps_the_interpreters_lock_is_not_accused(forge: Command) -> None:
+    ran = forge.run("locking.py", "commit.overlap", "commit.snapshot", options=("--case", "commit/*"))
+    assert ran.status == 0, ran.stdout
+    assert ran.verdicts["commit.overlap"] == "pass"
+
+
 def test_a_manager_that_claims_more_than_it_can_falls_by_name(forge: Command) -> None:
     ran = forge.run("liars.py:Boaster", *BOASTED, options=("--level", "strict"))
     assert (ran.status, ran.verdicts) == (1, dict.fromkeys(BOASTED, "fail"))

@@ -46,9 +46,7 @@ class Honest(Adapter):
             self.flushing = self.thread.submit(self.write, step, snapshot)
 
     def write(self, step: int, state: dict[str, Any]) -> None:
-        with open(
-            self.folder / "being-written", "wb"
-        ) as file:  # torch opens a path itself, and keeps the GIL meanwhile
+        with open(self.folder / "being-written", "wb") as file:
             torch.save(state, file)
         os.replace(self.folder / "being-written", self.folder / f"{step}.pt")
 
