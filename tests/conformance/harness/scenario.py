@@ -20,7 +20,9 @@ from .judge import Judge, Unreached
 from .server import Implementation, Server
 from .worker import ALL_PARTS, Loaded, ManagerFault, Raised, Worker
 
-TOKENS_PER_STEP = 32
+_A_WHILE_S = 0.25
+"""How long a call may take while an operation of its process is held, before the two are taken to hang together.
+Too short a time only lets the operation go earlier; no verdict depends on it."""
 STATE = ("parameter", "buffer", "moment", "group", "scheduler")
 """Kinds of state that every manager has to bring back."""
 ALL_KINDS = (*STATE, "gradient", "loader", "rng", "counter")
@@ -200,9 +202,12 @@ class Life:
     def _lets_go_until_replied(self) -> bool:
         """Take the reply of the running command; whether it came without letting anything go."""
         is_first = True
-        while not self.worker.replies_or_blocks() and self.gate.held():
-            is_first = False
-            self.gate.step()
+        while not self.worker.replies_within(_A_WHILE_S):
+            if self.gate.held():
+                is_first = False
+                self.gate.step()
+            elif not self.worker.replies_or_blocks():
+                break  # it waits for something else; `reply` finds out whether it hangs
         self.worker.reply()
         return is_first
 
