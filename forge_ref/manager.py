@@ -161,8 +161,11 @@ class CheckpointManager:
         self._folder.mkdir(parents=True, exist_ok=True)
         layout.check_names_free(self._folder, staged.step)
         undo.callback(publish.discard, publish.stage(self._folder, staged.step, self._ranks.stage_names))
-        if self._ranks.are_many:
-            self._describe(staged)  # before `save` returns on any rank (commit.collective)
+        if self._ranks.are_many:  # before `save` returns on any rank (commit.collective)
+            try:
+                self._describe(staged)
+            except OSError as error:
+                raise self._failed(staged, error) from error
 
     def _flush(self, staged: _Staged) -> None:
         """Bring a staged checkpoint to disk and commit it; in an async mode this runs in the background."""
@@ -173,10 +176,13 @@ class CheckpointManager:
                 publish.discard(staged.path)
             if isinstance(error, RanksLostError):
                 raise RanksLostError(f"saving step {staged.step} in {self._folder} was cut short: {error}") from error
-            raise SaveError(
-                f"saving step {staged.step} in {self._folder} failed, nothing was committed: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+            raise self._failed(staged, error) from error
+
+    def _failed(self, staged: _Staged, error: Exception) -> SaveError:
+        return SaveError(
+            f"saving step {staged.step} in {self._folder} failed, nothing was committed: "
+            f"{type(error).__name__}: {error}"
+        )
 
     def _write_and_commit(self, staged: _Staged) -> None:
         try:

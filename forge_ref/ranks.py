@@ -251,11 +251,11 @@ def join(process_group: dist.ProcessGroup | None, pp_rank: int | None, timeout: 
     be None for all ranks, do not divide the ranks into stages 0, 1, 2 and so on.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        stages = _stages([_row(process_group, pp_rank, [0])])
+        stages = _stages([_row(0, 1, process_group, pp_rank)])
         return Ranks(stage=pp_rank, stages=stages)
     rank, size = dist.get_rank(), dist.get_world_size()
     calls = Channel(rank, size, _group(None, timeout, "calls"))
-    stages = _stages(calls.gather(_row(process_group, pp_rank, range(size))))
+    stages = _stages(calls.gather(_row(rank, size, process_group, pp_rank)))
     flushes = Channel(rank, size, _group(None, timeout, "flushes"))
     writers = [_group(members, timeout, f"stage {stage}") for stage, members in enumerate(stages)]
     return Ranks(rank, size, pp_rank, stages, calls, flushes, writers[pp_rank or 0])
@@ -268,13 +268,18 @@ def _group(members: Iterable[int] | None, timeout: timedelta, what: str) -> dist
     return group
 
 
-def _row(process_group: dist.ProcessGroup | None, pp_rank: int | None, everybody: Iterable[int]) -> list[int]:
-    """What the ranks compare: stage, first rank, size and checksum of the process group; no size if it is unusable."""
+def _row(rank: int, size: int, process_group: dist.ProcessGroup | None, pp_rank: int | None) -> list[int]:
+    """What the ranks compare: stage, then first rank, size and checksum of the process group; no size if it is no use.
+
+    Not one word of it may be raised here: the others wait for this rank's row.
+    """
     try:
-        members = list(everybody) if process_group is None else sorted(dist.get_process_group_ranks(process_group))
+        members = list(range(size)) if process_group is None else sorted(dist.get_process_group_ranks(process_group))
         stage = _NONE if pp_rank is None else operator.index(pp_rank)
-    except Exception:  # a rank outside a group is given something that is none
+    except Exception:
         members, stage = [], _NONE
+    if rank not in members:
+        members = []
     return [stage, members[0] if members else _NONE, len(members), zlib.crc32(repr(members).encode())]
 
 

@@ -2,7 +2,8 @@
 
 It is plain data and tensors wherever the parts allow, so that it loads without
 running pickled code.  Restoring is all or nothing for the scheduler and the
-streams; a loader that refuses its state is the one thing that can't be undone.
+streams; a loader is the one thing that can't be undone, be it that it refuses
+its state, or that it has taken it before another rank fails.
 """
 
 import copy

@@ -51,7 +51,7 @@ def group_for(process_group: dist.ProcessGroup | None) -> dist.ProcessGroup | No
     return process_group if process_group is not None else dist.group.WORLD
 
 
-def write(state: dict[str, Any], path: Path, group: dist.ProcessGroup | None) -> None:
+def write(state: dict[str, Any], path: Path, group: dist.ProcessGroup | None = None) -> None:
     """Write shards and marker into a directory, and bring them to storage.
 
     With a group, all its ranks write; what fails on one is raised on all of
