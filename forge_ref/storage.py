@@ -138,8 +138,10 @@ class Shards:
         """The top-level keys of the state that was saved."""
         return {str(self._keys(name)[0]) for name in self.metadata.state_dict_metadata}
 
-    def read(self, is_wanted: Callable[[Keys], bool], place_of: Callable[[Keys], Piece | None]) -> dict[str, Any]:
-        """What is wanted, as nested dicts; of a tensor that has a place, the values there, and its full shape.
+    def read(
+        self, is_wanted: Callable[[Keys], bool], place_of: Callable[[Keys], Piece | None] = lambda _: None
+    ) -> dict[str, Any]:
+        """What is wanted, as nested dicts; of a tensor that has a place here, only the values of that place.
 
         `DamagedError` names the file that is not what was written.
         """

@@ -52,7 +52,7 @@ def test_values_of_every_kind_come_back(equal: Same, tmp_path: Path) -> None:
     }
     values = {"list": [1, {"inner": torch.ones(2)}], "tuple": (1, 2), "none": None, "set": {1}, "module": torch.nn.ReLU}
     storage.write({"model": tensors, "optimizer": values}, tmp_path)
-    read = storage.open_shards(tmp_path, None).read(["model", "optimizer"])
+    read = storage.open_shards(tmp_path, None).read(lambda _: True)
     assert equal(read, {"model": tensors, "optimizer": values})
 
 
