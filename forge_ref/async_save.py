@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.stateful import Stateful
 from forge_ref import storage
 from forge_ref.config import AsyncCheckpointMode
 from forge_ref.pieces import Piece, in_pieces
+from forge_ref.ranks import OnRankError
 
 State = dict[str, Any]
 Flush = Callable[[], None]
@@ -73,7 +74,7 @@ class AsyncCheckpointer:
         self.wait()
         plain = {key: value.state_dict() if isinstance(value, Stateful) else value for key, value in state_dict.items()}
         group = storage.group_for(process_group)
-        self.launch(partial(storage.write, self.hold(in_pieces(plain)), Path(checkpoint_id), group))
+        self.launch(partial(_write, self.hold(in_pieces(plain)), Path(checkpoint_id), group))
 
     def hold(self, state: State) -> State:
         """The state as a flush may have it: in an async mode a copy in host memory, else the state itself.
@@ -115,6 +116,13 @@ class AsyncCheckpointer:
     def is_pending(self) -> bool:
         """Whether a background save has been dispatched and not been waited for."""
         return self._flight is not None
+
+
+def _write(state: State, path: Path, group: dist.ProcessGroup | None) -> None:
+    try:
+        storage.write(state, path, group)
+    except OnRankError as error:
+        raise error.told() from None
 
 
 def _to_host(value: Any, path: tuple[Any, ...], pinned: dict[tuple[Any, ...], torch.Tensor] | None) -> Any:

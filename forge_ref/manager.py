@@ -64,6 +64,7 @@ class _Source:
     metadata: Mapping[str, Any]
     train_state: bytes | None
     has_shards: bool
+    has_stages: bool
 
 
 @dataclass(frozen=True)
@@ -311,7 +312,7 @@ class CheckpointManager:
         if train_state is None:
             _log.warning("%s has no %s: step, scheduler and random streams start afresh", source, layout.TRAIN_STATE)
         has_shards = needs_shards or not layout.missing_files(source)
-        return _Source(source, _readable_metadata(source), train_state, has_shards)
+        return _Source(source, _readable_metadata(source), train_state, has_shards, bool(layout.stages(source)))
 
     def _read(
         self, source: _Source, exclude_keys: Sequence[str] | None, expected_freeze: freeze.Entries | None
@@ -336,11 +337,9 @@ class CheckpointManager:
             freeze.check_freeze(saved, expected, source.path, self.config.ignore_freeze_mismatch)
 
     def _open_shards(self, source: _Source) -> storage.Shards:
-        is_staged = bool(layout.stages(source.path))
-        checksum = source.metadata.get(layout.MARKER_CHECKSUM)
-        if is_staged and isinstance(checksum, Mapping):
-            checksum = checksum.get(layout.stage_name(self._ranks.stage or 0))
-        return storage.open_shards(self._ranks.directory(source.path) if is_staged else source.path, checksum)
+        path = self._ranks.directory(source.path) if source.has_stages else source.path
+        recorded = source.metadata.get(layout.MARKER_CHECKSUM)
+        return storage.open_shards(path, recorded.get(path.name) if isinstance(recorded, Mapping) else recorded)
 
     def _read_shards(self, shards: storage.Shards, wanted: list[str], is_import: bool) -> dict[str, Any]:
         """The wanted parts, and this rank's own; only imported weights may come without moments."""

@@ -7,6 +7,8 @@ for those that DCP issues on the group that it is given for its writing.
 
 One rank speaks for all when something failed: the lowest that did.  So a
 failure costs a broadcast and not a collection, whatever the number of ranks.
+A rank that does not answer is another matter: there is nothing to be agreed
+on with it, so whoever notices raises at once, and the rest at the timeout.
 """
 
 import operator
@@ -30,7 +32,7 @@ TIMEOUT = timedelta(minutes=10)
 
 _ABSTAIN = torch.iinfo(torch.int64).max
 _NONE = -1
-_PACKET = 1 << 16  # bytes that always travel: nearly every message fits, and then needs one broadcast
+_PACKET = 1 << 18  # bytes that always travel: nearly every message fits, and then one broadcast is enough
 _LENGTH = 8
 T = TypeVar("T")
 
@@ -200,9 +202,9 @@ class Ranks:
     """The pipeline stage of this process; None where there is no pipeline."""
     stages: tuple[tuple[int, ...], ...] = ((0,),)
     """The ranks that write each directory of shards together; one entry without a pipeline."""
-    calls: Channel = Channel()
+    calls: Channel = field(default_factory=Channel)
     """For the thread that calls the manager."""
-    flushes: Channel = Channel()
+    flushes: Channel = field(default_factory=Channel)
     """For the thread that flushes."""
     writers: dist.ProcessGroup | None = None
     """For DCP, while it writes: the ranks of this process's stage."""

@@ -1,6 +1,7 @@
 """What a resume needs besides weights: step, tokens seen, scheduler, loader, random streams, the caller's extra.
 
-It is plain data and tensors wherever the parts allow, so that it loads without
+Each rank has its own streams and loader; of the rest, rank 0's is saved.  It is
+plain data and tensors wherever the parts allow, so that it loads without
 running pickled code.  Restoring is all or nothing for the scheduler and the
 streams; a loader is the one thing that can't be undone, be it that it refuses
 its state, or that it has taken it before another rank fails.

@@ -81,7 +81,7 @@ class Rank:
             self.group = mesh.get_group()
         torch.manual_seed(seed + stage)
         self.model: torch.nn.Module = torch.nn.Sequential(
-            torch.nn.Linear(6, 7), torch.nn.LayerNorm(7), torch.nn.Linear(7, 3)
+            torch.nn.Linear(6, 8 if kind == "2d" else 7), torch.nn.LayerNorm(7), torch.nn.Linear(7, 3)
         )
         self._spread(kind, mesh)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.05)
@@ -100,6 +100,11 @@ class Rank:
         elif kind == "tp":
             parallelize_module(self.model, mesh, {"0": ColwiseParallel(use_local_output=False)})
             self.model = self.model[0]  # enough to have sharded and uneven parameters
+        elif kind == "2d":
+            square = init_device_mesh("cpu", (mesh.size() // 2, 2), mesh_dim_names=("dp", "tp"))
+            parallelize_module(self.model, square["tp"], {"0": ColwiseParallel(use_local_output=False)})
+            self.model = self.model[0]
+            fully_shard(self.model, mesh=square["dp"])
         else:
             fully_shard(self.model[0], mesh=mesh)
             fully_shard(self.model, mesh=mesh)

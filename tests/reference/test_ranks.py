@@ -45,7 +45,7 @@ def saved(world: World, step: int, **arguments: Any) -> list[Any]:
 
 
 @MODES
-@pytest.mark.parametrize(("kind", "size"), [("fsdp", 2), ("ddp", 2), ("tp", 2), ("fsdp", 4), ("pipe2", 4)])
+@pytest.mark.parametrize(("kind", "size"), [("fsdp", 2), ("ddp", 2), ("tp", 2), ("fsdp", 4), ("2d", 4), ("pipe2", 4)])
 def test_a_resumed_run_equals_the_uninterrupted_one(start: Start, kind: str, size: int, mode: str) -> None:
     run = start(size, kind, async_mode=mode)
     run("train", 2)
