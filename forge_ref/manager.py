@@ -123,8 +123,9 @@ class CheckpointManager:
         for a bad step or a reserved key in `extra`, `FileExistsError` for a
         name that is taken.
 
-        Every rank raises what any of them does, or `RanksLostError` when one
-        does not answer.  Of `tokens_seen`, `scheduler` and `extra` rank 0's
+        Every rank raises what any of them does (commit.rank-failure), or
+        `RanksLostError` when one does not answer; `ValueError` when they save
+        different steps (commit.same-step).  Of `tokens_seen`, `scheduler` and `extra` rank 0's
         are saved; loader and random streams are saved for each rank.
         """
         self.wait()
@@ -219,7 +220,11 @@ class CheckpointManager:
         publish.write(staged.path / layout.METADATA, json.dumps(metadata, indent=2).encode())
 
     def wait(self) -> None:
-        """Return when nothing is in flight and all that was saved is committed; `SaveError`, once, if it is not."""
+        """Return when nothing is in flight and all that was saved is committed; `SaveError`, once, if it is not.
+
+        Call it before `torch.distributed` is shut down, or the save in flight
+        is cut short.
+        """
         self._checkpointer.wait()
 
     def flush_pending_save(self) -> None:
@@ -246,10 +251,11 @@ class CheckpointManager:
         does not fit or a freeze list that differs.
 
         Every rank lands on what rank 0 finds, and raises what any of them
-        raises.  A rank gets its own random streams and loader back.  When other
-        than the ranks that saved resume, a rank whose number has none saved
-        gets streams of its own that follow from the checkpoint, and rank 0's
-        loader state; a warning says so.
+        raises.  A rank gets its own random streams and loader back, by its
+        number (resume.rng-per-rank).  Resumed on more ranks, a new one gets
+        streams of its own, the same at each resume from this checkpoint, and
+        rank 0's loader state; on fewer, those of the rest are left.  A warning
+        says so.
 
         Without a `dataloader` its state is kept for `apply_dataloader_state`.
         """
@@ -361,21 +367,26 @@ class CheckpointManager:
         if source.train_state is None:
             return {}
         train_state = storage.loads_train_state(source.train_state, source.path / layout.TRAIN_STATE)
-        savers = 1 if shards is None else max(1, len(shards.under(_RANKS)))
-        if shards is not None and savers != len(self._ranks.peers) and self._ranks.place == 0:
-            _log.warning(
-                "%s was saved by %d ranks and is resumed on %d: ranks without saved random streams get new ones, "
-                "and rank 0's loader state",
-                shards.path,
-                savers,
-                len(self._ranks.peers),
-            )
+        if shards is not None and self._ranks.place == 0:
+            self._warn_of_other_ranks(shards)
         own = saved.get(_RANKS, {}).get(str(self._ranks.place))
         if shards is not None and own is not None:
             return {**train_state, **storage.loads_train_state(bytes(own.numpy()), shards.path)}
         if self._ranks.is_first or "rng" not in train_state:
             return train_state
         return {**train_state, "rng": state.streams_of_new_rank(train_state["rng"], self._ranks.rank)}
+
+    def _warn_of_other_ranks(self, shards: storage.Shards) -> None:
+        savers, readers = max(1, len(shards.under(_RANKS))), len(self._ranks.peers)
+        if savers > readers:
+            _log.warning("%s: of %d ranks' random streams and loaders %d go on", shards.path, savers, readers)
+        elif savers < readers:
+            _log.warning(
+                "%s has random streams and loaders of %d ranks; %d more get new streams, and rank 0's loader state",
+                shards.path,
+                savers,
+                readers - savers,
+            )
 
     def _prepare(
         self, undo: ExitStack, read: Callable[[], _Loaded], scheduler: Any | None, dataloader: Any | None

@@ -145,7 +145,8 @@ class Channel:
 
     def _agree(self, problem: Exception | None, same: int | None) -> None:
         """One minimum over all ranks tells who failed first, and by its negative whether the numbers are the same."""
-        lowest, highest = (_ABSTAIN, _ABSTAIN) if same is None else (same, -same)
+        lowest = _ABSTAIN if same is None else min(same, _ABSTAIN - 1)
+        highest = _ABSTAIN if same is None else -lowest
         votes = torch.tensor([self.size if problem is None else self.rank, lowest, highest])
         self._issue(dist.all_reduce, votes, op=dist.ReduceOp.MIN)
         failed, lowest, highest = votes.tolist()

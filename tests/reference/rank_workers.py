@@ -91,6 +91,7 @@ class Rank:
         torch.manual_seed(1000 * seed + rank)
         self.config = forge_ref.CheckpointConfig(dir=str(where / "checkpoints"), **config)
         self.timeout = timedelta(seconds=timeout)
+        self.alone: Any = None
 
     def _spread(self, kind: str, mesh: Any) -> None:
         if mesh is None or kind == "same":
@@ -190,7 +191,22 @@ class Rank:
         ranks = self.manager._ranks
         return {"calls": dict(ranks.calls.issued), "flushes": dict(ranks.flushes.issued)}
 
+    def save_alone(self, path: str) -> None:
+        """With the checkpointer and a group, without the manager."""
+        if self.alone is None:
+            self.alone = (forge_ref.AsyncCheckpointer(forge_ref.AsyncCheckpointMode.async_), dist.new_group())
+        checkpointer, group = self.alone
+        checkpointer.save({"model": self.model.state_dict()}, path, group)
+        checkpointer.wait()
+
     # -- mischief -------------------------------------------------------------
+
+    def hold_something_odd(self) -> None:
+        """The state has a value that can't be copied, and an error about it that can't be pickled."""
+        self.optimizer.param_groups[0]["odd"] = _Odd()
+
+    def hold_nothing_odd(self) -> None:
+        del self.optimizer.param_groups[0]["odd"]
 
     def limit_files(self, size: int, deadly: bool = False) -> None:
         """Writes beyond the size fail, or kill the process where it stands."""
@@ -204,6 +220,14 @@ class Rank:
     def look_elsewhere(self, folder: str) -> None:
         """This rank's view of the folder is another one, as on a file system that lags behind."""
         self.manager._folder = Path(folder)
+
+
+class _Odd:
+    def __reduce__(self) -> Any:
+        class LocalError(Exception):
+            pass
+
+        raise LocalError("too odd")
 
 
 def _hashed(*values: Any) -> str:

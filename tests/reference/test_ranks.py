@@ -77,6 +77,15 @@ def test_the_number_of_ranks_may_change(start: Start, kind: str) -> None:
         assert run("save", step) == [None] * size
 
 
+def test_a_resave_by_fewer_ranks_leaves_nothing_of_the_others(start: Start) -> None:
+    run, fewer = start(4), start(2)
+    run("save", 1)
+    assert fewer("load") == [(1, 10, {})] * 2
+    assert saved(fewer, 1) == [None] * 2
+    assert names(run.folder) == ["latest", "step_1"]
+    assert [name for name in names(run.folder / "step_1") if "distcp" in name] == ["__0_0.distcp", "__1_0.distcp"]
+
+
 def test_streams_follow_their_rank_and_new_ranks_get_their_own(start: Start) -> None:
     run = start(2)
     run("train", 1)
@@ -167,6 +176,25 @@ def test_what_one_rank_refuses_is_refused_by_all_at_once(start: Start, mode: str
     assert run("digest") == before
     assert saved(run, 2) == [None, None]
     assert names(run.folder) == ["latest", "step_1", "step_2"]
+
+
+@MODES
+def test_a_state_that_can_not_be_saved_is_refused_by_all(start: Start, mode: str) -> None:
+    run = start(2, async_mode=mode)
+    run.on(1, "hold_something_odd") if mode == "async" else run("hold_something_odd")
+    everywhere(saved(run, 1), "RuntimeError" if mode == "async" else "SaveError", "LocalError: too odd")
+    assert names(run.folder) == []
+    run.on(1, "hold_nothing_odd") if mode == "async" else run("hold_nothing_odd")
+    assert saved(run, 1) == [None, None]
+
+
+def test_a_checkpointer_alone_saves_with_a_group(start: Start, tmp_path: Path) -> None:
+    run = start(2)
+    assert run("save_alone", str(tmp_path / "alone")) == [None, None]
+    dcp_to_torch_save(tmp_path / "alone", tmp_path / "all.pt")
+    run.on(1, "limit_files", 700)
+    found = run("save_alone", str(tmp_path / "again"))
+    everywhere(found, found[0].kind, "rank 1")  # of which kind depends on which of torch's writers met it
 
 
 def test_a_name_that_is_taken_is_refused_by_all(start: Start) -> None:
