@@ -13,7 +13,7 @@ import random
 import resource
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -291,7 +291,8 @@ class World:
     def begin(self, method: str, calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]) -> None:
         """Send a call without waiting for what it gives."""
         for rank in self.alive:
-            self._pipes[rank].send((method, *calls[rank]))
+            with suppress(OSError):  # it is dead, as will be found when its answer is asked for
+                self._pipes[rank].send((method, *calls[rank]))
 
     def on(self, rank: int, method: str, *arguments: Any, **named: Any) -> Any:
         """A call on one rank alone."""

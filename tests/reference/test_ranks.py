@@ -329,6 +329,17 @@ def test_stages_have_to_fit_the_checkpoint(start: Start) -> None:
     assert run("load") == [(1, 10, {})] * 4
 
 
+def test_a_stage_that_nothing_tells_of_is_missed_all_the_same(start: Start) -> None:
+    run = start(2, "pipe2")
+    for step in (1, 2):
+        assert saved(run, step) == [None] * 2
+    (run.folder / "step_2" / "metadata.json").write_text('{"step": 2}')  # as other managers write it
+    assert run("peek") == [2, 2]
+    shutil.rmtree(run.folder / "step_2" / "pp1")
+    assert run("peek") == [1, 1]
+    assert run("load") == [(1, 10, {})] * 2
+
+
 def test_pipeline_replicas_may_come_and_go(start: Start) -> None:
     run = start(4, "pipe2")
     run("train", 2)
