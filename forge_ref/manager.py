@@ -131,7 +131,7 @@ class CheckpointManager:
         self.wait()
         with ExitStack() as undo:
             stage = partial(self._stage, undo, step, tokens_seen, scheduler, dataloader, extra)
-            staged = self._ranks.calls.together(stage, same=lambda staged: staged.step)
+            staged = self._ranks.calls.together(stage, step_of=lambda staged: staged.step)
             undo.pop_all()
         self._checkpointer.launch(partial(self._flush, staged))
 

@@ -86,11 +86,11 @@ class Channel:
     issued: Counter[str] = field(default_factory=Counter)
     """How many collectives and messages there were, by name."""
 
-    def together(self, job: Callable[[], T], same: Callable[[T], int] | None = None) -> T:
+    def together(self, job: Callable[[], T], step_of: Callable[[T], int] | None = None) -> T:
         """What `job` returns here; what it raises on any rank is raised on all of them.
 
-        `same` takes from the outcome a number that has to be the same on all
-        ranks; `ValueError` on each of them if it is not.
+        `step_of` takes the step from the outcome: `ValueError` on every rank
+        if it is not the same on all of them (commit.same-step).
         """
         if self.group is None:
             return job()
@@ -101,7 +101,7 @@ class Channel:
         except Exception as error:
             self._agree(error, None)
             raise AssertionError("ranks agreed on success where one failed") from error
-        self._agree(None, None if same is None else same(outcome))
+        self._agree(None, None if step_of is None else step_of(outcome))
         return outcome
 
     def from_first(self, job: Callable[[], T]) -> T:
@@ -143,10 +143,10 @@ class Channel:
         self._issue(dist.all_gather, rows, torch.tensor(row))
         return [found.tolist() for found in rows]
 
-    def _agree(self, problem: Exception | None, same: int | None) -> None:
-        """One minimum over all ranks tells who failed first, and by its negative whether the numbers are the same."""
-        lowest = _ABSTAIN if same is None else min(same, _ABSTAIN - 1)
-        highest = _ABSTAIN if same is None else -lowest
+    def _agree(self, problem: Exception | None, step: int | None) -> None:
+        """One minimum over all ranks tells who failed first; over steps and their negatives, whether they differ."""
+        lowest = _ABSTAIN if step is None else min(step, _ABSTAIN - 1)
+        highest = _ABSTAIN if step is None else -lowest
         votes = torch.tensor([self.size if problem is None else self.rank, lowest, highest])
         self._issue(dist.all_reduce, votes, op=dist.ReduceOp.MIN)
         failed, lowest, highest = votes.tolist()
@@ -154,7 +154,7 @@ class Channel:
             self._raise_of(failed, problem)
         if lowest != _ABSTAIN and lowest != -highest:
             raise ValueError(
-                f"ranks save different steps at once, from {lowest} to {-highest}, rank {self.rank} step {same}; "
+                f"ranks save different steps at once, from {lowest} to {-highest}, rank {self.rank} step {step}; "
                 "nothing was saved"
             )
 

@@ -63,10 +63,10 @@ def test_a_resumed_run_equals_the_uninterrupted_one(start: Start, kind: str, siz
     assert names(run.folder / "step_2") == sorted([*shards, "metadata.json", "train_state.pt"])
 
 
-@pytest.mark.parametrize("kind", ["fsdp", "ddp"])
-def test_the_number_of_ranks_may_change(start: Start, kind: str) -> None:
+@pytest.mark.parametrize("kinds", [["fsdp"] * 4, ["ddp"] * 4, ["ddp", "fsdp", "same", "ddp"]], ids="-".join)
+def test_the_number_of_ranks_may_change(start: Start, kinds: list[str]) -> None:
     values = ""
-    for step, size in enumerate((4, 2, 1, 4)):
+    for step, (size, kind) in enumerate(zip((4, 2, 1, 4), kinds, strict=True)):
         run = start(size, kind)
         if step == 0:
             run("train", 2)
