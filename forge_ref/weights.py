@@ -51,8 +51,12 @@ def places(model: torch.nn.Module) -> Callable[[Sequence[object]], Piece | None]
     }
 
     def place_of(keys: Sequence[object]) -> Piece | None:
-        is_moment = keys[:2] == (OPTIMIZER, "state")
-        return sharded.get(str(keys[2 if is_moment else 1])) if len(keys) == (4 if is_moment else 2) else None
+        match keys:
+            case (part, str(name)) if part == MODEL:
+                return sharded.get(name)
+            case (part, "state", str(name), str()) if part == OPTIMIZER:
+                return sharded.get(name)
+        return None
 
     return place_of
 
