@@ -21,20 +21,22 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.stateful import Stateful
 
-from forge_ref import ranks, storage
+from forge_ref import storage
 from forge_ref.config import AsyncCheckpointMode
+from forge_ref.pieces import Piece, in_pieces
+from forge_ref.ranks import OnRankError
 
 State = dict[str, Any]
-Flush = Callable[[State], None]
+Flush = Callable[[], None]
 _log = logging.getLogger("forge_ref")
 
 
 class _Flight(threading.Thread):
     """One flush in the background, and how it ended."""
 
-    def __init__(self, flush: Flush, state: State) -> None:
+    def __init__(self, flush: Flush) -> None:
         super().__init__(name="forge_ref flush", daemon=False)
-        self._job: Callable[[], None] | None = partial(flush, state)
+        self._job: Flush | None = flush
         self.error: BaseException | None = None
 
     def run(self) -> None:
@@ -64,27 +66,43 @@ class AsyncCheckpointer:
     def save(self, state_dict: State, checkpoint_id: str, process_group: dist.ProcessGroup | None = None) -> None:
         """Write a state dict into the directory `checkpoint_id`, overwriting shards that are there.
 
-        First waits for the save before it, and raises its failure.
+        First waits for the save before it, and raises its failure.  In a job of
+        several ranks, those of `process_group`, or all, have to call this
+        together; in an async mode the group's next collectives are the flush's,
+        so it has to be one, with a CPU backend, that nothing else uses meanwhile.
         """
-        ranks.require_one_rank(process_group)
-        plain = {key: value.state_dict() if isinstance(value, Stateful) else value for key, value in state_dict.items()}
-        self.dispatch(plain, partial(storage.write, path=Path(checkpoint_id)))
-
-    def dispatch(self, state: State, flush: Flush) -> None:
-        """Call `flush` with the state: now, or in the background with a copy of it."""
         self.wait()
+        plain = {key: value.state_dict() if isinstance(value, Stateful) else value for key, value in state_dict.items()}
+        group = storage.group_for(process_group)
+        self.launch(partial(_write, self.hold(in_pieces(plain)), Path(checkpoint_id), group))
+
+    def hold(self, state: State) -> State:
+        """The state as a flush may have it: in an async mode a copy in host memory, else the state itself.
+
+        Only for use when nothing is in flight, since pinned memory is used again.
+        """
         if self.mode is AsyncCheckpointMode.disabled:
-            flush(state)
-            return
-        flight = _Flight(flush, _to_host(state, (), self._pinned))
+            return state
+        held: State = _to_host(state, (), self._pinned)
         if self._pinned is not None:
             torch.cuda.synchronize()
-        flight.start()
+        return held
+
+    def launch(self, flush: Flush) -> None:
+        """Flush now, or in the background; what it needs it must hold."""
+        if self.mode is AsyncCheckpointMode.disabled:
+            flush()
+            return
+        flight = _Flight(flush)
+        try:
+            flight.start()
+        except RuntimeError:  # no thread is to be had, and the other ranks count on this one's flush
+            flight.run()
         self._flight = flight
 
     def settle(self) -> None:
         """Return when nothing is in flight; how it ended is left for `wait` to tell."""
-        if self._flight is not None:
+        if self._flight is not None and self._flight.is_alive():
             self._flight.join()
 
     def wait(self) -> None:
@@ -100,6 +118,13 @@ class AsyncCheckpointer:
         return self._flight is not None
 
 
+def _write(state: State, path: Path, group: dist.ProcessGroup | None) -> None:
+    try:
+        storage.write(state, path, group)
+    except OnRankError as error:
+        raise error.told() from None
+
+
 def _to_host(value: Any, path: tuple[Any, ...], pinned: dict[tuple[Any, ...], torch.Tensor] | None) -> Any:
     """A copy in host memory that shares nothing with the original; pinned memory is used again, by place."""
     if isinstance(value, torch.Tensor):
@@ -109,6 +134,8 @@ def _to_host(value: Any, path: tuple[Any, ...], pinned: dict[tuple[Any, ...], to
         if kept is None or kept.shape != value.shape or kept.dtype != value.dtype:
             kept = pinned[path] = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
         return kept.copy_(value.detach(), non_blocking=True)
+    if isinstance(value, Piece):
+        return value.holding(_to_host(value.values, path, pinned))
     if isinstance(value, Mapping):
         return {key: _to_host(item, (*path, key), pinned) for key, item in value.items()}
     if isinstance(value, list):

@@ -19,3 +19,12 @@ class DamagedError(RuntimeError):
 
     Raised before anything live has changed.
     """
+
+
+class RanksLostError(RuntimeError):
+    """Other ranks were not heard of within the timeout: one of them died or stands still.
+
+    This rank has changed nothing live.  A save that was in flight may have
+    been committed or not; `latest` tells.  The manager's groups are of no more
+    use: start the job again.
+    """

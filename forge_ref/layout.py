@@ -4,6 +4,7 @@ Invariant: a directory named `step_N` is whole from the instant it appears to
 the instant it disappears.  All that is not whole has a hidden name:
 
     step_N/             a checkpoint: shards, `.metadata`, `train_state.pt`, `metadata.json`
+    step_N/ppI/         the shards and `.metadata` of pipeline stage I, where there are stages
     latest              a relative symlink to the newest committed one
     .step_N.partial     being staged, or left by a run that died staging it
     .step_N.retired     being deleted
@@ -72,6 +73,16 @@ def step_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def staged_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is put together; every rank knows it without being told."""
+    return folder / f".{step_name(step)}.partial"
+
+
+def stage_name(stage: int) -> str:
+    """The name of a pipeline stage's directory in a checkpoint."""
+    return f"pp{stage}"
+
+
 def hidden_names(step: int, role: str) -> Iterator[str]:
     """Names for a hidden directory: the first that is free will do, since a dead run's may still stand."""
     first = f".{step_name(step)}.{role}"
@@ -99,8 +110,26 @@ def _directories(folder: Path) -> list[str]:
 
 
 def stages(path: Path) -> list[str]:
-    """The pipeline stages whose shards a checkpoint keeps apart, in order of their rank (layout.stage-dirs)."""
-    return sorted((name for name in _directories(path) if _STAGE.fullmatch(name)), key=lambda name: int(name[2:]))
+    """The pipeline stages that a checkpoint has, or should have, in order of their rank (layout.stage-dirs).
+
+    One whose directory is gone is among them if another tells of it: a later
+    stage, or the record of their markers.
+    """
+    standing = [name for name in _directories(path) if _STAGE.fullmatch(name)]
+    if not standing:
+        return []
+    numbers = {int(match[1]) for name in (*standing, *recorded_stages(path)) if (match := _STAGE.fullmatch(name))}
+    gap = next(number for number in itertools.count() if number not in numbers)
+    return [stage_name(number) for number in sorted(numbers | {gap}) if number <= max(numbers)]
+
+
+def recorded_stages(path: Path) -> list[str]:
+    """The stages that were saved, where the manager that saved them says so."""
+    try:
+        recorded = read_metadata(path).get(MARKER_CHECKSUM)
+    except (OSError, ValueError):
+        return []
+    return list(recorded) if isinstance(recorded, dict) else []
 
 
 def missing_files(path: Path) -> list[str]:

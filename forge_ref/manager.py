@@ -6,6 +6,13 @@ Control flow only; each step is computed by the module it is named after:
              point `latest` at it, retire
     load   = resolve, read and verify everything into fresh memory, then apply
 
+With several ranks each of them does its part, and they come to one outcome:
+whatever fails on one is raised on all, and only rank 0 touches directories.
+Between them a save takes two collectives beside DCP's, and a load takes two:
+
+    save   = everybody is staged; [in the background from here] shards; everybody has heard of the commit
+    load   = rank 0 tells what to load; everybody has read and verified it
+
 One manager to a folder at a time: what other hidden directories it finds after
 a commit it takes for those of dead runs.  A last save off the schedule, before
 a run ends, is the caller's to ask for.
@@ -15,11 +22,13 @@ import json
 import logging
 import operator
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -28,19 +37,34 @@ import torch.distributed as dist
 from forge_ref import freeze, layout, publish, ranks, resolve, retire, state, storage, trust, weights
 from forge_ref.async_save import AsyncCheckpointer
 from forge_ref.config import CheckpointConfig, check_excludable
-from forge_ref.errors import SaveError
+from forge_ref.errors import RanksLostError, SaveError
 
+_RANKS = "ranks"
+"""The key, beside model and optimizer, under which each rank has its own part of the train state."""
+_FAILED = -1
 _log = logging.getLogger("forge_ref")
 
 
 @dataclass(frozen=True)
 class _Staged:
-    """A checkpoint on its way to disk: where it is put together, and what it holds besides shards."""
+    """A checkpoint on its way to disk: where it is put together, and what goes there."""
 
     step: int
     path: Path
+    shards: dict[str, Any]
     train_state: bytes
     metadata: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What rank 0 found to resume from, on its way to the other ranks."""
+
+    path: Path
+    metadata: Mapping[str, Any]
+    train_state: bytes | None
+    has_shards: bool
+    has_stages: bool
 
 
 @dataclass(frozen=True)
@@ -53,7 +77,7 @@ class _Loaded:
 
 
 class CheckpointManager:
-    """See the module.  Not thread-safe: call it from the thread that trains."""
+    """See the module.  Not thread-safe: call it from the thread that trains, on every rank, in the same order."""
 
     def __init__(
         self,
@@ -62,12 +86,21 @@ class CheckpointManager:
         optimizer: torch.optim.Optimizer,
         process_group: dist.ProcessGroup | None = None,
         pp_rank: int | None = None,
+        *,
+        timeout: timedelta = ranks.TIMEOUT,
     ) -> None:
-        """Touches no file.  `NotImplementedError` for more than one rank."""
-        ranks.require_one_rank(process_group, pp_rank)
+        """Touches no file; with several ranks, all have to come here together.
+
+        `process_group` is the ranks that share shards, those of one pipeline
+        stage, and `pp_rank` the number of that stage; without stages all ranks
+        share them.  `ValueError` on every rank if these do not fit together.
+        `timeout` is how long a rank waits for the others, the slowest write of
+        a save included.
+        """
         self.config = config
         self.model = model
         self.optimizer = optimizer
+        self._ranks = ranks.join(process_group, pp_rank, timeout)
         self._folder = Path(os.path.abspath(config.dir))
         self._checkpointer = AsyncCheckpointer(config.async_mode)
         self._loader_state: Any | None = None
@@ -89,48 +122,109 @@ class CheckpointManager:
         that can be refused is refused before the folder changes: `ValueError`
         for a bad step or a reserved key in `extra`, `FileExistsError` for a
         name that is taken.
+
+        Every rank raises what any of them does (commit.rank-failure), or
+        `RanksLostError` when one does not answer; `ValueError` when they save
+        different steps (commit.same-step).  Of `tokens_seen`, `scheduler` and `extra` rank 0's
+        are saved; loader and random streams are saved for each rank.
         """
         self.wait()
+        with ExitStack() as undo:
+            stage = partial(self._stage, undo, step, tokens_seen, scheduler, dataloader, extra)
+            staged = self._ranks.calls.together(stage, step_of=lambda staged: staged.step)
+            undo.pop_all()
+        self._checkpointer.launch(partial(self._flush, staged))
+
+    def _stage(
+        self,
+        undo: ExitStack,
+        step: int,
+        tokens_seen: int,
+        scheduler: Any | None,
+        dataloader: Any | None,
+        extra: Mapping[str, Any] | None,
+    ) -> _Staged:
         step = int(operator.index(step))
         if step < 0:
             raise ValueError(f"step is {step}; steps count from 0")
         train_state = state.build_train_state(step, tokens_seen, scheduler, dataloader, extra)
-        content = state.serialized(train_state)
         metadata = state.describe(train_state, self.config.is_dynamic_milestone(step))
+        content = state.serialized(train_state) if self._ranks.is_first else b""
         live = weights.take(self.model, self.optimizer)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        layout.check_names_free(self._folder, step)
-        staged = _Staged(step, publish.stage(self._folder, step), content, metadata)
-        self._checkpointer.dispatch(live, partial(self._flush, staged))
+        if self._ranks.are_many:
+            live[_RANKS] = {str(self._ranks.place): state.own_part(train_state)}
+        path = layout.staged_path(self._folder, step)
+        staged = _Staged(step, path, self._checkpointer.hold(live), content, metadata)
+        if self._ranks.is_first:
+            self._make_room(undo, staged)
+        return staged
 
-    def _flush(self, staged: _Staged, live: dict[str, Any]) -> None:
+    def _make_room(self, undo: ExitStack, staged: _Staged) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        layout.check_names_free(self._folder, staged.step)
+        undo.callback(publish.discard, publish.stage(self._folder, staged.step, self._ranks.stage_names))
+        if self._ranks.are_many:  # before `save` returns on any rank (commit.collective)
+            try:
+                self._describe(staged)
+            except OSError as error:
+                raise self._failed(staged, error) from error
+
+    def _flush(self, staged: _Staged) -> None:
         """Bring a staged checkpoint to disk and commit it; in an async mode this runs in the background."""
         try:
-            self._write(staged, live)
-            self._commit(staged)
+            self._ranks.flushes.together(partial(self._write_and_commit, staged))
         except Exception as error:
-            publish.discard(staged.path)
-            raise SaveError(
-                f"saving step {staged.step} in {self._folder} failed, nothing was committed: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+            if self._ranks.is_first:
+                publish.discard(staged.path)
+            if isinstance(error, RanksLostError):
+                raise RanksLostError(f"saving step {staged.step} in {self._folder} was cut short: {error}") from error
+            raise self._failed(staged, error) from error
 
-    def _write(self, staged: _Staged, live: dict[str, Any]) -> None:
-        storage.write(live, staged.path)
-        metadata = {**staged.metadata, layout.MARKER_CHECKSUM: storage.marker_checksum(staged.path)}
-        publish.write(staged.path / layout.TRAIN_STATE, staged.train_state)
-        publish.write(staged.path / layout.METADATA, json.dumps(metadata, indent=2).encode())
-        publish.sync(staged.path)
+    def _failed(self, staged: _Staged, error: Exception) -> SaveError:
+        return SaveError(
+            f"saving step {staged.step} in {self._folder} failed, nothing was committed: "
+            f"{type(error).__name__}: {error}"
+        )
 
-    def _commit(self, staged: _Staged) -> None:
+    def _write_and_commit(self, staged: _Staged) -> None:
+        try:
+            checksum = self._write(staged)
+        except Exception:
+            self._ranks.report(_FAILED)
+            raise
+        checksums = self._ranks.report(checksum)
+        if self._ranks.is_first and _FAILED not in checksums:
+            self._commit(staged, checksums)
+
+    def _write(self, staged: _Staged) -> int:
+        """This rank's shards; the checksum of their marker, if this is the rank that tells of it."""
+        path = self._ranks.directory(staged.path)
+        storage.write(staged.shards, path, self._ranks.writers)
+        return storage.marker_checksum(path) if self._ranks.place == 0 else _FAILED
+
+    def _commit(self, staged: _Staged, checksums: Sequence[int]) -> None:
+        recorded = [f"{checksum:08x}" for checksum in checksums]
+        by_stage = dict(zip(self._ranks.stage_names, recorded, strict=False))
+        self._describe(staged, {layout.MARKER_CHECKSUM: by_stage or recorded[0]})
+        for directory in (*(staged.path / name for name in self._ranks.stage_names), staged.path):
+            publish.sync(directory)
         publish.publish(staged.path, staged.step)
         publish.point_latest(self._folder, staged.step)
         _log.info("committed step %d in %s", staged.step, self._folder)
         retire.sweep(self._folder)
         retire.retire(self._folder, staged.step, self.config.keep_last_n, self.config.is_dynamic_milestone)
 
+    def _describe(self, staged: _Staged, checksums: Mapping[str, Any] = MappingProxyType({})) -> None:
+        metadata = {**staged.metadata, **checksums}
+        publish.write(staged.path / layout.TRAIN_STATE, staged.train_state)
+        publish.write(staged.path / layout.METADATA, json.dumps(metadata, indent=2).encode())
+
     def wait(self) -> None:
-        """Return when nothing is in flight and all that was saved is committed; `SaveError`, once, if it is not."""
+        """Return when nothing is in flight and all that was saved is committed; `SaveError`, once, if it is not.
+
+        Call it before `torch.distributed` is shut down, or the save in flight
+        is cut short.
+        """
         self._checkpointer.wait()
 
     def flush_pending_save(self) -> None:
@@ -156,30 +250,37 @@ class CheckpointManager:
         one that is not what was written, `ValueError` for a checkpoint that
         does not fit or a freeze list that differs.
 
+        Every rank lands on what rank 0 finds, and raises what any of them
+        raises.  A rank gets its own random streams and loader back, by its
+        number (resume.rng-per-rank).  Resumed on more ranks, a new one gets
+        streams of its own, the same at each resume from this checkpoint, and
+        rank 0's loader state; on fewer, those of the rest are left.  A warning
+        says so.
+
         Without a `dataloader` its state is kept for `apply_dataloader_state`.
         """
-        excluded = self._excluded(exclude_keys)
-        source = self._resume_point(path, excluded)
+        self._checkpointer.settle()
+        source = self._ranks.calls.from_first(partial(self._find, path, exclude_keys))
         if source is None:
             return 0, 0, {}
-        metadata = _readable_metadata(source)
-        self._check_freeze(source, metadata, vlm_freeze_expected)
-        loaded = self._read(source, metadata, excluded)
-        resumed = self._apply(loaded, scheduler, dataloader)
+        with ExitStack() as undo:
+            read = partial(self._read, source, exclude_keys, vlm_freeze_expected)
+            prepare = partial(self._prepare, undo, read, scheduler, dataloader)
+            loaded, resumed = self._ranks.calls.together(prepare)
+            if loaded.model is not None:
+                weights.load_model(self.model, loaded.model)
+            undo.pop_all()
         self._loader_state = loaded.train_state.get("dataloader") if dataloader is None else None
-        _log.info("resumed step %d from %s", resumed[0], source)
+        _log.info("resumed step %d from %s", resumed[0], source.path)
         return resumed
 
     def peek_saved_step(self, path: str | None = None) -> int | None:
-        """The step that `load` would land on, errors included; None where it would start fresh (resume.peek-agrees)."""
-        source = self._resume_point(path, self._excluded(None))
-        if source is None:
-            return None
-        try:
-            return operator.index(layout.read_metadata(source)["step"])
-        except (OSError, ValueError, KeyError, TypeError):
-            train_state = storage.read_train_state(source) or {}
-            return operator.index(train_state.get("step", 0))
+        """The step that `load` would land on, errors included; None where it would start fresh (resume.peek-agrees).
+
+        With several ranks, all have to ask together.
+        """
+        self._checkpointer.settle()
+        return self._ranks.calls.from_first(partial(self._peek, path))
 
     def apply_dataloader_state(self, dataloader: Any) -> None:
         """Give a loader the state that `load` had no loader for: once, and quietly nothing if it can't take one."""
@@ -192,37 +293,62 @@ class CheckpointManager:
             self.config.exclude_from_loading, "exclude_from_loading"
         )
 
-    def _resume_point(self, path: str | None, excluded: frozenset[str]) -> Path | None:
-        self._checkpointer.settle()
+    def _resume_point(self, path: str | None, needs_shards: bool) -> Path | None:
         named = path if path is not None else self.config.load_path
-        source = resolve.resume_point(self._folder, named, needs_shards=not excluded.issuperset(weights.PARTS))
-        if source is not None and (stages := layout.stages(source)):
-            raise NotImplementedError(f"{source} holds pipeline stages {stages}; this version loads none of them")
-        return source
+        return resolve.resume_point(self._folder, named, needs_shards, len(self._ranks.stage_names))
 
-    def _check_freeze(self, source: Path, metadata: Mapping[str, Any], expected: freeze.Entries | None) -> None:
-        saved = freeze.recorded(metadata, source / layout.METADATA)
-        if saved is not None and expected is not None:
-            freeze.check_freeze(saved, expected, source, self.config.ignore_freeze_mismatch)
+    def _peek(self, path: str | None) -> int | None:
+        source = self._resume_point(path, not self._excluded(None).issuperset(weights.PARTS))
+        if source is None:
+            return None
+        try:
+            return operator.index(layout.read_metadata(source)["step"])
+        except (OSError, ValueError, KeyError, TypeError):
+            blob = storage.read_train_state(source)
+            train_state = {} if blob is None else storage.loads_train_state(blob, source / layout.TRAIN_STATE)
+            return operator.index(train_state.get("step", 0))
 
-    def _read(self, source: Path, metadata: Mapping[str, Any], excluded: frozenset[str]) -> _Loaded:
-        """Everything that is wanted of a checkpoint, read and verified; nothing live has changed."""
+    def _find(self, path: str | None, exclude_keys: Sequence[str] | None) -> _Source | None:
+        needs_shards = not self._excluded(exclude_keys).issuperset(weights.PARTS)
+        source = self._resume_point(path, needs_shards)
+        if source is None:
+            return None
         trust.warn_of_open_dirs(source)
         train_state = storage.read_train_state(source)
         if train_state is None:
             _log.warning("%s has no %s: step, scheduler and random streams start afresh", source, layout.TRAIN_STATE)
+        has_shards = needs_shards or not layout.missing_files(source)
+        return _Source(source, _readable_metadata(source), train_state, has_shards, bool(layout.stages(source)))
+
+    def _read(
+        self, source: _Source, exclude_keys: Sequence[str] | None, expected_freeze: freeze.Entries | None
+    ) -> _Loaded:
+        """Everything that is wanted of a checkpoint, read and verified; nothing live has changed."""
+        excluded = self._excluded(exclude_keys)
+        self._check_freeze(source, expected_freeze)
         wanted = [part for part in weights.PARTS if part not in excluded]
-        shards = storage.open_shards(source, metadata.get(layout.MARKER_CHECKSUM)) if wanted else None
-        saved = {} if shards is None else self._read_shards(shards, wanted, is_import=train_state is None)
+        shards = self._open_shards(source) if wanted or (source.has_shards and self._ranks.are_many) else None
+        saved = {} if shards is None else self._read_shards(shards, wanted, is_import=source.train_state is None)
         model, optimizer = saved.get(weights.MODEL), saved.get(weights.OPTIMIZER)
+        train_state = self._train_state(source, shards, saved)
         return _Loaded(
-            {key: value for key, value in (train_state or {}).items() if key not in excluded},
-            None if model is None else weights.match_model(self.model, model, source),
-            None if optimizer is None else weights.match_optimizer(self.model, self.optimizer, optimizer, source),
+            {key: value for key, value in train_state.items() if key not in excluded},
+            None if model is None else weights.match_model(self.model, model, source.path),
+            None if optimizer is None else weights.match_optimizer(self.model, self.optimizer, optimizer, source.path),
         )
 
+    def _check_freeze(self, source: _Source, expected: freeze.Entries | None) -> None:
+        saved = freeze.recorded(source.metadata, source.path / layout.METADATA)
+        if saved is not None and expected is not None:
+            freeze.check_freeze(saved, expected, source.path, self.config.ignore_freeze_mismatch)
+
+    def _open_shards(self, source: _Source) -> storage.Shards:
+        path = self._ranks.directory(source.path) if source.has_stages else source.path
+        recorded = source.metadata.get(layout.MARKER_CHECKSUM)
+        return storage.open_shards(path, recorded.get(path.name) if isinstance(recorded, Mapping) else recorded)
+
     def _read_shards(self, shards: storage.Shards, wanted: list[str], is_import: bool) -> dict[str, Any]:
-        """The wanted parts; only imported weights, which have no train state, may come without moments."""
+        """The wanted parts, and this rank's own; only imported weights may come without moments."""
         missing = [part for part in wanted if part not in shards.parts]
         if missing == [weights.OPTIMIZER] and is_import:
             _log.warning("%s holds weights without optimizer state; the optimizer stays as it is", shards.path)
@@ -231,20 +357,47 @@ class CheckpointManager:
                 f"{shards.path} has no {' and no '.join(missing)}, only {sorted(shards.parts)}; "
                 "exclude what it lacks, or save it under those keys"
             )
-        return shards.read(part for part in wanted if part not in missing)
+        own = (_RANKS, str(self._ranks.place)) if self._ranks.are_many else None
+        return shards.read(lambda keys: keys[0] in wanted or keys == own, weights.places(self.model))
 
-    def _apply(self, loaded: _Loaded, scheduler: Any | None, dataloader: Any | None) -> tuple[int, int, dict[str, Any]]:
-        """Change the live objects; the model comes last, since it was verified and can't be undone cheaply."""
-        with ExitStack() as undo:
-            state.remember(undo, scheduler)
-            if loaded.optimizer is not None:
-                undo.callback(weights.load_optimizer, self.optimizer, self.optimizer.state_dict())
-                weights.load_optimizer(self.optimizer, loaded.optimizer)
-            resumed = state.restore_train_state(loaded.train_state, scheduler, dataloader)
-            if loaded.model is not None:
-                weights.load_model(self.model, loaded.model)
-            undo.pop_all()
-        return resumed
+    def _train_state(
+        self, source: _Source, shards: storage.Shards | None, saved: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """Rank 0's train state, with this rank's own streams and loader in it."""
+        if source.train_state is None:
+            return {}
+        train_state = storage.loads_train_state(source.train_state, source.path / layout.TRAIN_STATE)
+        if shards is not None and self._ranks.place == 0:
+            self._warn_of_other_ranks(shards)
+        own = saved.get(_RANKS, {}).get(str(self._ranks.place))
+        if shards is not None and own is not None:
+            return {**train_state, **storage.loads_train_state(bytes(own.numpy()), shards.path)}
+        if self._ranks.is_first or "rng" not in train_state:
+            return train_state
+        return {**train_state, "rng": state.streams_of_new_rank(train_state["rng"], self._ranks.rank)}
+
+    def _warn_of_other_ranks(self, shards: storage.Shards) -> None:
+        savers, readers = max(1, len(shards.under(_RANKS))), len(self._ranks.peers)
+        if savers > readers:
+            _log.warning("%s: of %d ranks' random streams and loaders %d go on", shards.path, savers, readers)
+        elif savers < readers:
+            _log.warning(
+                "%s has random streams and loaders of %d ranks; %d more get new streams, and rank 0's loader state",
+                shards.path,
+                savers,
+                readers - savers,
+            )
+
+    def _prepare(
+        self, undo: ExitStack, read: Callable[[], _Loaded], scheduler: Any | None, dataloader: Any | None
+    ) -> tuple[_Loaded, tuple[int, int, dict[str, Any]]]:
+        """Read, and change what can be put back; the model can't cheaply, and comes when every rank is this far."""
+        loaded = read()
+        state.remember(undo, scheduler)
+        if loaded.optimizer is not None:
+            undo.callback(weights.load_optimizer, self.optimizer, self.optimizer.state_dict())
+            weights.load_optimizer(self.optimizer, loaded.optimizer)
+        return loaded, state.restore_train_state(loaded.train_state, scheduler, dataloader)
 
     # -- beyond checkpoints ---------------------------------------------------
 
@@ -252,16 +405,25 @@ class CheckpointManager:
         """Write the model's weights alone to one file, floating-point ones cast to `export_dtype`.
 
         For `torch.load`; it appears whole or not at all, and takes no part in resuming.
+        With several ranks, all have to ask together, since training's groups
+        put sharded weights together; rank 0 writes.  `ValueError` with
+        pipeline stages: no rank has the whole model.
         """
+        if self._ranks.stage is not None:
+            raise ValueError(f"this run has {len(self._ranks.stages)} pipeline stages; export from a run without")
         dtype = getattr(torch, self.config.export_dtype)
         exported = {
             name: value.to("cpu", dtype if value.is_floating_point() else value.dtype)
-            for name, value in weights.take(self.model, self.optimizer)[weights.MODEL].items()
+            for name, value in weights.whole(self.model).items()
             if isinstance(value, torch.Tensor)
         }
-        partial_path = Path(f"{path}.partial")
-        publish.write(partial_path, state.serialized(exported))
-        os.rename(partial_path, path)
+        self._ranks.calls.together(partial(self._write_export, exported, Path(path)))
+
+    def _write_export(self, exported: Mapping[str, torch.Tensor], path: Path) -> None:
+        if self._ranks.is_first:
+            partial_path = Path(f"{path}.partial")
+            publish.write(partial_path, state.serialized(exported))
+            os.rename(partial_path, path)
 
 
 def _readable_metadata(source: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ that a resume finds, so it is never lost; only then is `step_N`, and with it
 import ctypes
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from forge_ref import layout
@@ -22,9 +23,19 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
 
-def stage(folder: Path, step: int) -> Path:
-    """A new hidden directory to write the checkpoint of a step into."""
-    return _make(folder, step, "partial")
+def stage(folder: Path, step: int, stages: Iterable[str] = ()) -> Path:
+    """A new hidden directory to write the checkpoint of a step into, with one in it for each pipeline stage.
+
+    What stands there, left by a run that died, makes way for it: the name has
+    to be the one that the other ranks know without being told.
+    """
+    staged = layout.staged_path(folder, step)
+    if os.path.lexists(staged):
+        os.rename(staged, _make(folder, step, "retired"))
+    staged.mkdir()
+    for name in stages:
+        (staged / name).mkdir()
+    return staged
 
 
 def _make(folder: Path, step: int, role: str) -> Path:
@@ -45,15 +56,8 @@ def write(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def sync(directory: Path) -> None:
-    """Bring a directory and its files to storage, whoever wrote them and however."""
-    for entry in os.scandir(directory):
-        if entry.is_file(follow_symlinks=False):
-            _sync(Path(entry.path))
-    _sync(directory)
-
-
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a directory, to storage."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -72,7 +76,7 @@ def publish(staged: Path, step: int) -> None:
         os.rename(staged, target)
     elif not exchange(staged, target):
         replace_by_two_renames(staged, target, step)
-    _sync(staged.parent)
+    sync(staged.parent)
 
 
 def exchange(one: Path, other: Path) -> bool:
@@ -103,7 +107,7 @@ def point_latest(folder: Path, step: int) -> None:
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(layout.step_name(step))
     os.rename(fresh, folder / layout.LATEST)
-    _sync(folder)
+    sync(folder)
 
 
 def discard(hidden: Path) -> None:

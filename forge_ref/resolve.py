@@ -27,18 +27,40 @@ class _Hint:
     says: str
 
 
-def resume_point(folder: Path, named: str | None, needs_shards: bool) -> Path | None:
-    """The directory to load; None for a fresh start.
+def resume_point(folder: Path, named: str | None, needs_shards: bool, stages: int = 0) -> Path | None:
+    """The directory to load, for a run of so many pipeline stages; None for a fresh start.
 
     Without shards to load, what `latest` names is taken even if it is torn
-    (resume.no-fallback-without-dcp).
+    (resume.no-fallback-without-dcp).  `ValueError` if the checkpoint was saved
+    with another number of stages.
     """
-    if named is not None:
-        return _as_named(Path(named), needs_shards)
+    found = _by_itself(folder, needs_shards, stages) if named is None else _as_named(Path(named), needs_shards)
+    if found is not None and needs_shards:
+        _check_stages(found, stages)
+    return found
+
+
+def _by_itself(folder: Path, needs_shards: bool, stages: int) -> Path | None:
     hint = _read_latest(folder)
-    if hint.target is not None and (not needs_shards or not layout.missing_files(hint.target)):
+    if hint.target is not None and (not needs_shards or not _missing(hint.target, stages)):
         return hint.target
-    return _newest_complete(folder, hint)
+    return _newest_complete(folder, hint, stages)
+
+
+def _missing(path: Path, stages: int) -> list[str]:
+    """What a checkpoint lacks; where it does not say how many stages it has, it ought to have those of the run."""
+    missing, found = layout.missing_files(path), layout.stages(path)
+    if not found or layout.recorded_stages(path):
+        return missing
+    return missing + [f"{layout.stage_name(stage)}/{layout.MARKER}" for stage in range(len(found), stages)]
+
+
+def _check_stages(path: Path, stages: int) -> None:
+    found = layout.stages(path)
+    is_import = not found and not (path / layout.TRAIN_STATE).exists()
+    if len(found) != stages and not is_import:
+        has = f"has the pipeline stages {', '.join(found)}" if found else "has no pipeline stages"
+        raise ValueError(f"{path} {has}, and this run has {stages or 'none'}; resume it with as many as saved it")
 
 
 def _as_named(path: Path, needs_shards: bool) -> Path:
@@ -74,21 +96,18 @@ def _read_latest(folder: Path) -> _Hint:
     return _Hint(None, f"{link} names {said}, which is no checkpoint in {folder}")
 
 
-def _newest_complete(folder: Path, hint: _Hint) -> Path | None:
+def _newest_complete(folder: Path, hint: _Hint, stages: int) -> Path | None:
     standing = layout.step_dirs(folder)
-    complete = [found for found in (*standing, *_moved_aside(folder)) if found.is_complete]
+    complete = [found for found in (*standing, *_moved_aside(folder)) if not _missing(found.path, stages)]
     if complete:
         newest = max(complete, key=lambda found: found.step)
-        _log.warning("%s%s; resuming from the newest complete checkpoint %s", hint.says, _lacks(hint), newest.path)
+        lacks = "" if hint.target is None else f", which is torn (no {', '.join(_missing(hint.target, stages))})"
+        _log.warning("%s%s; resuming from the newest complete checkpoint %s", hint.says, lacks, newest.path)
         return newest.path
     if standing:
-        torn = ", ".join(f"{found.path.name} (no {', '.join(found.missing)})" for found in standing)
+        torn = ", ".join(f"{found.path.name} (no {', '.join(_missing(found.path, stages))})" for found in standing)
         _log.warning("no complete checkpoint in %s, only torn ones: %s; starting fresh", folder, torn)
     return None
-
-
-def _lacks(hint: _Hint) -> str:
-    return "" if hint.target is None else f", which is torn (no {', '.join(layout.missing_files(hint.target))})"
 
 
 def _moved_aside(folder: Path) -> list[StepDir]:

@@ -1,8 +1,10 @@
 """What a resume needs besides weights: step, tokens seen, scheduler, loader, random streams, the caller's extra.
 
-It is plain data and tensors wherever the parts allow, so that it loads without
+Each rank has its own streams and loader; of the rest, rank 0's is saved.  It is
+plain data and tensors wherever the parts allow, so that it loads without
 running pickled code.  Restoring is all or nothing for the scheduler and the
-streams; a loader that refuses its state is the one thing that can't be undone.
+streams; a loader is the one thing that can't be undone, be it that it refuses
+its state, or that it has taken it before another rank fails.
 """
 
 import copy
@@ -10,6 +12,7 @@ import io
 import json
 import operator
 import random
+import zlib
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -18,6 +21,8 @@ import torch
 
 RESERVED = ("step", "tokens_seen", "rng", "scheduler", "dataloader")
 """Keys of a train state that an extra can't have."""
+OWN = ("rng", "dataloader")
+"""Keys of a train state that each rank has its own values of."""
 
 
 def get_rng_state() -> dict[str, Any]:
@@ -127,10 +132,36 @@ def remember(undo: ExitStack, scheduler: Any | None) -> None:
 
 
 def serialized(train_state: Mapping[str, Any]) -> bytes:
-    """The content of `train_state.pt`; what is in it is fixed from here on (commit.snapshot)."""
+    """The content of a file of it; what is in it is fixed from here on (commit.snapshot)."""
     buffer = io.BytesIO()
     torch.save(dict(train_state), buffer)
     return buffer.getvalue()
+
+
+def own_part(train_state: Mapping[str, Any]) -> torch.Tensor:
+    """What a rank keeps for itself: its random streams and its loader's position (resume.rng-per-rank).
+
+    As bytes in a tensor, which DCP writes with the rank's shards.  A file for
+    each rank would be thousands more, and a value for each stream as many
+    more entries in the marker that every rank reads.
+    """
+    own = {key: train_state[key] for key in OWN if key in train_state}
+    return torch.frombuffer(bytearray(serialized(own)), dtype=torch.uint8)
+
+
+def streams_of_new_rank(saved: Mapping[str, Any], rank: int) -> dict[str, Any]:
+    """Streams for a rank that has none saved: its own, and the same ones whenever it resumes from this state."""
+    seed = zlib.crc32(bytes(saved.get("torch_cpu", torch.empty(0)).numpy().tobytes()), rank)
+    streams: dict[str, Any] = {
+        "python": random.Random(seed).getstate(),
+        "torch_cpu": torch.Generator().manual_seed(seed).get_state(),
+    }
+    if (numpy := _numpy()) is not None:
+        streams["numpy"] = _plain(numpy.random.RandomState(seed).get_state(legacy=False))
+    if torch.cuda.is_available():
+        devices = range(torch.cuda.device_count())
+        streams["torch_cuda"] = [torch.Generator(f"cuda:{n}").manual_seed(seed).get_state() for n in devices]
+    return {kind: stream for kind, stream in streams.items() if kind in saved}
 
 
 def describe(train_state: Mapping[str, Any], milestone: bool) -> dict[str, Any]:

@@ -9,15 +9,19 @@ and gets none: an invented step counter would change the updates that follow.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
 )
+from torch.distributed.tensor import DTensor
+
+from forge_ref.pieces import Piece, fill, in_pieces, piece_of
 
 MODEL = "model"
 OPTIMIZER = "optimizer"
@@ -26,8 +30,35 @@ _log = logging.getLogger("forge_ref")
 
 
 def take(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The state of both as it is now, sharing memory with them."""
-    return {MODEL: get_model_state_dict(model), OPTIMIZER: _named_optimizer_state(model, optimizer)}
+    """The state of both as it is now, sharing memory with them; of sharded tensors, this rank's pieces."""
+    state = {MODEL: get_model_state_dict(model), OPTIMIZER: _named_optimizer_state(model, optimizer)}
+    return cast(dict[str, Any], in_pieces(state))
+
+
+def whole(model: torch.nn.Module) -> dict[str, Any]:
+    """The model's full values, on the first rank only; all ranks that share the model take part."""
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def places(model: torch.nn.Module) -> Callable[[Sequence[object]], Piece | None]:
+    """Where, in a saved tensor, this rank's piece of it is, by the keys of the tensor; None for all of it.
+
+    Moments lie where their parameter does: an optimizer that has never
+    stepped has none to ask.
+    """
+    sharded = {
+        name: piece_of(value) for name, value in get_model_state_dict(model).items() if isinstance(value, DTensor)
+    }
+
+    def place_of(keys: Sequence[object]) -> Piece | None:
+        match keys:
+            case (part, str(name)) if part == MODEL:
+                return sharded.get(name)
+            case (part, "state", str(name), str()) if part == OPTIMIZER:
+                return sharded.get(name)
+        return None
+
+    return place_of
 
 
 class _AsItIs:
@@ -74,7 +105,7 @@ def match_model(model: torch.nn.Module, saved: Mapping[str, Any], source: object
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:
-    return tuple(value.shape) if isinstance(value, torch.Tensor) else None
+    return tuple(value.shape) if isinstance(value, (torch.Tensor, Piece)) else None
 
 
 def _has_no_leaves(value: Any) -> bool:
@@ -83,8 +114,17 @@ def _has_no_leaves(value: Any) -> bool:
 
 
 def load_model(model: torch.nn.Module, matched: dict[str, Any]) -> None:
-    """Put values that `match_model` gave into the model."""
-    set_model_state_dict(model, matched)
+    """Put values that `match_model` gave into the model.
+
+    A sharded parameter is filled in place and then handed to DCP's helper as
+    itself, so that no second copy of it comes about on its device.
+    """
+    live = get_model_state_dict(model)
+    values = {
+        name: fill(target, value) if isinstance(target := live[name], DTensor) else value
+        for name, value in matched.items()
+    }
+    set_model_state_dict(model, values)
 
 
 def match_optimizer(
@@ -137,13 +177,30 @@ def load_optimizer(optimizer: torch.optim.Optimizer, matched: dict[str, Any]) ->
 
     Of itself an optimizer casts moments to the type of their parameter.
     """
-    optimizer.load_state_dict(matched)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for index, entry in matched["state"].items():
+    state = {index: _like(parameters[index], entry) for index, entry in matched["state"].items()}
+    optimizer.load_state_dict({**matched, "state": state})
+    for index, entry in state.items():
         live = optimizer.state[parameters[index]]
         for name, value in entry.items():
             if isinstance(value, torch.Tensor) and live[name].dtype != value.dtype:
                 live[name] = value.to(live[name].device)
+
+
+def _like(parameter: torch.Tensor, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Moments of a sharded parameter, sharded as it is; those of another shape stay as they are."""
+    if not isinstance(parameter, DTensor):
+        return dict(entry)
+    return {
+        name: fill(cast(DTensor, torch.empty_like(parameter, dtype=_dtype(value))), value)
+        if not isinstance(value, DTensor) and _shape(value) == tuple(parameter.shape)
+        else value
+        for name, value in entry.items()
+    }
+
+
+def _dtype(value: Piece | torch.Tensor) -> torch.dtype:
+    return value.values.dtype if isinstance(value, Piece) else value.dtype
 
 
 def _some(items: list[str]) -> str:

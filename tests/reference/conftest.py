@@ -1,6 +1,7 @@
 """A tiny deterministic training run, with every kind of state that a checkpoint carries."""
 
 import random
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 from forge_ref import CheckpointConfig, CheckpointManager
+
+sys.path.insert(0, str(Path(__file__).parent))  # for rank_workers, which the processes it starts import as well
 
 
 class Loader:

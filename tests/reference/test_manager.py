@@ -289,7 +289,7 @@ def test_pipeline_checkpoints_are_told_apart_and_refused(start: Start) -> None:
     stage.mkdir()
     (run.folder / "step_1" / ".metadata").rename(stage / ".metadata")
     assert layout.step_dirs(run.folder)[0].is_complete
-    with pytest.raises(NotImplementedError, match="pp0"):
+    with pytest.raises(ValueError, match="pp0"):
         start(seed=1).load()
 
 

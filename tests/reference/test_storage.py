@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from forge_ref import AsyncCheckpointer, AsyncCheckpointMode, CheckpointConfig, CheckpointManager, DamagedError, storage
+from forge_ref.pieces import Piece
 
 Start = Callable[..., Any]
 Same = Callable[[Any, Any], bool]
@@ -52,8 +53,21 @@ def test_values_of_every_kind_come_back(equal: Same, tmp_path: Path) -> None:
     }
     values = {"list": [1, {"inner": torch.ones(2)}], "tuple": (1, 2), "none": None, "set": {1}, "module": torch.nn.ReLU}
     storage.write({"model": tensors, "optimizer": values}, tmp_path)
-    read = storage.open_shards(tmp_path, None).read(["model", "optimizer"])
+    read = storage.open_shards(tmp_path, None).read(lambda _: True)
     assert equal(read, {"model": tensors, "optimizer": values})
+
+
+def test_of_a_tensor_with_a_place_only_that_is_read(tmp_path: Path) -> None:
+    whole = torch.arange(12.0).view(4, 3)
+    storage.write({"model": {"weight": whole, "other": whole}}, tmp_path)
+    place = Piece(whole.shape, torch.Size([1, 0]), torch.empty(2, 3))
+    shards = storage.open_shards(tmp_path, None)
+    read = shards.read(lambda _: True, lambda keys: place if keys == ("model", "weight") else None)
+    assert torch.equal(read["model"]["weight"].values, whole[1:3])
+    assert torch.equal(read["model"]["other"], whole)
+    shards.metadata.state_dict_metadata["model.weight"].chunks.clear()
+    with pytest.raises(DamagedError, match=r"lacks values of model\.weight"):
+        shards.read(lambda _: True)
 
 
 def test_the_checkpointer_alone_saves_what_it_was_given(tmp_path: Path) -> None:
