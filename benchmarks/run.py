@@ -10,6 +10,7 @@ are compared they are measured in turns in one run, and the ratio is the result.
 """
 
 import argparse
+import shutil
 import statistics
 import subprocess
 import sys
@@ -57,7 +58,10 @@ def lives() -> None:
 
 
 def save() -> None:
-    """Sync save, blocking time of an async save, and load, over what stock DCP needs for the same state."""
+    """Save, blocking time of a save in the background, and load, over what stock DCP needs for the same state.
+
+    Ours syncs files and directories and verifies checksums; stock syncs files and verifies nothing.
+    """
     import torch
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
@@ -79,13 +83,17 @@ def save() -> None:
         config = forge_ref.CheckpointConfig(dir=f"{folder}/behind", keep_last_n=1, async_mode=mode)
         behind = forge_ref.CheckpointManager(config, model, optimizer)
 
-        def stock_save() -> None:
+        stock = [f"{folder}/stock_0"]
+
+        def stock_save() -> None:  # into a new directory, the old one deleted, as ours does
             weights, moments = get_state_dict(model, optimizer)
-            dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=f"{folder}/stock")
+            stock.append(f"{folder}/stock_{len(stock)}")
+            dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=stock[-1])
+            shutil.rmtree(stock[-2], ignore_errors=True)
 
         def stock_load() -> None:
             weights, moments = get_state_dict(model, optimizer)
-            dcp.load({"model": weights, "optimizer": moments}, checkpoint_id=f"{folder}/stock")
+            dcp.load({"model": weights, "optimizer": moments}, checkpoint_id=stock[-1])
             set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments)
 
         def blocked() -> float:
