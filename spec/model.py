@@ -41,15 +41,6 @@ class Bounds:
     must: frozenset[int]
     may: frozenset[int]
 
-    def is_met(self, complete: frozenset[int], latest: int | None) -> bool:
-        """Whether this folder lies within the bounds.
-
-        >>> bounds = Bounds(latest=frozenset({2, 4}), must=frozenset({2}), may=frozenset({2, 4}))
-        >>> bounds.is_met(frozenset({2, 4}), 4), bounds.is_met(frozenset({4}), 4), bounds.is_met(frozenset({2}), None)
-        (True, False, False)
-        """
-        return latest in self.latest and self.must <= complete <= self.may
-
 
 def after_save(state: State, step: int) -> tuple[State, Bounds]:
     """A save has returned: it is committed, or in flight and the one before it committed.
