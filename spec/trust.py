@@ -84,7 +84,7 @@ CLAUSES: tuple[Clause, ...] = (
         "and unpickles in full only what needs it, after the check",
         why="Most checkpoints need no code at all to load; running it anyway turns every gap in the check "
         "into an open door.",
-        sometimes="a checkpoint of plain data, and one whose extra is more than that, were loaded",
+        sometimes="a checkpoint of plain data was loaded while every look-up of an unpickler was watched",
         capabilities=_TRUST,
     ),
     Clause(

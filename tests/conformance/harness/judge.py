@@ -51,13 +51,19 @@ class Judge:
         """Add to the story."""
         self.story.append(sentence)
 
-    def expect(self, clause: str, holds: bool, *, expected: str, seen: Any, detail: str = "") -> None:
-        """The situation of this clause arose; `ClauseFailure` unless it holds."""
+    def expect(
+        self, clause: str, holds: bool, *, expected: str, seen: Any, detail: str = "", reaches: bool = True
+    ) -> None:
+        """The situation of this clause arose; `ClauseFailure` unless it holds.
+
+        `reaches=False` for the harmless twin of that situation: the clause may
+        fall there, but has not been reached by it.
+        """
         assert clause in BY_SLUG, f"there is no clause {clause}"
         assert clause in self.clauses, f"this test does not say that it judges {clause}"
         if not self.is_judged(clause):
             return
-        self.reached[clause] += 1
+        self.reached[clause] += reaches
         if not holds:
             raise ClauseFailure(Failure(clause, expected, str(seen), tuple(self.story), detail))
 

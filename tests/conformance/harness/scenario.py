@@ -324,9 +324,11 @@ class Scenario:
 
     # -- judging ----------------------------------------------------------------
 
-    def expect(self, clause: str, holds: bool, *, expected: str, seen: Any, detail: str = "") -> None:
+    def expect(
+        self, clause: str, holds: bool, *, expected: str, seen: Any, detail: str = "", reaches: bool = True
+    ) -> None:
         """See `Judge.expect`."""
-        self.judge.expect(clause, holds, expected=expected, seen=seen, detail=detail)
+        self.judge.expect(clause, holds, expected=expected, seen=seen, detail=detail, reaches=reaches)
 
     def expect_state(
         self, clause: str, life: Life, step: int, kinds: Iterable[str] | None = None, seed: int = 0
@@ -351,7 +353,9 @@ class Scenario:
             seen=f"{len(differing)} items differ: {shown}{more}",
         )
 
-    def expect_landing(self, clause: str, loaded: Loaded, allowed: Iterable[int | None], because: str = "") -> None:
+    def expect_landing(
+        self, clause: str, loaded: Loaded, allowed: Iterable[int | None], because: str = "", reaches: bool = True
+    ) -> None:
         """A resume came back at one of these steps; None stands for a fresh start, which step 0 can't be told from."""
         steps = set(allowed)
         steps |= {None} if 0 in steps else set()
@@ -361,6 +365,7 @@ class Scenario:
             seen in steps,
             expected=f"to come back at {_steps(steps)}{because and ', because ' + because}",
             seen=f"{_steps({seen})}; the folder holds: {self.folder}",
+            reaches=reaches,
         )
 
     @contextlib.contextmanager
@@ -378,7 +383,7 @@ class Scenario:
         else:
             self.expect(clause, False, expected=expected, seen="no error")
 
-    def expect_warning(self, clause: str, life: Life, *naming: str) -> None:
+    def expect_warning(self, clause: str, life: Life, *naming: str, reaches: bool = True) -> None:
         """The last command of this life warned, in one text or several, and named all of these."""
         silent = [name for name in naming if name not in life.warnings]
         self.expect(
@@ -386,6 +391,7 @@ class Scenario:
             bool(life.warnings) and not silent,
             expected=f"a warning that names {', '.join(naming)}" if naming else "a warning",
             seen=repr(life.warnings) if life.warnings else "no warning",
+            reaches=reaches,
         )
 
     def end(self) -> None:
