@@ -213,7 +213,7 @@ class _Heard(logging.Handler):
     def take(self) -> list[str]:
         """What was heard since the last time."""
         messages, self._messages = self._messages, []
-        return messages
+        return [_sendable(message) for message in messages]
 
 
 class _PickleWatch:
@@ -312,8 +312,8 @@ def _described(error: BaseException) -> dict[str, Any]:
         "reason": reason,
         "type": type(error).__name__,
         "kinds": kinds,
-        "message": _text(error),
-        "traceback": "".join(frames)[-6000:],
+        "message": _sendable(_text(error)),
+        "traceback": _sendable("".join(frames)[-6000:]),
     }
 
 
@@ -322,6 +322,11 @@ def _text(error: BaseException) -> str:
         return str(error)
     except Exception:
         return "(its own text can't be made)"
+
+
+def _sendable(text: str) -> str:
+    """Lone surrogates, as undecodable file names leave them, can't travel or be written."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _without_ours(frames: TracebackType | None) -> TracebackType | None:

@@ -92,10 +92,38 @@ def _checked(adapter: object, name: str) -> type[Adapter]:
         raise CannotJudge(f"The adapter {name} does not define {', '.join(lacking)}; save, wait and load are its duty.")
     if not isinstance(adapter.claims, Claims) or not isinstance(adapter.layout, Layout):
         raise CannotJudge(f"The adapter {name} needs `claims = Claims(...)` and `layout = Layout(...)`.")
+    _check_names(adapter.layout, name)
+    _check_parts(adapter.claims, adapter.layout, name)
+    return adapter
+
+
+def _check_names(layout: Layout, name: str) -> None:
+    """`checkpoint` and `name` have to be about the same names."""
     try:
-        groups = re.compile(adapter.layout.checkpoint).groupindex
+        pattern = re.compile(layout.checkpoint)
     except (re.error, TypeError) as error:
         raise CannotJudge(f"The layout of {name} has no regular expression in `checkpoint`: {error}.") from None
-    if "step" not in groups:
-        raise CannotJudge(f"The layout of {name} has no group (?P<step>...) in {adapter.layout.checkpoint!r}.")
-    return adapter
+    if "step" not in pattern.groupindex:
+        raise CannotJudge(f"The layout of {name} has no group (?P<step>...) in {layout.checkpoint!r}.")
+    try:
+        match = pattern.fullmatch(layout.name.format(step=10))
+    except (LookupError, ValueError, AttributeError):
+        match = None
+    if match is None or match["step"] != "10":
+        raise CannotJudge(
+            f"The layout of {name} names the checkpoint of a step {layout.name!r}, which `checkpoint`, "
+            f"{layout.checkpoint!r}, does not read back; write a name with {{step}} in it that it matches."
+        )
+
+
+def _check_parts(claims: Claims, layout: Layout, name: str) -> None:
+    """What a layout has to have for what it says it is."""
+    for field, value in (("claims.capabilities", claims.capabilities), ("layout.required", layout.required)):
+        if isinstance(value, str) or not all(isinstance(word, str) for word in value):
+            raise CannotJudge(f"{field} of {name} is {value!r}; write a tuple of texts, ('like', 'this').")
+    if layout.is_dir and not layout.required:
+        raise CannotJudge(f"The layout of {name} requires nothing of a directory, so a torn one could not be told.")
+    if layout.pointer_kind not in ("symlink", "text"):
+        raise CannotJudge(f"The layout of {name} has the pointer_kind {layout.pointer_kind!r}, not symlink or text.")
+    if "pointer" in claims.capabilities and layout.pointer is None:
+        raise CannotJudge(f"{name} claims `pointer`, but its layout does not say which entry of the folder that is.")

@@ -1,6 +1,6 @@
 """Managers that do one thing wrong each; the rest of them is honest.
 
-`Saveless`, `Misspelt`, `Ambitious` and `Nameless` are wrong on paper already, so none of their code ever runs.
+The first ones, down to `Pointless`, are wrong on paper already, so none of their code ever runs.
 """
 
 import os
@@ -40,6 +40,30 @@ class Nameless(Honest):
     """Its layout does not say where the step is in a name."""
 
     layout = Layout(checkpoint=r"[0-9]+\.pt", is_dir=False, required=(), pointer=None, name="{step}.pt")
+
+
+class Misnamed(Honest):
+    """Names its checkpoints otherwise than it recognises them."""
+
+    layout = replace(Honest.layout, name="{step}.pth")
+
+
+class Wordy(Honest):
+    """Claims a text where a tuple of them belongs."""
+
+    claims = Claims("core", "sync")  # type: ignore[arg-type]  # what it is about
+
+
+class Undemanding(Honest):
+    """Its directories are complete whatever is in them."""
+
+    layout = replace(Honest.layout, is_dir=True)
+
+
+class Pointless(Honest):
+    """Claims a pointer and has none."""
+
+    claims = Claims("core", ("sync", "pointer"))
 
 
 class Unborn(Honest):
