@@ -278,7 +278,8 @@ CLAUSES: tuple[Clause, ...] = (
         slug="resume.all-or-nothing",
         level=Level.STRICT,
         sentence="leaves model, optimizer, scheduler and random streams as they were when it refuses a load, "
-        "be it for trust, for the freeze list or for an unreadable train state",
+        "be it for trust, for the freeze list, for an unreadable train state or for a loader that does not take "
+        "its position",
         why="A caller that catches the error trains on with half a checkpoint.",
         sometimes="a load was refused after it could have read some of the state",
         capabilities=_TRAIN_STATE,

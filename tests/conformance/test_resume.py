@@ -412,10 +412,10 @@ def test_a_loader_without_state_drops_it_quietly(run: Scenario, mode: str) -> No
     run.start(mode=mode).commit_at(3)
     life = run.start(mode=mode, seed=999)
     life.load(parts=["scheduler"])
-    life.worker.call("replace_dataloader", stateful=False, seed=0)
+    life.worker.call("replace_dataloader", kind="stateless", seed=0)
     life.worker.call("apply_dataloader_state")
     run.judge.tell("apply_dataloader_state is called with a loader that has no load_state_dict: no error")
-    life.worker.call("replace_dataloader", stateful=True, seed=7)
+    life.worker.call("replace_dataloader", kind="stateful", seed=7)
     fresh = life.digest("loader")
     life.worker.call("apply_dataloader_state")
     run.expect_same("resume.dataloader-stash", life.digest(), fresh, ["loader"], "the next loader")
@@ -435,6 +435,20 @@ def test_a_freeze_mismatch_changes_nothing(run: Scenario, mode: str) -> None:
     life.train_to(4)
     life.commit(extra={"vlm_freeze": FREEZE})
     _expect_refused_untouched(run, mode, freeze_expected=[{"module": "vision", "frozen": False}])
+
+
+@judges("resume.all-or-nothing", needs=("dataloader",))
+def test_a_loader_that_refuses_its_position_changes_nothing_else(run: Scenario, mode: str) -> None:
+    run.start(mode=mode).commit_at(4)
+    life = run.start(mode=mode, seed=999)
+    life.train_to(3)
+    life.worker.call("replace_dataloader", kind="refusing", seed=7)
+    run.judge.tell("its loader is now one that raises when it is given a position")
+    before = life.digest()
+    with run.expect_error("resume.all-or-nothing", doing="the load"):
+        life.load(run.folder.of(4) if run.has("explicit") else None)
+    others = set(ALL_KINDS) - {"loader"}
+    run.expect_same("resume.all-or-nothing", life.digest(), before, others, "all but the loader before the load")
 
 
 @judges("resume.damage")

@@ -27,7 +27,7 @@ from forge_conformance.adapter import Adapter, Loaded, Settings, Unsupported, Wi
 
 from . import filter as kernel_filter
 from .channel import Channel, Closed
-from .workload import Loader, Workload, raw_bytes
+from .workload import Loader, RefusingLoader, Workload, raw_bytes
 
 ALL_PARTS = ("scheduler", "dataloader")
 _HERE = str(Path(__file__).resolve().parent)
@@ -142,8 +142,9 @@ class Worker:
     def do_scramble(self) -> None:
         self._training.scramble()
 
-    def do_replace_dataloader(self, stateful: bool, seed: int) -> None:
-        self._training.dataloader = Loader(seed) if stateful else object()
+    def do_replace_dataloader(self, kind: str, seed: int) -> None:
+        kinds = {"stateful": Loader, "refusing": RefusingLoader}
+        self._training.dataloader = kinds[kind](seed) if kind in kinds else object()
 
     def do_apply_dataloader_state(self) -> None:
         self._manager.apply_dataloader_state(self._training.dataloader)

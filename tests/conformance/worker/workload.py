@@ -58,6 +58,13 @@ class Loader:
         self.generator.set_state(state["generator"])
 
 
+class RefusingLoader(Loader):
+    """A loader over other data, which takes nobody else's position."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        raise ValueError("this position belongs to another data set")
+
+
 class Workload:
     """One training run; `seed` chooses the timeline, the data are the same in all of them."""
 
