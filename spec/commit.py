@@ -218,6 +218,26 @@ CLAUSES: tuple[Clause, ...] = (
         capabilities=_DISTRIBUTED,
     ),
     Clause(
+        slug="commit.groups-fit",
+        level=Level.STRICT,
+        sentence="refuses on every rank, when it is made or at the first save, a process group that does not cover the "
+        "ranks that share shards, and writes nothing",
+        why="Each of two groups believes that it is the whole run: both write shards of the same names, "
+        "and the marker of one describes the values of the other.",
+        sometimes="each rank handed over a group of which it is the only member",
+        capabilities=_DISTRIBUTED,
+    ),
+    Clause(
+        slug="commit.pinned",
+        level=Level.STRICT,
+        sentence="stages a save in its pinned mode into page-locked memory, beside the stream that computes: "
+        "`save` returns while that stream is still busy with what was queued before",
+        why="A copy into pageable memory, or one that waits for the device, blocks training for as long as a "
+        "synchronous save would have staged.",
+        sometimes="a save was called while the compute stream had seconds of work queued",
+        capabilities=frozenset({"pinned", "gpu"}),
+    ),
+    Clause(
         slug="commit.exit",
         level=Level.STRICT,
         sentence="loses at most the last save in flight when a run ends without `wait`, and neither hangs the "

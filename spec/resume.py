@@ -275,6 +275,18 @@ CLAUSES: tuple[Clause, ...] = (
         rests_on=("resume.agreement",),
     ),
     Clause(
+        slug="resume.stages-fit",
+        level=Level.STRICT,
+        sentence="refuses on every rank, before anything changes, a named checkpoint whose pipeline stages are not "
+        "those of the run: one is missing, their number is another, or one of them is of another step",
+        why="A stage that finds nothing keeps its random weights, or takes those of another step, "
+        "and the model that results was never trained.",
+        sometimes="checkpoints with a stage too few, with no stages, with stages for a run without, "
+        "and with a stage of another step were named",
+        capabilities=frozenset({"distributed", "pipeline", "explicit"}),
+        rests_on=("resume.error-everywhere",),
+    ),
+    Clause(
         slug="resume.all-or-nothing",
         level=Level.STRICT,
         sentence="leaves model, optimizer, scheduler and random streams as they were when it refuses a load, "

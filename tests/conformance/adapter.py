@@ -6,7 +6,9 @@ needs no code: `--impl its.module`.  Any other manager gets a subclass of
 
 The suite makes one adapter object per simulated process life.  It calls the
 methods below on the main thread of a worker process, one at a time, and may
-kill that process at any moment.  An adapter translates and does nothing else:
+kill that process at any moment.  With several ranks (`distributed`) each of
+them is a process with an adapter object of its own; `torch.distributed` is
+initialised before it is made, and all ranks get the same calls.  An adapter translates and does nothing else:
 no retries, no clean-up, no waiting that the manager would not do by itself.
 Whatever the manager raises, let it out: errors are part of what is judged.
 
@@ -57,6 +59,10 @@ class Layout:
     """`symlink`, or `text` for a file whose content is the name of the checkpoint."""
     name: str = "step_{step}"
     """How the manager names the checkpoint of a step; used to make look-alikes and to name a path."""
+    stage: str = "pp{stage}"
+    """The directory in a checkpoint that a pipeline stage has for its shards (`pipeline`)."""
+    required_of_stage: tuple[str, ...] = (".metadata",)
+    """Those of `required` that each stage has in its own directory instead (`pipeline`)."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,9 @@ class Settings:
     load_path: str | None = None
     exclude_from_loading: tuple[str, ...] = ()
     ignore_freeze_mismatch: bool = False
+    timeout_s: float | None = None
+    """How long a rank may wait for another one, where there are several; groups of processes that are made without a
+    timeout have this one by themselves."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +112,10 @@ class Training(Protocol):
     `model`, `optimizer`, `scheduler` are plain torch objects; `dataloader` has
     `state_dict` and `load_state_dict`.  `step` and `tokens_seen` count what
     was trained; the worker sets them after a load from what `load` returned.
+
+    Under pipeline parallelism `stage` is the number of this rank's stage and
+    `process_group` the ranks that share its shards; training uses that group
+    as well.  Otherwise both are None, and all ranks share the shards.
     """
 
     model: Any
@@ -111,6 +124,8 @@ class Training(Protocol):
     dataloader: Any
     step: int
     tokens_seen: int
+    process_group: Any
+    stage: int | None
 
     def train(self, steps: int) -> list[str]:
         """Take that many optimizer steps; the loss of each, as exact hexadecimal text."""

@@ -23,6 +23,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TextIO
 
 import pytest
@@ -32,7 +33,7 @@ from forge_conformance.harness.judge import JUDGES, Judges
 from forge_conformance.harness.scenario import kinds_claimed
 from forge_conformance.harness.server import CannotJudge, Implementation, Server
 from forge_conformance.harness.worker import ManagerFault, Unsupported
-from forge_conformance.plugin import WARM_SERVER
+from forge_conformance.plugin import SUITE, WARM_SERVER
 from forge_conformance.report import render
 from forge_conformance.report.verdicts import (
     BadExpectations,
@@ -97,6 +98,9 @@ def _parser() -> argparse.ArgumentParser:
         "--examples", type=int, default=0, metavar="N", help="try N new random programs, not the usual few"
     )
     run.add_argument("--case", metavar="PATTERN", help="only tests whose name in the report matches")
+    run.add_argument(
+        "--ranks", type=_ranks, default="2,4", metavar="N,M", help="how many ranks distributed runs have (2,4); or none"
+    )
     run.add_argument("-n", type=_processes, default=1, metavar="N", help="processes that judge side by side (1)")
     run.set_defaults(command=_run)
 
@@ -115,6 +119,14 @@ def _processes(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is no number of processes; 1 is the least")
     return number
+
+
+def _ranks(text: str) -> str:
+    numbers = [] if text == "none" else text.split(",")
+    wrong = [number for number in numbers if not number.isdigit() or not 1 <= int(number) <= 64]
+    if wrong:
+        raise argparse.ArgumentTypeError(f"{', '.join(wrong)} is no number of ranks from 1 to 64; write 2,4 or none")
+    return ",".join(dict.fromkeys(numbers))
 
 
 def _seconds(text: str) -> float:
@@ -298,10 +310,10 @@ def _pytest(
     collected: "_Collected",
 ) -> tuple[int, str]:
     """Run the suite; pytest's exit status and what it printed, which is of interest only when it broke."""
-    arguments = ["-c", str(_HERE / "pytest.ini"), f"--rootdir={_HERE}", str(_HERE)]
+    arguments = ["-c", str(_HERE / "pytest.ini"), f"--rootdir={_HERE}", *map(str, SUITE)]
     arguments += ["--forge-impl", options.impl, "--forge-level", str(level), "--forge-claims", ",".join(sorted(claims))]
     arguments += ["--forge-timeout", str(options.timeout), "--forge-import-timeout", str(options.import_timeout)]
-    arguments += ["--forge-examples", str(options.examples)]
+    arguments += ["--forge-examples", str(options.examples), "--forge-ranks", options.ranks]
     if options.python:
         arguments += ["--forge-python", options.python]
     if only:
@@ -427,12 +439,16 @@ def _explain(options: argparse.Namespace) -> int:
 
 def _tests() -> Iterator[tuple[str, Judges]]:
     """Every test of the suite with what it judges."""
-    for path in sorted(_HERE.glob("test_*.py")):
-        module = importlib.import_module(f"forge_conformance.{path.stem}")
-        for name, value in vars(module).items():
-            declared = getattr(value, JUDGES, None)
-            if name.startswith("test_") and declared is not None:
-                yield f"{path.stem.removeprefix('test_')}/{name.removeprefix('test_').replace('_', '-')}", declared
+    for package, where in zip(("forge_conformance", "forge_distributed"), SUITE, strict=True):
+        for path in sorted(where.glob("test_*.py")):
+            yield from _tests_of(importlib.import_module(f"{package}.{path.stem}"), path)
+
+
+def _tests_of(module: ModuleType, path: Path) -> Iterator[tuple[str, Judges]]:
+    for name, value in vars(module).items():
+        declared = getattr(value, JUDGES, None)
+        if name.startswith("test_") and declared is not None:
+            yield f"{path.stem.removeprefix('test_')}/{name.removeprefix('test_').replace('_', '-')}", declared
 
 
 if __name__ == "__main__":

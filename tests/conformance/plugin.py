@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 
+import forge_distributed
 from forge_conformance.harness.folder import Folder
 from forge_conformance.harness.judge import JUDGES, ClauseFailure, Judge, Judges, Unreached
+from forge_conformance.harness.ranks import RanksTimeline, Shape
 from forge_conformance.harness.scenario import Scenario, Timeline
 from forge_conformance.harness.server import CannotJudge, Server
 from forge_conformance.harness.worker import Hung, ManagerFault, Raised, Unsupported
@@ -26,6 +28,8 @@ from forge_spec import BY_SLUG
 from forge_spec.clauses import Level
 
 MODES = ("sync", "async", "pinned")
+SUITE = (Path(__file__).parent, Path(forge_distributed.__file__).parent)
+"""Where the tests are."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -38,6 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--forge-import-timeout", type=float, default=120.0, help="seconds until an import counts as hung")
     group.addoption("--forge-clauses", help="only tests that judge one of these, comma-separated")
     group.addoption("--forge-cases", help="only tests whose name in reports matches this pattern")
+    group.addoption("--forge-ranks", default="2,4", help="how many ranks distributed runs have, comma-separated")
     group.addoption("--forge-examples", type=int, default=0, help="random programs to try (default: the usual few)")
 
 
@@ -52,6 +57,8 @@ class Session:
         self._config = config
         self._server: Server | None = None
         self._timelines: dict[int, Timeline] = {}
+        self._has_rehearsed_ranks = False
+        self._ranks_timelines: dict[tuple[int, Shape], RanksTimeline] = {}
 
     @property
     def server(self) -> Server:
@@ -80,6 +87,31 @@ class Session:
         if seed not in self._timelines:
             self._timelines[seed] = Timeline(self.server, seed)
         return self._timelines[seed]
+
+    def ranks_timeline(self, seed: int, shape: Shape) -> RanksTimeline:
+        """The undisturbed run of this seed by so many ranks; it lives as long as the session."""
+        key = (seed, shape)
+        if key not in self._ranks_timelines:
+            self._ranks_timelines[key] = RanksTimeline(self.server, seed, shape)
+        return self._ranks_timelines[key]
+
+    def rehearse_ranks(self) -> None:
+        """Let the server import what several ranks need, once."""
+        if not self._has_rehearsed_ranks:
+            self._has_rehearsed_ranks = True
+            self.server.rehearse([MODES[0] if MODES[0] in self.capabilities else MODES[1]], with_ranks=True)
+
+    @property
+    def ranks(self) -> list[int]:
+        """How many ranks distributed runs have."""
+        return [int(number) for number in self._config.getoption("--forge-ranks").split(",") if number]
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """The ways in which runs of so many ranks divide their work."""
+        kinds = [Shape(ranks, kind) for ranks in self.ranks for kind in ("sharded", "replicated", "tensor")]
+        staged = [Shape(ranks, stages=2) for ranks in self.ranks if ranks % 2 == 0]
+        return kinds + (staged if "pipeline" in self.capabilities else [])
 
     def is_judged(self, slug: str) -> bool:
         """Whether the level and the claims cover this clause."""
@@ -114,14 +146,27 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """The suite's tests mean nothing without a manager to judge."""
-    inside = collection_path.name.startswith("test_") and collection_path.parent == Path(__file__).parent
+    inside = collection_path.name.startswith("test_") and collection_path.parent in SUITE
     return True if inside and _SESSION not in config.stash else None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`mode`: claimed ways to save; `any_mode`: the pinned one as well; `flush_mode`: those with a background flush."""
+    """What tests are run for each of.
+
+    `mode`: claimed ways to save; `any_mode`: the pinned one as well;
+    `flush_mode`: those with a background flush; `ranks`: the numbers of ranks
+    that were asked for; `shape`: these, and each way to divide the work;
+    `team`: the same with shards only, in stages and without.
+    """
     wanted = {"mode": MODES[:2], "any_mode": MODES, "flush_mode": MODES[1:]}
     session = metafunc.config.stash.get(_SESSION, None)
+    if "ranks" in metafunc.fixturenames and session is not None:
+        metafunc.parametrize("ranks", session.ranks)
+    if "shape" in metafunc.fixturenames and session is not None:
+        metafunc.parametrize("shape", session.shapes, ids=[shape.label for shape in session.shapes])
+    if "team" in metafunc.fixturenames and session is not None:
+        teams = [shape for shape in session.shapes if shape.stages or shape.kind == "sharded"]
+        metafunc.parametrize("team", teams, ids=[shape.label for shape in teams])
     for name, modes in wanted.items():
         if name in metafunc.fixturenames and session is not None:
             metafunc.parametrize(name, [mode for mode in modes if mode in session.capabilities])
@@ -193,8 +238,17 @@ def new_scenario(request: pytest.FixtureRequest, directory: Path) -> Scenario:
     path.mkdir()
     folder = Folder(path.resolve(), session.server.implementation.layout)
     request.node.stash[_JUDGE].folder = str(folder.path)
-    judge = request.node.stash[_JUDGE]
-    return Scenario(session.server, folder, judge, session.timeline, session.capabilities, session.level)
+    if "distributed" in declared.needs:
+        session.rehearse_ranks()
+    return Scenario(
+        session.server,
+        folder,
+        request.node.stash[_JUDGE],
+        session.timeline,
+        session.ranks_timeline,
+        session.capabilities,
+        session.level,
+    )
 
 
 @pytest.hookimpl(wrapper=True)

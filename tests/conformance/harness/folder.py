@@ -24,6 +24,8 @@ class Folder:
 
     path: Path
     layout: Layout
+    stages: int = 0
+    """Pipeline stages that a complete checkpoint has; 0 means that there is no pipeline."""
 
     def __post_init__(self) -> None:
         assert self.path.is_absolute(), "managers run in other processes, with other working directories"
@@ -60,7 +62,19 @@ class Folder:
         """What this entry lacks to be complete."""
         if not self.layout.is_dir:
             return () if _size(path) > 0 else (path.name,)
-        return tuple(name for name in self.layout.required if _size(path / name) <= 0)
+        return tuple(name for name in self.required() if _size(path / name) <= 0)
+
+    def required(self) -> tuple[str, ...]:
+        """Paths inside a checkpoint's directory without which it is not complete."""
+        if not self.stages:
+            return self.layout.required
+        shared = [name for name in self.layout.required if name not in self.layout.required_of_stage]
+        own = [f"{self.stage(n)}/{name}" for n in range(self.stages) for name in self.layout.required_of_stage]
+        return (*own, *shared)
+
+    def stage(self, number: int) -> str:
+        """The name of a pipeline stage's directory in a checkpoint."""
+        return self.layout.stage.format(stage=number)
 
     def of(self, step: int) -> Path:
         """Where the checkpoint of this step is, or would be."""
@@ -110,7 +124,7 @@ class Folder:
         if not self.layout.is_dir:
             path.write_bytes(b"")
             return path.name
-        name = self.layout.required[0]
+        name = self.required()[0]
         (path / name).unlink()
         return name
 

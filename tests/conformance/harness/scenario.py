@@ -7,7 +7,8 @@ every piece of state have to be, to the bit.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from .folder import Folder
 from .gate import Gate, Picks, in_background
 from .gate import is_supported as gate_is_supported
 from .judge import Judge, Unreached
+from .ranks import Outcome, Ranks, RanksTimeline, Shape, World, by_rank, values
 from .server import Implementation, Server
 from .worker import ALL_PARTS, Loaded, ManagerFault, Raised, Worker
 
@@ -247,6 +249,7 @@ class Scenario:
         folder: Folder,
         judge: Judge,
         timeline: Callable[[int], Timeline],
+        ranks_timeline: Callable[[int, Shape], RanksTimeline],
         capabilities: frozenset[str],
         level: Level,
     ) -> None:
@@ -258,7 +261,8 @@ class Scenario:
         self.patience_s = 5.0
         """How long a scenario waits for something that a right manager does at once."""
         self._timelines = timeline
-        self._lives: list[Life] = []
+        self._ranks_timelines = ranks_timeline
+        self._lives: list[Life | World] = []
 
     @property
     def implementation(self) -> Implementation:
@@ -295,6 +299,69 @@ class Scenario:
         life = self.start(gated=gated, reads=reads, seed=999, **settings)
         return life, life.load()
 
+    def world(
+        self,
+        shape: Shape,
+        *,
+        gated: Collection[int] | bool = (),
+        reads: bool = False,
+        seed: int = 0,
+        views: Mapping[int, Path] | None = None,
+        timeout_s: float = 60,
+        **settings: Any,
+    ) -> World:
+        """The ranks of a fresh run, which have made their managers over the scenario's folder and loaded nothing.
+
+        `gated` says whose file operations can be held, with `reads` those that
+        open for reading as well; ranks in `views` see
+        another directory at the folder's path.  `timeout_s` is what groups of
+        processes have: by default a rank that waits for a lost one does so
+        for longer than the suite waits for it.
+        """
+        world = self._world(shape, gated, reads, seed, views or {}, settings)
+        values(world.open(seed, timeout_s))
+        return world
+
+    def world_alone(self, shape: Shape, timeout_s: float, **settings: Any) -> tuple[World, list[Outcome]]:
+        """The same, but each rank hands its manager a process group of its own; and what that came to."""
+        world = self._world(shape, (), False, 0, {}, settings)
+        world.tell("hands each manager a process group of that rank alone")
+        return world, world.open(0, timeout_s, is_alone=True)
+
+    def _world(
+        self,
+        shape: Shape,
+        gated: Collection[int] | bool,
+        reads: bool,
+        seed: int,
+        views: Mapping[int, Path],
+        settings: dict[str, Any],
+    ) -> World:
+        if gated:
+            self.require_gate()
+        self.folder = replace(self.folder, stages=shape.stages)  # what is complete depends on it
+        held = range(shape.ranks) if gated is True else gated or ()
+        settings = {"mode": self.mode, **settings}
+        name = f"run {len(self._lives) + 1}"
+        shown = ", ".join(f"{key}={value!r}" for key, value in settings.items() if value is not None)
+        self.judge.tell(f"{name} starts: {shape}; {shown}")
+        watched = [self.folder.path if rank in held else None for rank in range(shape.ranks)]
+        workers = [self.server.spawn(folder, reads=reads) for folder in watched]
+        world = World(self, Ranks(workers, shape), name, settings, seed)
+        self._lives.append(world)
+        if any(workers[rank].gate is None for rank in held):
+            raise Unreached(f"file operations can't be held: {self.server.filter_refusal}")
+        for rank, view in views.items():
+            self._let_see(world, rank, view)
+        return world
+
+    def _let_see(self, world: World, rank: int, view: Path) -> None:
+        try:
+            world.ranks.workers[rank].call("see", instead=str(view), of=str(self.folder.path))
+        except Raised as error:
+            raise Unreached(f"a rank can't be given a view of the folder of its own: {error.message}") from None
+        world.tell(f"has another view of the folder on rank {rank}: {replace(self.folder, path=view)}")
+
     def require_gate(self) -> None:
         """`Unreached` where this machine cannot hold file operations."""
         if not self.can_gate():
@@ -307,6 +374,10 @@ class Scenario:
     def timeline(self, seed: int = 0) -> Timeline:
         """The undisturbed run of this seed."""
         return self._timelines(seed)
+
+    def ranks_timeline(self, shape: Shape, seed: int = 0) -> RanksTimeline:
+        """The undisturbed run of this seed by so many ranks."""
+        return self._ranks_timelines(seed, shape)
 
     def kinds(self) -> tuple[str, ...]:
         """Kinds of state that this implementation claims to bring back."""
@@ -336,6 +407,27 @@ class Scenario:
         """The live state is the undisturbed run's at `step`, to the bit, in these kinds or in all claimed ones."""
         wanted = set(self.kinds() if kinds is None else kinds)
         self.expect_same(clause, life.digest(), self.timeline(seed).digest(step), wanted, f"the state of step {step}")
+
+    def expect_states(
+        self, clause: str, world: World, step: int, kinds: Iterable[str] | None = None, seed: int = 0
+    ) -> None:
+        """The live state of every rank is the undisturbed run's at `step`, in these kinds or in all claimed ones."""
+        wanted = set(self.kinds() if kinds is None else kinds)
+        expected = by_rank(self.ranks_timeline(world.shape, seed).digest(step))
+        self.expect_same(clause, world.digest(), expected, wanted, f"the state of step {step} on every rank")
+
+    def expect_landings(
+        self, clause: str, landed: Sequence[Loaded], allowed: Iterable[int | None], because: str = ""
+    ) -> None:
+        """Every rank came back at the same one of these steps; None stands for a fresh start."""
+        steps = set(allowed) | ({None} if 0 in set(allowed) else set())
+        seen = [None if loaded.is_fresh else loaded.step for loaded in landed]
+        self.expect(
+            clause,
+            len(set(seen)) == 1 and set(seen) <= steps,
+            expected=f"all {len(seen)} ranks to come back at {_steps(steps)}{because and ', because ' + because}",
+            seen=f"{', '.join(_steps({one}) for one in seen)}; the folder holds: {self.folder}",
+        )
 
     def expect_same(
         self, clause: str, seen: dict[str, str], expected: dict[str, str], kinds: Iterable[str], what: str
@@ -397,7 +489,7 @@ class Scenario:
     def end(self) -> None:
         """Nothing of this scenario lives on."""
         for life in self._lives:
-            life.worker.kill()
+            life.ranks.kill() if isinstance(life, World) else life.worker.kill()
 
 
 def _how(expected: dict[str, str], seen: dict[str, str], name: str) -> str:

@@ -29,6 +29,11 @@ class CannotJudge(Exception):
     """There is nothing to judge; the text says why and what to do."""
 
 
+def _frozen(value: Any) -> Any:
+    """Lists came as tuples."""
+    return tuple(value) if isinstance(value, list) else value
+
+
 @dataclass(frozen=True)
 class Implementation:
     """What the manager's side said of itself when it was imported."""
@@ -52,6 +57,7 @@ class Server:
         self._timeout_s = timeout_s
         self._import_timeout_s = import_timeout_s
         self._lives = 0
+        self._files = 0
         self.hangs = 0
         """Commands that did not return in time; each makes the suite less patient with the next."""
         self.saves_that_wait: set[str] = set()
@@ -111,7 +117,7 @@ class Server:
             adapter=hello["adapter"],
             level=hello["level"],
             capabilities=frozenset(hello["capabilities"]),
-            layout=Layout(**{**hello["layout"], "required": tuple(hello["layout"]["required"])}),
+            layout=Layout(**{key: _frozen(value) for key, value in hello["layout"].items()}),
             probe=hello["probe"],
             environment=hello["environment"],
         )
@@ -119,10 +125,10 @@ class Server:
     def _said(self) -> str:
         return readable(self._log.read_text(errors="replace"))[-1500:].strip()
 
-    def rehearse(self, modes: list[str]) -> None:
-        """Let the server import what lives in these modes will import."""
+    def rehearse(self, modes: list[str], with_ranks: bool = False) -> None:
+        """Let the server import what lives in these modes will import, or those of several ranks."""
         seconds = 11 * self._timeout_s * len(modes)  # ten calls, and some time to end them
-        request = {"do": "rehearse", "modes": modes, "timeout_s": self._timeout_s}
+        request = {"do": "rehearse", "modes": modes, "timeout_s": self._timeout_s, "with_ranks": with_ranks}
         self._ask(request, timeout_s=seconds + self._import_timeout_s)
 
     def spawn(self, folder: Path | None = None, reads: bool = False) -> Worker:
@@ -137,6 +143,11 @@ class Server:
         reason = worker.greet(folder)
         self.filter_refusal = self.filter_refusal or reason
         return worker
+
+    def new_file(self, kind: str) -> Path:
+        """The name of a file that does not exist yet and goes when the server does."""
+        self._files += 1
+        return self._directory / f"{kind}-{self._files}"
 
     def _patience_s(self) -> float:
         """After a few hangs the next ones are not worth the full wait."""

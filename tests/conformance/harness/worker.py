@@ -122,10 +122,14 @@ class Worker:
     def kill(self) -> None:
         """SIGKILL, as a preemption or the memory killer would: the process and what it started, at once."""
         if self._status is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                signal.pidfd_send_signal(self._process, signal.SIGKILL)
-                os.killpg(self.pid, signal.SIGKILL)
+            self.strike()
             self._bury()
+
+    def strike(self, number: int = signal.SIGKILL) -> None:
+        """Send a signal to the process and what it started, and do not wait for what comes of it."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            signal.pidfd_send_signal(self._process, number)
+            os.killpg(self.pid, number)
 
     def exit(self) -> int:
         """The interpreter's normal end; the exit status. `Hung` if it does not come to an end."""
@@ -199,7 +203,7 @@ class Worker:
             freeze_expected=freeze_expected,
             parts=list(parts),
         )
-        return Loaded(value["step"], value["tokens_seen"], _literal(value["extra"]), value["globals"])
+        return loaded_from(value)
 
     def digest(self) -> dict[str, str]:
         """A fingerprint of every piece of training state."""
@@ -237,15 +241,29 @@ class Worker:
         A thread that waits at the gate, for a lock or for another thread does
         not move: it is asleep and its count of context switches stands still.
         """
-        quiet, before = 0, ""
-        deadline = time.monotonic() + self._timeout_s()
-        while quiet < 20 and time.monotonic() < deadline:
-            if self.replies_within(0.005):
-                return True
-            now = _activity(self.pid)
-            is_still = now == before and "R (running)" not in now
-            quiet, before = (quiet + 1 if is_still else 0), now
-        return False
+        return settle([self]) == [self]
+
+    def has_word(self) -> bool:
+        """Whether the reply of the running command is there, or will never come because the process has ended."""
+        return self._channel.has_message or bool(select.select(self.descriptors(), [], [], 0)[0])
+
+    def descriptors(self) -> list[int]:
+        """Readable when a reply comes, or the process ends."""
+        return [] if self._status is not None else [self._channel.fileno(), self._process]
+
+    @property
+    def patience_s(self) -> float:
+        """How long a command may take."""
+        return self._timeout_s()
+
+    @property
+    def pending(self) -> str | None:
+        """The command whose reply is still to be taken."""
+        return self._pending
+
+    def stacks(self) -> str:
+        """Where every thread of the process is, as far as it answers."""
+        return readable(stacks_of(self.pid, self.output)) or "(no stacks: it did not answer a signal either)"
 
     def close_gate(self, holds: Picks = in_background) -> Gate:
         """Hold the operations that `holds` picks from now on."""
@@ -281,9 +299,34 @@ class Worker:
             raise Closed("the process has ended")
 
     def _hang(self, doing: str) -> Hung:
-        stacks = stacks_of(self.pid, self.output)
+        stacks = self.stacks()
         self.kill()
-        return Hung(doing, self._timeout_s(), readable(stacks) or "(no stacks: it did not answer a signal either)")
+        return Hung(doing, self._timeout_s(), stacks)
+
+
+def loaded_from(value: dict[str, Any]) -> Loaded:
+    """The value of a `load` command."""
+    return Loaded(value["step"], value["tokens_seen"], _literal(value["extra"]), value["globals"])
+
+
+def settle(workers: Sequence[Worker]) -> list[Worker]:
+    """Those whose running command has replied when all have, or when nothing in the others moves any more.
+
+    A thread that waits at the gate, for a lock, for another thread or for
+    another process does not move: it is asleep and its count of context
+    switches stands still.
+    """
+    quiet, before = 0, ""
+    deadline = time.monotonic() + max((worker.patience_s for worker in workers), default=0)
+    while quiet < 20 and time.monotonic() < deadline:
+        running = [worker for worker in workers if not worker.has_word()]
+        if not running:
+            break
+        select.select([fd for worker in running for fd in worker.descriptors()], [], [], 0.005)
+        now = "\n".join(_activity(worker.pid) for worker in running)
+        is_still = now == before and "R (running)" not in now
+        quiet, before = (quiet + 1 if is_still else 0), now
+    return [worker for worker in workers if worker.has_word()]
 
 
 def _fault(doing: str, error: dict[str, Any]) -> Exception:
@@ -301,12 +344,18 @@ def connect() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
 
 
+_POLLING = tuple(f"Name:\t{name}" for name in ("gloo_tcp_loop", "pt_nccl_"))
+"""Threads of `torch.distributed` that look around every few milliseconds, whatever happens."""
+
+
 def _activity(pid: int) -> str:
-    """Changes whenever a thread of the process does anything."""
+    """Changes whenever a thread of the process does anything, those aside that wake up to see that there is nothing."""
     lines: list[str] = []
     for task in sorted(Path(f"/proc/{pid}/task").iterdir()):
         with contextlib.suppress(OSError):
             status = (task / "status").read_text()
+            if status.startswith(_POLLING):
+                continue
             lines += re.findall(r"^(?:State|voluntary_ctxt_switches|nonvoluntary_ctxt_switches):.*$", status, re.M)
     return "\n".join(lines)
 

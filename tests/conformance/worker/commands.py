@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 from forge_conformance.adapter import Adapter, Loaded, Settings, Unsupported, Window
 
 from . import filter as kernel_filter
+from . import view
 from .channel import Channel, Closed
 from .workload import Loader, RefusingLoader, Workload, raw_bytes
 
@@ -94,16 +95,20 @@ class Worker:
 
     # -- commands: each returns plain JSON values -------------------------------
 
-    def do_open(self, settings: dict[str, Any], seed: int) -> None:
-        self._workload = Workload(seed, self._device)
+    def do_see(self, instead: str, of: str) -> None:
+        """From here on this process, and it alone, finds another directory at the path `of`."""
+        view.mount(instead, of)
+
+    def do_open(self, settings: dict[str, Any], seed: int, place: dict[str, Any] | None = None) -> None:
+        self._workload = _workload(seed, self._device, place)
         window = settings.pop("window", None)
         self._adapter = self._adapter_class(
             Settings(**settings, window=None if window is None else Window(**window)), self._workload
         )
 
-    def do_prepare(self, seed: int) -> None:
+    def do_prepare(self, seed: int, place: dict[str, Any] | None = None) -> None:
         """A training run without a manager: the timeline that nothing disturbs."""
-        self._workload = Workload(seed, self._device)
+        self._workload = _workload(seed, self._device, place)
 
     def do_train(self, steps: int) -> list[str]:
         return self._adapter.train(steps) if self._adapter is not None else self._training.train(steps)
@@ -131,6 +136,9 @@ class Worker:
 
     def do_digest(self) -> dict[str, str]:
         return self._training.digest()
+
+    def do_whole(self) -> dict[str, str]:
+        return self._training.whole()
 
     def do_ping(self) -> None:
         """Shows that the main thread is free to go on."""
@@ -182,6 +190,14 @@ class Worker:
     def _manager(self) -> Adapter:
         assert self._adapter is not None, "the suite opens first"
         return self._adapter
+
+
+def _workload(seed: int, device: str, place: dict[str, Any] | None) -> Workload:
+    if place is None:
+        return Workload(seed, device)
+    from .ranks import Place, RankWorkload  # imports more of torch than one process needs
+
+    return RankWorkload(seed, Place(**place), device)
 
 
 class _Heard(logging.Handler):
@@ -253,22 +269,33 @@ class _PickleWatch:
             watch.asked.setdefault(watch._file, []).append(f"{arguments[0]}.{arguments[1]}")
 
 
-def rehearse(adapter_class: type[Adapter], device: str, folder: str, mode: str, timeout_s: float) -> None:
-    """One life that nobody judges, for the modules it imports; an alarm kills it in a call that does not return."""
+def rehearse(
+    adapter_class: type[Adapter], device: str, folder: str, mode: str, timeout_s: float, with_ranks: bool
+) -> None:
+    """One life that nobody judges, for the modules it imports; an alarm kills it in a call that does not return.
+
+    `with_ranks`: as the only rank of a run that could have more.
+    """
+    rendezvous = os.path.join(folder, "rendezvous")
+    place = {"rank": 0, "size": 1, "kind": "sharded", "stages": 0, "rendezvous": rendezvous, "timeout_s": timeout_s}
 
     def timed(call: Callable[..., Value], *arguments: Any) -> Value:
         signal.setitimer(signal.ITIMER_REAL, timeout_s)
         return call(*arguments)
 
+    checkpoints = os.path.join(folder, "checkpoints")
+    os.mkdir(checkpoints)
+    training = timed(_workload, 1, device, place if with_ranks else None)
+
     def life() -> Adapter:
-        return adapter_class(Settings(folder=folder, mode=mode), Workload(1, device))
+        return adapter_class(Settings(folder=checkpoints, mode=mode), training)
 
     first = timed(life)
     timed(first.train, 2)
     timed(first.save, 2, 2, None, ALL_PARTS)
     timed(first.wait)
     timed(timed(life).load, None, (), None, ALL_PARTS)
-    Workload(1, device).digest()
+    training.digest()
 
 
 def _checked(loaded: object) -> Loaded:

@@ -4,8 +4,10 @@ Every name is looked up in the module that `--impl` named.  `CheckpointConfig`
 and `CheckpointManager` are the duty; whatever else is there extends the claims.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -19,6 +21,8 @@ _OPTIONAL = {
     "window": ("DynamicCheckpointWindow", "registry"),
     "freeze": ("canonical_freeze_meta", "effective_freeze"),
 }
+_OF_RANKS = ("distributed", "pipeline", "reshard", "gpu")
+"""Offered where the manager can be told which ranks share its shards."""
 _ALWAYS = (
     "layout", "sync", "schedule", "retention", "pointer", "explicit", "exclude", "peek", "train-state", "rng",
     "dataloader", "trust",
@@ -34,12 +38,21 @@ def missing_names(module: ModuleType) -> list[str]:
 def drop_in(module: ModuleType) -> type[Adapter]:
     """The adapter for this module; it claims level strict and what the module has names for."""
     offered = [capability for capability, names in _OPTIONAL.items() if all(hasattr(module, name) for name in names)]
+    offered += _OF_RANKS if _takes(module.CheckpointManager, "process_group", "pp_rank") else ()
 
     class ModuleDropIn(DropIn):
         claims = Claims(level="strict", capabilities=(*_ALWAYS, *offered))
         api = module
 
     return ModuleDropIn
+
+
+def _takes(manager: Any, *names: str) -> bool:
+    """Whether it can be made with arguments of these names."""
+    try:
+        return inspect.signature(manager).parameters.keys() >= set(names)
+    except (TypeError, ValueError):  # it does not say
+        return False
 
 
 @dataclass(frozen=True)
@@ -65,7 +78,17 @@ class DropIn(Adapter):
 
     def __init__(self, settings: Settings, training: Training) -> None:
         super().__init__(settings, training)
-        self.manager = self.api.CheckpointManager(self._config(settings), training.model, training.optimizer)
+        self.manager = self.api.CheckpointManager(
+            self._config(settings), training.model, training.optimizer, **self._about_ranks(settings, training)
+        )
+
+    def _about_ranks(self, settings: Settings, training: Training) -> dict[str, Any]:
+        arguments: dict[str, Any] = {}
+        if training.process_group is not None:
+            arguments |= {"process_group": training.process_group, "pp_rank": training.stage}
+        if settings.timeout_s is not None and _takes(self.api.CheckpointManager, "timeout"):
+            arguments["timeout"] = timedelta(seconds=settings.timeout_s)
+        return arguments
 
     def _config(self, settings: Settings) -> Any:
         fields: dict[str, Any] = {
@@ -171,4 +194,5 @@ class DropIn(Adapter):
         return {
             **{capability: all(hasattr(cls.api, n) for n in names) for capability, names in _OPTIONAL.items()},
             **{capability: hasattr(manager, method) for capability, method in methods.items()},
+            **{capability: _takes(manager, "process_group", "pp_rank") for capability in ("distributed", "pipeline")},
         }

@@ -117,7 +117,8 @@ class Server:
                 case "reap":
                     self._channel.send({"status": self._reap(request["pid"])})
                 case "rehearse":
-                    self._channel.send({"imported": self._rehearse(request["modes"], request["timeout_s"])})
+                    request.pop("do")
+                    self._channel.send({"imported": self._rehearse(**request)})
 
     def _spawn(self, request: dict[str, Any], connection: int, log: int) -> Any:
         gc.freeze()
@@ -159,17 +160,17 @@ class Server:
                 os.kill(orphan, signal.SIGKILL)
                 os.waitpid(orphan, 0)
 
-    def _rehearse(self, modes: list[str], timeout_s: float) -> int:
+    def _rehearse(self, modes: list[str], timeout_s: float, with_ranks: bool) -> int:
         before = set(sys.modules)
         for mode in modes:
-            for name in self._imported_by_a_life(mode, timeout_s):
+            for name in self._imported_by_a_life(mode, timeout_s, with_ranks):
                 if name not in sys.modules:
                     with contextlib.suppress(BaseException):  # a module that was made, not imported
                         importlib.import_module(name)
         self._helpers = _children()
         return len(set(sys.modules) - before)
 
-    def _imported_by_a_life(self, mode: str, timeout_s: float) -> list[str]:
+    def _imported_by_a_life(self, mode: str, timeout_s: float, with_ranks: bool) -> list[str]:
         """Names of the modules that a training, a save and a load import, learnt in a child; none if it hangs."""
         with tempfile.TemporaryFile() as learnt, tempfile.TemporaryDirectory() as folder:
             pid = os.fork()
@@ -178,7 +179,7 @@ class Server:
                 with contextlib.suppress(BaseException):
                     from .commands import rehearse
 
-                    rehearse(self._adapter, self._device, folder, mode, timeout_s)
+                    rehearse(self._adapter, self._device, folder, mode, timeout_s, with_ranks)
                 learnt.write("\n".join(sys.modules).encode())
                 learnt.flush()
                 os._exit(0)

@@ -23,8 +23,8 @@ try:
 except ImportError:  # the manager's environment decides; then there is no such stream to keep
     numpy = None  # type: ignore[assignment]
 
-_BATCH, _FEATURES, _CLASSES, _SAMPLES = 4, 8, 3, 40
-TOKENS_PER_STEP = _BATCH * _FEATURES
+_BATCH, FEATURES, CLASSES, _SAMPLES = 4, 8, 3, 40
+TOKENS_PER_STEP = _BATCH * FEATURES
 
 
 class Loader:
@@ -68,27 +68,49 @@ class RefusingLoader(Loader):
 class Workload:
     """One training run; `seed` chooses the timeline, the data are the same in all of them."""
 
+    process_group: Any = None
+    stage: int | None = None
+
     def __init__(self, seed: int, device: str = "cpu") -> None:
-        random.seed(seed)
-        torch.manual_seed(seed)
-        if numpy is not None:
-            numpy.random.seed(seed)
+        seed_streams(seed)
         self.device = torch.device(device)
-        self.model = nn.Sequential(
-            nn.Linear(_FEATURES, 16), nn.BatchNorm1d(16), nn.Dropout(0.2), nn.ReLU(), nn.Linear(16, _CLASSES)
-        ).to(self.device)
+        self.model = self._made_model().to(self.device)
+        self._spread()
         matrices = [p for p in self.model.parameters() if p.ndim > 1]
         vectors = [p for p in self.model.parameters() if p.ndim == 1]
         self.optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], lr=0.01
+            [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
+            lr=0.01,
+            foreach=self._is_uniform,
         )
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=1000)
         self.dataloader: Any = Loader(seed)
         self.step = 0
         self.tokens_seen = 0
         data = torch.Generator().manual_seed(4711)
-        self._inputs = torch.randn(_SAMPLES, _FEATURES, generator=data)
-        self._targets = torch.randint(_CLASSES, (_SAMPLES,), generator=data)
+        self._inputs = torch.randn(_SAMPLES, FEATURES, generator=data)
+        self._targets = torch.randint(CLASSES, (_SAMPLES,), generator=data)
+
+    # -- what several ranks do otherwise ----------------------------------------
+
+    _is_uniform: bool | None = None
+    """False where parameters of several kinds share a group, which fused updates don't take."""
+
+    def _made_model(self) -> nn.Module:
+        return nn.Sequential(
+            nn.Linear(FEATURES, 16), nn.BatchNorm1d(16), nn.Dropout(0.2), nn.ReLU(), nn.Linear(16, CLASSES)
+        )
+
+    def _spread(self) -> None:
+        """Divide the model among ranks."""
+
+    def _average_gradients(self) -> None:
+        """Make the ranks' gradients equal."""
+
+    def _share(self, loss: torch.Tensor) -> None:
+        """Let the other ranks know."""
+
+    # -- training -----------------------------------------------------------------
 
     def train(self, steps: int) -> list[str]:
         """The loss of each step, as exact hexadecimal text."""
@@ -97,15 +119,17 @@ class Workload:
     def _train_one(self) -> float:
         self.optimizer.zero_grad(set_to_none=True)
         batch = self.dataloader.take()
-        noise = torch.randn(_BATCH, _FEATURES) * random.random()
+        noise = torch.randn(_BATCH, FEATURES) * random.random()
         if numpy is not None:
             noise = noise + float(numpy.random.standard_normal())
         inputs = (self._inputs[batch] + 0.1 * noise).to(self.device)
         drift = sum(float(buffer.float().mean()) for buffer in self.model.buffers())  # batch norm itself waits for eval
         loss = nn.functional.cross_entropy(self.model(inputs), self._targets[batch].to(self.device)) * (1 + drift / 100)
         loss.backward()  # type: ignore[no-untyped-call]
+        self._average_gradients()
         self.optimizer.step()
         self.scheduler.step()
+        self._share(loss.detach())
         self.step += 1
         self.tokens_seen += TOKENS_PER_STEP
         return float(loss.detach())
@@ -114,11 +138,11 @@ class Workload:
         """Overwrite parameters, buffers and moments in place, as the next steps of training would."""
         with torch.no_grad():
             for tensor in [*self.model.parameters(), *self.model.buffers()]:
-                tensor.fill_(7)
+                local(tensor).fill_(7)
             for state in self.optimizer.state.values():
                 for value in state.values():
                     if isinstance(value, torch.Tensor):
-                        value.fill_(7)
+                        local(value).fill_(7)
 
     def digest(self) -> dict[str, str]:
         """A fingerprint of every piece of state by name; the part of the name before the slash is its kind."""
@@ -133,7 +157,12 @@ class Workload:
             "rng": _streams(),
             "counter": {"step": self.step, "tokens_seen": self.tokens_seen},
         }
-        return {f"{kind}/{name}": _fingerprint(value) for kind, items in kinds.items() for name, value in items.items()}
+        return {f"{kind}/{name}": fingerprint(value) for kind, items in kinds.items() for name, value in items.items()}
+
+    def whole(self) -> dict[str, str]:
+        """The same of full values alone, however they are divided among ranks."""
+        wanted = ("parameter", "buffer", "moment")
+        return {name: value for name, value in self.digest().items() if name.partition("/")[0] in wanted}
 
     def _moments(self) -> dict[str, Any]:
         names: dict[Any, str] = {p: name for name, p in self.model.named_parameters()}
@@ -142,6 +171,20 @@ class Workload:
             for p, state in self.optimizer.state.items()
             for moment, value in sorted(state.items())
         }
+
+
+def seed_streams(seed: int) -> None:
+    """Begin every random stream of the process anew."""
+    random.seed(seed)
+    torch.manual_seed(seed)
+    if numpy is not None:
+        numpy.random.seed(seed)
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """What this rank holds of a tensor; all of it unless it is sharded."""
+    piece: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return piece
 
 
 def _hyperparameters(group: dict[str, Any]) -> dict[str, Any]:
@@ -164,19 +207,20 @@ def _streams() -> dict[str, Any]:
     return streams
 
 
-def _fingerprint(value: Any) -> str:
+def fingerprint(value: Any) -> str:
+    """Equal for equal bits; of a sharded tensor, those that this rank holds."""
     return hashlib.blake2b(_bytes(value), digest_size=8).hexdigest()
 
 
 def raw_bytes(tensor: torch.Tensor) -> bytes:
-    """The tensor's memory in its logical order; needs no numpy."""
-    tensor = tensor.detach().cpu().contiguous()
+    """The memory of what this rank holds of a tensor, in its logical order; needs no numpy."""
+    tensor = local(tensor.detach()).cpu().contiguous()
     return ctypes.string_at(tensor.data_ptr(), tensor.nbytes) if tensor.numel() else b""
 
 
 def _bytes(value: Any) -> bytes:
     if isinstance(value, torch.Tensor):
-        return f"{value.dtype}{tuple(value.shape)}".encode() + raw_bytes(value)
+        return f"{value.dtype}{tuple(local(value).shape)}".encode() + raw_bytes(value)
     if isinstance(value, dict):
         return b"{" + b",".join(_bytes(k) + b":" + _bytes(v) for k, v in sorted(value.items())) + b"}"
     if isinstance(value, (list, tuple)):

@@ -1,0 +1,119 @@
+"""Ranks die at file operations, again and again, and the run always goes on as if nothing had happened.
+
+A run is killed, resumed, trained on, saved and killed again, over one folder.
+Each death is at a random operation of a random rank; what the next resume
+lands on must be the last committed step or the one that was being saved, and
+every rank's losses and state from there on those of the uninterrupted run.
+"""
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from forge_conformance.harness.gate import Operation, at
+from forge_conformance.harness.judge import judges
+from forge_conformance.harness.ranks import Shape, World
+from forge_conformance.harness.scenario import STATE, Scenario
+
+_DEATHS = 5
+"""How often a run is killed unless `--examples` says otherwise."""
+_IMPATIENT_S = 5
+_OTHER = 9
+
+
+@dataclass
+class _Record:
+    """What the lives so far have left."""
+
+    committed: int | None = None
+    """The newest step that a wait has acknowledged."""
+    saving: int | None = None
+    """A later one that was being saved when the run died."""
+
+    def may_land_on(self) -> set[int | None]:
+        """Where the next resume may come back."""
+        return {self.committed} if self.saving is None else {self.committed, self.saving}
+
+
+@judges("resume.exact", "resume.rng-per-rank", "commit.whole", "resume.continue", needs=("distributed",))
+def test_killed_at_random_operations_the_run_stays_the_same(
+    run: Scenario, team: Shape, mode: str, request: pytest.FixtureRequest
+) -> None:
+    asked = request.config.getoption("--forge-examples")
+    dice = random.Random(None if asked else f"{team.label} {mode}")
+    settings: dict[str, Any] = {"mode": mode, "keep_last_n": 2 if run.has("retention") else 0}
+    record = _Record()
+    for life in range(asked or _DEATHS):
+        rank = dice.randrange(team.ranks)
+        run.judge.story[:] = [f"life {life + 1}: step {record.committed} is committed, {record.saving} was being saved"]
+        world = run.world(team, seed=_OTHER if life else 0, gated=[rank], **settings)
+        _expect_back(run, world, record)
+        _save_and_die(run, world, record, rank, dice)
+    last = run.world(team, seed=_OTHER, **settings)
+    _expect_back(run, last, record)
+    last.commit_at(last.step + 1)
+    again = run.world(team, seed=_OTHER, **settings)
+    run.expect_landings("resume.continue", again.load(), {last.step}, "the run saved on after all these deaths")
+
+
+def _expect_back(run: Scenario, world: World, record: _Record) -> None:
+    """The resumed run is where it may be, and is the uninterrupted run from there on."""
+    landed = world.load()
+    run.expect_landings("commit.whole", landed, record.may_land_on(), "one is committed, one was being saved")
+    run.expect_states("resume.exact", world, world.step, kinds=STATE)
+    if not landed[0].is_fresh:
+        run.expect_states("resume.rng-per-rank", world, world.step, kinds=["rng"])
+    began, losses = world.step, world.train_to(world.step + 2)
+    if run.has("rng", "dataloader"):
+        expected = run.ranks_timeline(world.shape).losses(began, world.step)
+        run.expect("resume.exact", losses == expected, expected=f"the losses {expected}", seen=f"{losses}")
+
+
+def _save_and_die(run: Scenario, world: World, record: _Record, rank: int, dice: random.Random) -> None:
+    """Commit a step, begin to save a later one, and die at one of as many operations of a rank as the commit took."""
+    gate = world.gate_of(rank)
+    before = len(gate.log)
+    world.commit()
+    record.committed, record.saving = world.step, None
+    operation = dice.randrange(1, len(gate.log) - before + 2)
+    world.train_to(world.step + 1)
+    gate.close(at(len(gate.log) + operation))
+    world.begin_save()
+    record.saving = world.step
+    world.ranks.settled()
+    world.wait_held([rank], 0.2)  # the flush of an asynchronous save may begin late; then it dies before that
+    world.tell(
+        f"dies before operation {operation} of rank {rank}: {', '.join(map(str, gate.held())) or 'none is left'}"
+    )
+    world.kill()
+
+
+@pytest.mark.parametrize("lost", ["first", "last"])
+@judges("resume.error-everywhere", needs=("distributed",))
+def test_a_rank_that_dies_in_a_load_is_not_waited_for_for_ever(run: Scenario, team: Shape, lost: str) -> None:
+    run.world(team).commit_at(2)
+    rank = 0 if lost == "first" else team.last
+    world = run.world(team, seed=_OTHER, timeout_s=_IMPATIENT_S, gated=[rank], reads=True)
+    gate = world.gate_of(rank)
+    gate.close(_is_of_a_checkpoint)
+    world.begin_load()
+    world.ranks.settled()
+    run.judge.tell(f"rank {rank} is about to do {', '.join(map(str, gate.held())) or 'nothing with files'}")
+    world.kill(rank)
+    found = world.ranks.ends()
+    run.expect(
+        "resume.error-everywhere",
+        all(outcome.fault is not None for outcome in found),
+        expected=f"every other rank to raise, because rank {rank} has died in the load",
+        seen="; ".join(map(str, found)),
+    )
+    world.kill()
+    again = run.world(team, seed=_OTHER)
+    run.expect_landings("resume.error-everywhere", again.load(), {2}, "nothing was lost")
+
+
+def _is_of_a_checkpoint(operation: Operation) -> bool:
+    """Not the folder itself, nor its pointer: the first of these comes when a load has begun to read for good."""
+    return any("/" in path for path in operation.paths)

@@ -1,0 +1,305 @@
+"""Several ranks resume: who lands where, with what, and who hears of it when one of them is refused.
+
+"Exact" is what it is for one rank: every rank's state and losses equal those
+of a run of as many ranks that was never interrupted, bit for bit.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from forge_conformance.harness.judge import Unreached, judges
+from forge_conformance.harness.ranks import Outcome, Shape, World
+from forge_conformance.harness.scenario import ALL_KINDS, STATE, Scenario
+
+_REFUSABLE = tuple(kind for kind in ALL_KINDS if kind not in ("gradient", "counter"))
+_OTHER = 9
+"""The seed of runs that have yet to resume: whatever is right afterwards was loaded."""
+
+
+@judges("resume.exact", "resume.lands", "resume.dataloader", needs=("distributed",))
+def test_a_resumed_run_goes_on_as_the_uninterrupted_one(run: Scenario, shape: Shape, mode: str) -> None:
+    run.world(shape, mode=mode).commit_at(3)
+    again = run.world(shape, mode=mode, seed=_OTHER)
+    run.expect_landings("resume.lands", again.load(), {3}, "its save was completed")
+    run.expect_states("resume.exact", again, 3, kinds=STATE)
+    run.expect_states("resume.dataloader", again, 3, kinds=["loader"])
+    if run.has("rng", "dataloader"):
+        losses = again.train_to(6)
+        expected = run.ranks_timeline(shape).losses(3, 6)
+        run.expect("resume.exact", losses == expected, expected=f"the losses {expected}", seen=f"{losses}")
+
+
+@judges("resume.rng-per-rank")
+def test_each_rank_gets_its_own_streams_back(run: Scenario, team: Shape, mode: str) -> None:
+    run.world(team, mode=mode).commit_at(3)
+    again = run.world(team, mode=mode, seed=_OTHER)
+    again.load()
+    run.expect_states("resume.rng-per-rank", again, 3, kinds=["rng"])
+
+
+@judges("resume.fresh", needs=("distributed",))
+def test_with_nothing_to_load_no_rank_changes(run: Scenario, team: Shape, mode: str) -> None:
+    world = run.world(team, mode=mode)
+    before = world.digest()
+    run.expect_landings("resume.fresh", world.load(), {None}, "the folder is empty")
+    run.expect_same("resume.fresh", world.digest(), before, ALL_KINDS, "every rank's state before the load")
+
+
+@judges("resume.fallback", "resume.one-step", "resume.continue", needs=("distributed", "pointer"))
+def test_all_ranks_fall_back_to_the_newest_complete_step_and_save_on(run: Scenario, ranks: int, mode: str) -> None:
+    shape = Shape(ranks)
+    run.world(shape, mode=mode).commit_at(2, 4)
+    run.judge.tell(f"step 4 is torn: {run.tear(4)} is removed, and latest is at it")
+    again = run.world(shape, mode=mode, seed=_OTHER)
+    run.expect_landings("resume.fallback", again.load(), {2}, "4 is torn")
+    run.expect_states("resume.one-step", again, 2, kinds=STATE)
+    again.commit_at(4, 5)
+    last = run.world(shape, mode=mode, seed=_OTHER)
+    run.expect_landings("resume.continue", last.load(), {5}, "the run went on over the debris")
+
+
+# -- agreement ----------------------------------------------------------------
+
+
+def _without_newest(view: Path, run: Scenario) -> None:
+    shutil.rmtree(view / run.folder.of(4).name)
+    (view / str(run.folder.layout.pointer)).unlink()
+    (view / str(run.folder.layout.pointer)).symlink_to(run.folder.of(2).name)
+
+
+def _without_pointer(view: Path, run: Scenario) -> None:
+    (view / str(run.folder.layout.pointer)).unlink()
+
+
+def _without_train_state(view: Path, run: Scenario) -> None:
+    (view / run.folder.of(4).name / "train_state.pt").unlink()
+
+
+def _without_metadata(view: Path, run: Scenario) -> None:
+    (view / run.folder.of(4).name / "metadata.json").unlink()
+
+
+def _without_anything(view: Path, run: Scenario) -> None:
+    shutil.rmtree(view)
+    view.mkdir()
+
+
+_VIEWS: dict[str, tuple[Callable[[Path, Scenario], None], bool]] = {
+    "the-newest-step": (_without_newest, False),
+    "the-pointer": (_without_pointer, True),
+    "the-train-state": (_without_train_state, True),
+    "the-metadata": (_without_metadata, True),
+    "anything": (_without_anything, False),
+}
+"""What one rank does not see yet, and whether all that it has to read itself is there nevertheless."""
+
+
+@pytest.mark.parametrize("lacks", _VIEWS)
+@pytest.mark.parametrize("who", ["first", "last"])
+@judges("resume.agreement", needs=("layout", "pointer"))
+def test_ranks_that_see_different_folders_land_on_the_same_step(
+    run: Scenario, ranks: int, who: str, lacks: str, tmp_path: Path
+) -> None:
+    shape = Shape(ranks)
+    run.world(shape).commit_at(2, 4)
+    view = tmp_path / "view"
+    run.folder.copy_to(view)
+    change, could_land = _VIEWS[lacks]
+    change(view, run)
+    rank = 0 if who == "first" else shape.last
+    again = run.world(shape, seed=_OTHER, views={rank: view})
+    found = again.load_outcomes()
+    landed = {_landing(outcome) for outcome in found}
+    must_land = could_land and who == "last"
+    run.expect(
+        "resume.agreement",
+        len(landed) == 1 and not (must_land and landed == {"an error"}),
+        expected=f"all ranks at the same step, or an error on all, when rank {rank} does not see {lacks}",
+        seen="; ".join(f"rank {outcome.rank}: {_landing(outcome)}" for outcome in found),
+    )
+    if found[0].fault is None and not found[0].value.is_fresh:
+        run.expect_states("resume.agreement", again, found[0].value.step, kinds=STATE)
+
+
+@pytest.mark.parametrize("torn", [0, 1])
+@judges("resume.agreement-across-stages")
+def test_stages_land_on_the_newest_step_that_all_of_them_have(run: Scenario, ranks: int, mode: str, torn: int) -> None:
+    shape = staged(ranks)
+    run.world(shape, mode=mode).commit_at(2, 4)
+    for name in run.folder.layout.required_of_stage:
+        (run.folder.of(4) / run.folder.stage(torn) / name).unlink()
+    run.judge.tell(f"step 4 is torn in stage {torn} alone, and latest is at it: {run.folder}")
+    again = run.world(shape, mode=mode, seed=_OTHER)
+    run.expect_landings("resume.agreement-across-stages", again.load(), {2}, f"stage {torn} has no complete step 4")
+    run.expect_states("resume.agreement-across-stages", again, 2, kinds=STATE)
+
+
+# -- refusals -----------------------------------------------------------------
+
+
+@judges("resume.error-everywhere", "resume.all-or-nothing", needs=("explicit",))
+def test_a_named_path_that_is_missing_is_an_error_on_every_rank(run: Scenario, team: Shape) -> None:
+    run.world(team).commit_at(2)
+    _expect_refused(run, team, run.folder.of(7), f"that {run.folder.of(7).name} does not exist")
+
+
+@pytest.mark.parametrize("file", ["train_state.pt", ".metadata", "a shard"])
+@judges("resume.error-everywhere", "resume.all-or-nothing", needs=("explicit", "layout"))
+def test_a_damaged_file_is_an_error_on_every_rank(run: Scenario, ranks: int, file: str) -> None:
+    run.world(Shape(ranks)).commit_at(2)
+    path = _shards(run.folder.of(2))[-1] if file == "a shard" else run.folder.of(2) / file
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    run.judge.tell(f"{path.name} of step 2 is cut short")
+    _expect_refused(run, Shape(ranks), run.folder.of(2), f"that {path.name} is damaged")
+
+
+@judges("resume.error-everywhere", "resume.all-or-nothing", needs=("explicit", "layout", "trust"))
+def test_a_refused_pickle_is_an_error_on_every_rank(run: Scenario, ranks: int) -> None:
+    if os.getuid() != 0:
+        raise Unreached("to give a file another owner takes root")
+    run.world(Shape(ranks)).commit_at(2)
+    os.chown(run.folder.of(2) / "train_state.pt", 12345, 12345)
+    run.judge.tell("train_state.pt of step 2 belongs to another owner")
+    _expect_refused(run, Shape(ranks), run.folder.of(2), "that train_state.pt is not trusted")
+
+
+@judges("resume.error-everywhere", "resume.all-or-nothing", needs=("explicit", "layout"))
+def test_a_shard_that_one_rank_does_not_see_is_an_error_on_every_rank(
+    run: Scenario, ranks: int, tmp_path: Path
+) -> None:
+    shape = Shape(ranks)
+    run.world(shape).commit_at(2)
+    view = tmp_path / "view"
+    run.folder.copy_to(view)
+    for shard in _shards(view / run.folder.of(2).name):
+        shard.unlink()
+    _expect_refused(run, shape, run.folder.of(2), "that its shards are missing there", views={shape.last: view})
+
+
+# -- other worlds -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["sharded", "replicated", "tensor"])
+@judges("resume.reshard", "resume.continue")
+def test_a_run_resumes_on_more_ranks_and_on_fewer(run: Scenario, ranks: int, mode: str, kind: str) -> None:
+    saved = run.world(Shape(ranks, kind), mode=mode)
+    saved.commit_at(2)
+    full = saved.whole()[0]
+    saved.kill()
+    sizes = [size for size in (1, 2, 4) if size != ranks]
+    for number, size in enumerate(sizes):
+        again = run.world(Shape(size, kind), mode=mode, seed=_OTHER)
+        _expect_full(run, again, [full] * size, 2 + number)
+        again.commit_at(3 + number)
+        full = again.whole()[0]
+        again.kill()
+    last = run.world(Shape(ranks, kind), mode=mode, seed=_OTHER)
+    run.expect_landings("resume.continue", last.load(), {2 + len(sizes)}, "the run went on with other numbers of ranks")
+
+
+@judges("resume.reshard")
+def test_a_run_resumes_with_its_work_divided_otherwise(run: Scenario, ranks: int) -> None:
+    saved = run.world(Shape(ranks, "sharded"))
+    saved.commit_at(2)
+    full = saved.whole()[0]
+    _expect_full(run, run.world(Shape(ranks, "replicated"), seed=_OTHER), [full] * ranks, 2)
+
+
+@judges("resume.reshard", needs=("pipeline",))
+def test_a_pipeline_resumes_with_other_numbers_of_replicas(run: Scenario, ranks: int, mode: str) -> None:
+    shape = staged(ranks)
+    saved = run.world(shape, mode=mode)
+    saved.commit_at(2)
+    whole = saved.whole()
+    by_stage = [whole[shape.members(stage)[0]] for stage in range(2)]
+    for other in [Shape(size, stages=2) for size in (2, 4) if size != ranks]:
+        again = run.world(other, mode=mode, seed=_OTHER)
+        expected = [by_stage[rank // (other.ranks // 2)] for rank in range(other.ranks)]
+        _expect_full(run, again, expected, 2)
+
+
+@judges("resume.stages-fit", "resume.all-or-nothing")
+def test_a_checkpoint_whose_stages_are_not_those_of_the_run_is_refused_by_all(run: Scenario, ranks: int) -> None:
+    shape, flat = staged(ranks), Shape(ranks)
+    run.world(shape).commit_at(2, 4, 6)
+    run.world(flat, seed=1).commit_at(1)
+    first, second = (run.folder.stage(number) for number in range(2))
+    shutil.rmtree(run.folder.of(4) / second)
+    shutil.rmtree(run.folder.of(6) / second)
+    shutil.copytree(run.folder.of(2) / second, run.folder.of(6) / second)
+    run.judge.tell(f"step 4 loses {second}; {second} of step 6 is replaced by that of step 2; step 1 has no stages")
+    clause = "resume.stages-fit"
+    _expect_refused(run, shape, run.folder.of(4), f"that {second} is missing", clause)
+    _expect_refused(run, shape, run.folder.of(6), f"that {second} is of another step than {first}", clause)
+    _expect_refused(run, shape, run.folder.of(1), "that the checkpoint has no stages", clause)
+    _expect_refused(run, flat, run.folder.of(2), "that the checkpoint has stages, and the run none", clause)
+
+
+# -- looking ------------------------------------------------------------------
+
+
+def staged(ranks: int) -> Shape:
+    """Two stages of so many ranks."""
+    if ranks % 2:
+        raise Unreached(f"{ranks} ranks can't be divided into two stages; run with --ranks 2,4")
+    return Shape(ranks, stages=2)
+
+
+def _shards(path: Path) -> list[Path]:
+    return sorted(file for file in path.rglob("*.distcp") if file.is_file())
+
+
+def _landing(outcome: Outcome) -> str:
+    if outcome.fault is not None:
+        return "an error"
+    return "fresh" if outcome.value.is_fresh else f"step {outcome.value.step}"
+
+
+def _expect_refused(
+    run: Scenario,
+    shape: Shape,
+    path: Path,
+    what: str,
+    clause: str = "resume.error-everywhere",
+    views: dict[int, Path] | None = None,
+) -> None:
+    """A load of this path raises on every rank, and leaves all of them as they were.
+
+    Groups of processes wait far longer than the suite does: a rank that is
+    left to its timeout is caught as a hang.
+    """
+    world = run.world(shape, seed=_OTHER, views=views)
+    world.train_to(1)
+    before = world.digest()
+    found = world.load_outcomes(path, parts=["scheduler"])
+    run.expect(
+        clause,
+        all(outcome.fault is not None for outcome in found),
+        expected=f"an error on every rank, {what}",
+        seen="; ".join(f"rank {outcome.rank}: {_landing(outcome)}" for outcome in found),
+    )
+    _expect_untouched(run, world, before)
+    world.kill()
+
+
+def _expect_untouched(run: Scenario, world: World, before: dict[str, str]) -> None:
+    what = "every rank's state before the refused load"
+    run.expect_same("resume.all-or-nothing", world.digest(), before, _REFUSABLE, what)
+
+
+def _expect_full(run: Scenario, world: World, full: list[dict[str, str]], step: int) -> None:
+    """Every rank has these full values, however the world divides them."""
+    run.expect_landings("resume.reshard", world.load(), {step})
+    pairs = zip(world.whole(), full, strict=True)
+    differing = sorted({name for mine, wanted in pairs for name in wanted if mine.get(name) != wanted[name]})
+    run.expect(
+        "resume.reshard",
+        not differing and all(full),
+        expected=f"the full values that were saved ({len(full[0])} tensors), on each of {world.shape.ranks} ranks",
+        seen=f"{len(differing)} differ: {differing[:6]}",
+    )

@@ -1,0 +1,396 @@
+"""Several ranks save: what stands in the folder, who waits for whom, and what becomes of it when one of them fails.
+
+One rank is held at a file operation, or its disk is full, or it is gone; the
+others show what the manager makes of it.
+"""
+
+import errno
+import os
+import signal
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from forge_conformance.harness.gate import Operation, Picks, in_background
+from forge_conformance.harness.judge import Unreached, judges
+from forge_conformance.harness.ranks import Shape, World
+from forge_conformance.harness.scenario import ALL_KINDS, Scenario
+from forge_spec import commit
+
+_WRITES = ("write", "writev", "pwrite64", "pwritev")
+_DELETES = ("unlink", "unlinkat", "rmdir", "rename", "renameat", "renameat2")
+_IMPATIENT_S = 5
+"""How long groups of processes wait where a rank never answers: shorter than the suite waits for a command."""
+
+
+# -- what is saved ------------------------------------------------------------
+
+
+@judges("layout.stage-dirs")
+def test_each_pipeline_stage_has_a_directory_of_its_own(run: Scenario, ranks: int, mode: str) -> None:
+    world = run.world(_staged(ranks), mode=mode)
+    world.commit_at(2)
+    path = run.folder.of(2)
+    stages = [run.folder.stage(number) for number in range(2)]
+    shared = {name for name in run.folder.layout.required if name not in run.folder.layout.required_of_stage}
+    run.expect(
+        "layout.stage-dirs",
+        _names(path) == shared | set(stages),
+        expected=f"{sorted(shared | set(stages))} in {path.name}, and nothing else",
+        seen=sorted(_names(path)),
+    )
+    for stage in stages:
+        run.expect(
+            "layout.stage-dirs",
+            ".metadata" in _names(path / stage) and len(_names(path / stage)) > 1,
+            expected=f"a marker and shards in {path.name}/{stage}",
+            seen=sorted(_names(path / stage)),
+        )
+
+
+@judges("commit.inert", needs=("distributed",))
+def test_ranks_that_save_train_as_ranks_that_do_not(run: Scenario, shape: Shape, mode: str) -> None:
+    world = run.world(shape, mode=mode)
+    for step in (1, 3):
+        _expect_losses(run, world, "commit.inert", world.train_to(step))
+        before = world.digest()
+        world.save()
+        run.expect_same("commit.inert", world.digest(), before, ALL_KINDS, f"every rank's state around step {step}")
+        world.wait()
+    _expect_losses(run, world, "commit.inert", world.train_to(5))
+
+
+@judges("commit.resave", "resume.exact", needs=("distributed",))
+def test_a_step_saved_again_by_fewer_ranks_keeps_nothing_of_the_others(run: Scenario, ranks: int, mode: str) -> None:
+    run.world(Shape(ranks), mode=mode).commit_at(2)
+    before = {path: path.read_bytes() for path in _shards(run, 2)}
+    fewer = Shape(max(1, ranks // 2))
+    run.world(fewer, mode=mode, seed=1).commit_at(2)
+    left = [path.name for path, content in before.items() if path.exists() and path.read_bytes() == content]
+    run.expect("commit.resave", not left, expected=f"no shard of the {ranks} ranks that saved before", seen=left)
+    again = run.world(fewer, mode=mode, seed=9)
+    run.expect_landings("commit.resave", again.load(), {2})
+    run.expect_states("resume.exact", again, 2, seed=1)
+
+
+# -- who waits for whom -------------------------------------------------------
+
+
+@judges("commit.collective", needs=("layout",))
+def test_no_rank_returns_before_rank_0_has_written_what_all_share(run: Scenario, ranks: int, mode: str) -> None:
+    world = run.world(Shape(ranks), mode=mode, gated=[0])
+    world.train_to(2)
+    for file in ("train_state.pt", "metadata.json"):
+        _expect_all_wait(run, world, partial(_names_a, names=(file,)), f"writes {file}")
+        world.step += 1
+        world.ranks.together("train", steps=1)
+
+
+@judges("commit.collective", needs=("sync", "pointer"))
+def test_no_rank_returns_from_a_synchronous_save_before_latest_has_moved(run: Scenario, ranks: int) -> None:
+    world = run.world(Shape(ranks), mode="sync", gated=[0])
+    world.train_to(2)
+    pointer = str(run.folder.layout.pointer)
+    _expect_all_wait(run, world, lambda operation: operation.paths[-1] == pointer, f"moves {pointer}")
+    run.expect("commit.collective", run.folder.latest() == 2, expected="latest at step 2", seen=str(run.folder))
+
+
+@judges("commit.all-stages")
+def test_latest_waits_for_a_stage_that_is_held_back(run: Scenario, ranks: int, mode: str) -> None:
+    shape = _staged(ranks)
+    last, markers = shape.members(1), run.folder.layout.required_of_stage
+    world = run.world(shape, mode=mode, gated=last)
+    world.commit_at(2)
+    world.train_to(4)
+    for rank in last:
+        world.gate_of(rank).close(partial(_names_a, names=markers))
+    world.tell(f"goes on, but the last stage, rank {_listed(last)}, is held whenever it touches {_listed(markers)}")
+    world.begin_save()
+    if not world.wait_held(last, run.patience_s):
+        raise Unreached(f"no rank of the last stage touches {_listed(markers)} in a save, so it can't be held back")
+    while held := (world.ranks.settled(), world.wait_held(last, 0.1))[1]:
+        gate = world.gate_of(held[0])
+        run.expect(
+            "commit.all-stages",
+            commit.may_point_at(run.folder.latest(), run.folder.complete()),
+            expected=f"latest at a step whose stages are all durable while rank {held[0]} is held",
+            seen=f"just before {gate.held()[0]} on rank {held[0]}: {run.folder}",
+        )
+        gate.step()
+    world.open_gates()
+    world.ranks.ends()
+    world.wait()
+    run.expect("commit.all-stages", run.folder.latest() == 4, expected="latest at 4 in the end", seen=str(run.folder))
+
+
+@judges("commit.own-group", "resume.exact")
+def test_training_and_back_to_back_saves_never_meet_a_flush_in_their_groups(
+    run: Scenario, shape: Shape, flush_mode: str
+) -> None:
+    world = run.world(shape, mode=flush_mode, gated=[shape.last])
+    world.train_to(2)
+    gate = world.gate_of(shape.last)
+    gate.close(in_background)
+    world.tell(f"goes on, but the flush of rank {shape.last} is held")
+    world.begin_save()
+    is_back = len(world.ranks.settled()) == shape.ranks
+    if not (is_back and gate.wait_held(run.patience_s)):
+        raise Unreached(f"save does not return while the flush of rank {shape.last} is held; see commit.overlap")
+    world.ranks.ends()
+    world.tell("trains from step 2 to 4")
+    world.ranks.begin("train", steps=2)
+    done = world.ranks.settled()
+    run.expect(
+        "commit.own-group",
+        len(done) == shape.ranks,
+        expected="training to go on on every rank while a flush of the manager is held on one",
+        seen=f"it stands still on all but rank {done}: its collectives wait for those of the flush",
+    )
+    world.step = 4
+    _expect_losses(run, world, "commit.own-group", [outcome.value for outcome in world.ranks.ends()])
+    world.open_gates()
+    for step in range(5, 9):
+        world.train_to(step)
+        world.save()
+    world.wait()
+    run.expect(
+        "commit.own-group",
+        run.folder.complete() >= {2, 5, 6, 7, 8},
+        expected="every save of the run complete: 2, 5, 6, 7 and 8",
+        seen=str(run.folder),
+    )
+    again = run.world(shape, mode=flush_mode, seed=9)
+    run.expect_landings("commit.own-group", again.load(), {8})
+    run.expect_states("resume.exact", again, 8)
+
+
+@judges("commit.snapshot", needs=("distributed",))
+def test_what_ranks_change_after_save_has_returned_does_not_reach_the_disk(
+    run: Scenario, ranks: int, flush_mode: str
+) -> None:
+    shape = Shape(ranks)
+    world = run.world(shape, mode=flush_mode, gated=[shape.last])
+    world.train_to(3)
+    gate = world.gate_of(shape.last)
+    gate.close(in_background)
+    world.begin_save()
+    if len(world.ranks.settled()) < shape.ranks or not gate.wait_held(run.patience_s):
+        raise Unreached(f"save does not return while the flush of rank {shape.last} is held; see commit.overlap")
+    world.ranks.ends()
+    world.tell(f"overwrites its state in place on all ranks while the flush of rank {shape.last} is held")
+    world.ranks.together("scramble")
+    world.open_gates()
+    world.wait()
+    again = run.world(shape, mode=flush_mode, seed=9)
+    run.expect_landings("commit.snapshot", again.load(), {3})
+    run.expect_states("commit.snapshot", again, 3)
+
+
+@judges("retention.one-deleter", "retention.latest", "retention.drops")
+def test_one_rank_deletes_and_no_rank_sees_the_resume_point_without_its_files(
+    run: Scenario, ranks: int, mode: str
+) -> None:
+    shape = Shape(ranks)
+    world = run.world(shape, mode=mode, keep_last_n=1, gated=True)
+    deleting: dict[int, str] = {}
+
+    def watch(rank: int, operation: Operation) -> None:
+        old = [run.folder.layout.name.format(step=step) for step in (2, 4) if step < world.step]
+        if operation.name in _DELETES and any(name in operation.paths[0].split("/")[0] for name in old):
+            deleting.setdefault(rank, str(operation))
+        latest, complete = run.folder.latest_or_newest(), run.folder.complete()
+        run.expect(
+            "retention.latest",
+            latest is None or latest in complete,
+            expected="a complete resume point at every instant",
+            seen=f"just before {operation} on rank {rank}: {run.folder}",
+        )
+
+    for rank in range(shape.ranks):
+        world.gate_of(rank).observe(partial(watch, rank))
+    world.commit_at(2, 4, 6)
+    for rank in range(shape.ranks):
+        world.gate_of(rank).check()
+    run.expect("retention.drops", run.folder.steps() == {6}, expected="step 6 alone", seen=str(run.folder))
+    run.expect(
+        "retention.one-deleter",
+        len(deleting) == 1,
+        expected="all deletions of old checkpoints by one rank",
+        seen="; ".join(f"rank {rank}: {first}" for rank, first in sorted(deleting.items())),
+    )
+
+
+# -- one of them fails --------------------------------------------------------
+
+
+@pytest.mark.parametrize("failing", ["first", "last"])
+@judges("commit.rank-failure", "commit.failed-flush", "commit.failed-save")
+def test_a_full_disk_on_one_rank_is_raised_on_all_and_commits_nothing(
+    run: Scenario, team: Shape, mode: str, failing: str
+) -> None:
+    shape, rank = team, 0 if failing == "first" else team.last
+    world = run.world(shape, mode=mode, gated=[rank], timeout_s=_IMPATIENT_S)
+    world.commit_at(2)
+    world.train_to(4)
+    gate = world.gate_of(rank)
+    gate.fail(lambda operation: operation.name in _WRITES, errno.ENOSPC)
+    world.tell(f"goes on, but the disk is full for rank {rank}")
+    raised = world.saved_or_raised()
+    if not gate.failed:
+        raise Unreached(f"rank {rank} writes nothing in a save, so its disk can't be full")
+    _expect_refused(run, raised, f"what failed on rank {rank}", committed=2, refused=[4])
+    gate.heal()
+    world.tell(f"has space again on rank {rank}")
+    world.commit_at(6)
+    again = run.world(shape, mode=mode, seed=9)
+    landed = again.load()
+    run.expect_landings("commit.failed-save" if mode == "sync" else "commit.failed-flush", landed, {6})
+
+
+@pytest.mark.parametrize("lost", ["first", "last"])
+@judges("commit.rank-failure", "resume.continue", "resume.exact")
+def test_a_rank_that_is_killed_in_a_save_takes_it_with_it_and_nobody_waits_for_ever(
+    run: Scenario, team: Shape, mode: str, lost: str
+) -> None:
+    shape, rank = team, 0 if lost == "first" else team.last
+    world = run.world(shape, mode=mode, gated=[rank], timeout_s=_IMPATIENT_S)
+    world.commit_at(2)
+    world.train_to(4)
+    gate = world.gate_of(rank)
+    gate.close(lambda operation: operation.writes)
+    world.begin_save()
+    world.ranks.settled()
+    if not gate.wait_held(run.patience_s):
+        raise Unreached(f"rank {rank} does nothing with files in a save, so it can't be killed at it")
+    world.tell(f"is about to do {gate.held()[0]} on rank {rank}")
+    world.kill(rank)
+    raised: list[list[str]] = [[] for _ in range(shape.ranks)]
+    for outcome in (*world.ranks.ends(), *world.ranks.outcomes("wait")):
+        raised[outcome.rank] += [str(outcome.fault)] if outcome.fault else []
+    raised[rank] = ["it is dead"]
+    _expect_refused(run, raised, f"that rank {rank} is gone", committed=2, refused=[4])
+    world.kill()
+    again = run.world(shape, mode=mode, seed=9)
+    run.expect_landings("resume.continue", again.load(), {2})
+    run.expect_states("resume.exact", again, 2)
+    again.commit_at(4)
+
+
+@judges("commit.rank-failure", needs=("sync",))
+def test_a_rank_that_stands_still_is_not_waited_for_longer_than_the_timeout(run: Scenario, ranks: int) -> None:
+    world = run.world(Shape(ranks), mode="sync", timeout_s=_IMPATIENT_S)
+    world.commit_at(2)
+    world.train_to(4)
+    world.strike(ranks - 1, signal.SIGSTOP)
+    world.tell(f"is stopped, not killed, on rank {ranks - 1}; a collective waits {_IMPATIENT_S} s")
+    others = range(ranks - 1)
+    world.begin_save(on=others)
+    raised = [[str(outcome.fault)] if outcome.fault else [] for outcome in world.ranks.ends()]
+    _expect_refused(run, raised, f"that rank {ranks - 1} does not answer", committed=2, refused=[4])
+
+
+@judges("commit.same-step")
+def test_ranks_that_save_different_steps_are_all_told_so(run: Scenario, team: Shape, mode: str) -> None:
+    shape, world = team, run.world(team, mode=mode, timeout_s=_IMPATIENT_S)
+    world.commit_at(2)
+    world.train_to(4)
+    raised = world.saved_or_raised(step=lambda rank: 4 + (rank == shape.last))
+    run.expect(
+        "commit.same-step",
+        all(raised) and run.folder.latest_or_newest() == 2 and run.folder.complete() == {2},
+        expected=f"an error on every rank when rank {shape.last} saves step 5 and the others 4, and only step 2",
+        seen=f"{_told(raised)}; {run.folder}",
+    )
+
+
+@judges("commit.groups-fit")
+def test_a_process_group_that_covers_one_rank_alone_is_refused_by_all(run: Scenario, ranks: int) -> None:
+    world, opened = run.world_alone(Shape(ranks), timeout_s=_IMPATIENT_S)
+    raised = [[str(outcome.fault)] if outcome.fault else [] for outcome in opened]
+    if not any(raised):
+        raised = world.saved_or_raised(step=0)
+    run.expect(
+        "commit.groups-fit",
+        all(raised) and not run.folder.steps(),
+        expected="an error on every rank, and nothing saved, when each hands over a process group of its own",
+        seen=f"{_told(raised)}; {run.folder}",
+    )
+
+
+# -- looking ------------------------------------------------------------------
+
+
+def _staged(ranks: int) -> Shape:
+    if ranks % 2:
+        raise Unreached(f"{ranks} ranks can't be divided into two stages; run with --ranks 2,4")
+    return Shape(ranks, stages=2)
+
+
+def _names(path: Path) -> set[str]:
+    return set(os.listdir(path)) if path.is_dir() else set()
+
+
+def _shards(run: Scenario, step: int) -> list[Path]:
+    path = run.folder.of(step)
+    return [file for file in path.rglob("*") if file.is_file() and file.name not in run.folder.layout.required]
+
+
+def _names_a(operation: Operation, names: tuple[str, ...]) -> bool:
+    """Whether it is about a file of one of these names, or of one made from it, as `.metadata.tmp`."""
+    return any(os.path.basename(path).startswith(names) for path in operation.paths)
+
+
+def _listed(items: Iterable[object]) -> str:
+    return ", ".join(map(str, items))
+
+
+def _expect_losses(run: Scenario, world: World, clause: str, losses: list[list[str]]) -> None:
+    expected = run.ranks_timeline(world.shape, world.seed).losses(world.step - len(losses[0]), world.step)
+    run.expect(
+        clause,
+        losses == expected,
+        expected=f"each rank's losses of a run that never saves, up to step {world.step}",
+        seen=f"{losses} instead of {expected}",
+    )
+
+
+def _expect_all_wait(run: Scenario, world: World, holds: Picks, doing: str) -> None:
+    gate = world.gate_of(0)
+    gate.close(holds)
+    world.tell(f"goes on, but rank 0 is held before it {doing}")
+    world.begin_save()
+    done = world.ranks.settled()
+    is_held = bool(gate.held())
+    if is_held:
+        run.expect(
+            "commit.collective",
+            not done,
+            expected=f"save to return on no rank before rank 0 {doing}",
+            seen=f"it has returned on rank {', '.join(map(str, done))}",
+        )
+    world.open_gates()
+    world.ranks.ends()
+    if not is_held:
+        raise Unreached(f"rank 0 could not be held before it {doing}")
+    world.wait()
+
+
+def _expect_refused(run: Scenario, raised: list[list[str]], what: str, committed: int, refused: list[int]) -> None:
+    run.expect(
+        "commit.rank-failure",
+        all(raised),
+        expected=f"every rank to raise {what}, in save or in the wait after it",
+        seen=_told(raised),
+    )
+    run.expect(
+        "commit.rank-failure",
+        run.folder.latest_or_newest() == committed and run.folder.complete().isdisjoint(refused),
+        expected=f"latest still at step {committed}, and no complete {refused}",
+        seen=str(run.folder),
+    )
+
+
+def _told(raised: list[list[str]]) -> str:
+    return "; ".join(f"rank {rank}: {'; '.join(texts) or 'no error'}" for rank, texts in enumerate(raised))
