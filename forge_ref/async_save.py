@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.stateful import Stateful
 from forge_ref import storage
 from forge_ref.config import AsyncCheckpointMode
 from forge_ref.pieces import Piece, in_pieces
+from forge_ref.pinned import PinnedStaging
 from forge_ref.ranks import OnRankError
 
 State = dict[str, Any]
@@ -56,10 +57,10 @@ class AsyncCheckpointer:
     def __init__(self, mode: AsyncCheckpointMode = AsyncCheckpointMode.disabled) -> None:
         self.mode = AsyncCheckpointMode(mode)
         self._flight: _Flight | None = None
-        self._pinned: dict[tuple[Any, ...], torch.Tensor] | None = None
+        self._staging: PinnedStaging | None = None
         if self.mode is AsyncCheckpointMode.async_pinned:
             if torch.cuda.is_available():
-                self._pinned = {}
+                self._staging = PinnedStaging()
             else:
                 _log.warning("async_mode is %s and there is no GPU to pin memory for: it acts like async", self.mode)
 
@@ -83,17 +84,17 @@ class AsyncCheckpointer:
         """
         if self.mode is AsyncCheckpointMode.disabled:
             return state
-        held: State = _to_host(state, (), self._pinned)
-        if self._pinned is not None:
-            torch.cuda.synchronize()
-        return held
+        if self._staging is None:
+            return cast(State, _to_host(state, _copied))
+        self._staging.begin()
+        return cast(State, _to_host(state, self._staging.copied))
 
     def launch(self, flush: Flush) -> None:
         """Flush now, or in the background; what it needs it must hold."""
         if self.mode is AsyncCheckpointMode.disabled:
             flush()
             return
-        flight = _Flight(flush)
+        flight = _Flight(flush if self._staging is None else partial(self._staging.then, flush))
         try:
             flight.start()
         except RuntimeError:  # no thread is to be had, and the other ranks count on this one's flush
@@ -125,19 +126,21 @@ def _write(state: State, path: Path, group: dist.ProcessGroup | None) -> None:
         raise error.told() from None
 
 
-def _to_host(value: Any, path: tuple[Any, ...], pinned: dict[tuple[Any, ...], torch.Tensor] | None) -> Any:
-    """A copy in host memory that shares nothing with the original; pinned memory is used again, by place."""
+Copy = Callable[[torch.Tensor], torch.Tensor]
+
+
+def _to_host(value: Any, copied: Copy) -> Any:
+    """A copy in host memory that shares nothing with the original; always in the same order for the same structure."""
     if isinstance(value, torch.Tensor):
-        if pinned is None or not value.is_cuda:
-            return value.detach().to("cpu", copy=True)
-        kept = pinned.get(path)
-        if kept is None or kept.shape != value.shape or kept.dtype != value.dtype:
-            kept = pinned[path] = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
-        return kept.copy_(value.detach(), non_blocking=True)
+        return copied(value.detach())
     if isinstance(value, Piece):
-        return value.holding(_to_host(value.values, path, pinned))
+        return value.holding(copied(value.values.detach()))
     if isinstance(value, Mapping):
-        return {key: _to_host(item, (*path, key), pinned) for key, item in value.items()}
+        return {key: _to_host(item, copied) for key, item in value.items()}
     if isinstance(value, list):
-        return [_to_host(item, (*path, index), pinned) for index, item in enumerate(value)]
+        return [_to_host(item, copied) for item in value]
     return copy.deepcopy(value)
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to("cpu", copy=True)

@@ -68,6 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return Status.OUR_ERROR
 
 
+def _server(options: argparse.Namespace) -> Server:
+    return Server(options.impl, options.python, options.timeout, options.import_timeout, options.device)
+
+
 class BadArgument(Exception):
     """An option has a value that it can't have; the text names it and what it could be."""
 
@@ -88,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--import-timeout", type=_seconds, default=120, metavar="S", help="when importing the manager does (120)"
         )
+        command.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where model and optimizer live")
     smoke.set_defaults(command=_smoke)
     run.add_argument("--level", help="core, strict or durable (default: what the manager claims)")
     run.add_argument("--claims", help="capabilities instead of those claimed: a,b,c; or changes to them: +a,-b")
@@ -146,7 +151,7 @@ def _seconds(text: str) -> float:
 def _smoke(options: argparse.Namespace) -> int:
     """Save, kill, resume, and say what happened at each step."""
     begun = time.perf_counter()
-    server = Server(options.impl, options.python, options.timeout, options.import_timeout)
+    server = _server(options)
     try:
         said = _Steps(begun)
         implementation = server.implementation
@@ -218,7 +223,7 @@ def _run(options: argparse.Namespace) -> int:
     _claims(options.claims, frozenset())
     _level(options.level or "core")
     out = _directory(options.out or Path("reports") / re.sub(r"[^A-Za-z0-9_.-]+", "-", options.impl))
-    with contextlib.closing(Server(options.impl, options.python, options.timeout, options.import_timeout)) as server:
+    with contextlib.closing(_server(options)) as server:
         _first_contact(server, options.impl)
         implementation = server.implementation
         level = _level(options.level or implementation.level)
@@ -314,6 +319,7 @@ def _pytest(
     arguments += ["--forge-impl", options.impl, "--forge-level", str(level), "--forge-claims", ",".join(sorted(claims))]
     arguments += ["--forge-timeout", str(options.timeout), "--forge-import-timeout", str(options.import_timeout)]
     arguments += ["--forge-examples", str(options.examples), "--forge-ranks", options.ranks]
+    arguments += ["--forge-device", options.device]
     if options.python:
         arguments += ["--forge-python", options.python]
     if only:

@@ -42,6 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--forge-import-timeout", type=float, default=120.0, help="seconds until an import counts as hung")
     group.addoption("--forge-clauses", help="only tests that judge one of these, comma-separated")
     group.addoption("--forge-cases", help="only tests whose name in reports matches this pattern")
+    group.addoption("--forge-device", default="cpu", help="where state lives: cpu or cuda")
     group.addoption("--forge-ranks", default="2,4", help="how many ranks distributed runs have, comma-separated")
     group.addoption("--forge-examples", type=int, default=0, help="random programs to try (default: the usual few)")
 
@@ -67,7 +68,8 @@ class Session:
             option = self._config.getoption
             timeouts = (option("--forge-timeout"), option("--forge-import-timeout"))
             warm = self._config.stash.get(WARM_SERVER, None)
-            self._server = warm or Server(option("--forge-impl"), option("--forge-python"), *timeouts)
+            device = option("--forge-device")
+            self._server = warm or Server(option("--forge-impl"), option("--forge-python"), *timeouts, device)
             self._server.rehearse([mode for mode in MODES if mode in self.capabilities])
         return self._server
 
@@ -155,13 +157,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
     `mode`: claimed ways to save; `any_mode`: the pinned one as well;
     `flush_mode`: those with a background flush; `ranks`: the numbers of ranks
-    that were asked for; `shape`: these, and each way to divide the work;
+    that were asked for; `fewest`: the least of them; `shape`: these, and each way to divide the work;
     `team`: the same with shards only, in stages and without.
     """
     wanted = {"mode": MODES[:2], "any_mode": MODES, "flush_mode": MODES[1:]}
     session = metafunc.config.stash.get(_SESSION, None)
     if "ranks" in metafunc.fixturenames and session is not None:
         metafunc.parametrize("ranks", session.ranks)
+    if "fewest" in metafunc.fixturenames and session is not None:
+        metafunc.parametrize("fewest", session.ranks and [min(session.ranks)])
     if "shape" in metafunc.fixturenames and session is not None:
         metafunc.parametrize("shape", session.shapes, ids=[shape.label for shape in session.shapes])
     if "team" in metafunc.fixturenames and session is not None:

@@ -339,6 +339,8 @@ class Scenario:
     ) -> World:
         if gated:
             self.require_gate()
+        if self.server.device == "cuda":
+            self.require_gpus(shape.ranks)
         self.folder = replace(self.folder, stages=shape.stages)  # what is complete depends on it
         held = range(shape.ranks) if gated is True else gated or ()
         settings = {"mode": self.mode, **settings}
@@ -366,6 +368,14 @@ class Scenario:
         """`Unreached` where this machine cannot hold file operations."""
         if not self.can_gate():
             raise Unreached(f"file operations can't be held: {self.server.filter_refusal or gate_is_supported()}")
+
+    def require_gpus(self, number: int) -> None:
+        """`Unreached` where there are fewer, or where this run does not use them."""
+        there = int(self.implementation.environment["gpus"])
+        if self.server.device != "cuda":
+            raise Unreached(f"this run is on the CPU, and there are {there} GPUs; run with --device cuda to use them")
+        if there < number:
+            raise Unreached(f"it takes {number} GPUs, and there {'is' if there == 1 else 'are'} {there}")
 
     def can_gate(self) -> bool:
         """Whether this machine can hold file operations, as far as is known."""

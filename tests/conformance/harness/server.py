@@ -50,7 +50,15 @@ class Implementation:
 class Server:
     """Starts at once; `close` ends it and every worker of it."""
 
-    def __init__(self, impl: str, python: str | None, timeout_s: float = 20, import_timeout_s: float = 120) -> None:
+    def __init__(
+        self,
+        impl: str,
+        python: str | None,
+        timeout_s: float = 20,
+        import_timeout_s: float = 120,
+        device: str = "cpu",
+    ) -> None:
+        self.device = device
         self._impl = impl
         self._directory = Path(tempfile.mkdtemp(prefix="forge-conformance-"))
         self._log = self._directory / "server.log"
@@ -69,7 +77,7 @@ class Server:
         try:
             with open(self._log, "wb") as log:
                 self._process = subprocess.Popen(
-                    [interpreter, str(_WORKER), "--impl", impl, "--channel", str(theirs.fileno())],
+                    [interpreter, str(_WORKER), f"--impl={impl}", f"--channel={theirs.fileno()}", f"--device={device}"],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -112,6 +120,11 @@ class Server:
                 f"{self._impl} claims {', '.join(unknown) or 'level ' + repr(hello['level'])}, which does not "
                 f"exist. Levels are {', '.join(LEVELS)}; capabilities are {', '.join(CAPABILITIES)}."
             )
+        if self.device == "cuda" and not hello["environment"]["gpus"]:
+            raise CannotJudge(
+                f"--device cuda: the torch of {hello['environment']['executable']} "
+                f"({hello['environment']['torch']}) sees no GPU here."
+            )
         return Implementation(
             name=hello["implementation"],
             adapter=hello["adapter"],
@@ -143,6 +156,11 @@ class Server:
         reason = worker.greet(folder)
         self.filter_refusal = self.filter_refusal or reason
         return worker
+
+    @property
+    def worker_path(self) -> Path:
+        """Where the files lie that run in the manager's environment."""
+        return _WORKER
 
     def new_file(self, kind: str) -> Path:
         """The name of a file that does not exist yet and goes when the server does."""

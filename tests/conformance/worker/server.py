@@ -99,6 +99,7 @@ class Server:
                 "python": platform.python_version(),
                 "executable": sys.executable,
                 "torch": torch_version,
+                "gpus": _gpus(),
                 "platform": platform.platform(),
                 "versions": _versions(name, adapter.distributions),
             },
@@ -205,6 +206,14 @@ def _warm_torch() -> str:
     torch.set_num_threads(1)
     torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])  # the first optimizer of a process imports half of torch
     return str(torch.__version__)
+
+
+def _gpus() -> int:
+    """How many GPUs torch sees.  Counted without waking them, or no forked worker could use them."""
+    import torch
+
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    return torch.cuda.device_count()
 
 
 def _adopt_orphans() -> None:
