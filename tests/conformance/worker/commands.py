@@ -141,18 +141,15 @@ class Worker:
         return self._training.whole()
 
     def do_save_while_busy(self) -> dict[str, Any]:
-        """Save while the compute stream is busy for seconds; whether it still is when save returns, and what is pinned."""
+        """Save while the compute stream is busy for seconds; whether it is afterwards, and how much memory is pinned."""
         from .gpu import Busy, pinned_bytes, state_bytes
 
         before = pinned_bytes()
         busy = Busy(self._training.device)
         self.do_save(None, None, [])
         still_busy = busy.lasts()
-        return {
-            "still_busy": still_busy,
-            "pinned_bytes": pinned_bytes() - before,
-            "state_bytes": state_bytes(self._training),
-        }
+        pinned, state = pinned_bytes() - before, state_bytes(self._training)
+        return {"still_busy": still_busy, "pinned_bytes": pinned, "state_bytes": state}
 
     def do_ping(self) -> None:
         """Shows that the main thread is free to go on."""
