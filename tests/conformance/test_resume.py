@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from forge_conformance.harness.gate import at
 from forge_conformance.harness.judge import judges
 from forge_conformance.harness.scenario import ALL_KINDS, Life, Scenario
 from forge_conformance.harness.worker import Raised
@@ -482,15 +483,15 @@ def test_killed_at_a_file_operation_the_run_comes_back_where_it_may(run: Scenari
     life = run.start(mode=mode, gated=True)
     life.commit_at(2)
     begun = len(life.gate.log)
-    life.close_gate(lambda operation: operation.number > begun + after, saying=f"it stops {after} operations on")
     life.train_to(4)
+    life.close_gate(at(begun + after), saying=f"it stops before file operation number {after}")
     life.tell_save()
-    if life.gate.wait_held(run.patience_s):
-        life.kill()
-    else:
+    if not life.gate.wait_held(run.patience_s):
         life.worker.reply()
+        run.judge.tell("that save returns before it comes to so many")
+        life.open_gate()
         life.wait()
-        life.kill()
+    life.kill()
     again, loaded = run.resume(mode=mode)
     run.expect_landing("resume.after-kill", loaded, resume.after_kill(acknowledged=2, in_flight=4))
     run.expect_state("resume.one-step", again, loaded.step)

@@ -14,7 +14,7 @@ import pytest
 from forge_conformance.harness.gate import Operation
 from forge_conformance.harness.judge import Unreached, judges
 from forge_conformance.harness.scenario import Scenario
-from forge_spec import layout, retention
+from forge_spec import layout, resume, retention
 
 _DELETING = ("unlink", "unlinkat", "rmdir", "rename", "renameat", "renameat2")
 
@@ -114,14 +114,25 @@ def test_a_save_in_flight_survives_the_commit_of_the_one_before(run: Scenario) -
         life.save_at(step)
         run.judge.tell(f"the folder holds: {run.folder}")
     life.wait()
-    run.expect(
-        "retention.in-flight",
-        7 in run.folder.complete(),
-        expected="step 7 complete, although stale steps 50 to 70 are above it and the limit is 1",
-        seen=str(run.folder),
-    )
-    _, loaded = run.resume(mode="async")
-    run.expect_landing("retention.in-flight", loaded, {7})
+    _expect_in_flight_kept(run)
+
+
+@judges("retention.in-flight")
+def test_while_its_flush_is_held_nothing_of_a_save_is_pruned(run: Scenario) -> None:
+    """Of a save that is put together elsewhere nothing is to be seen until it is whole; then its end alone counts."""
+    run.start(mode="async").commit_at(50, 60, 70)
+    life = run.start(mode="async", keep_last_n=1, seed=0, gated=True)
+    life.save_at(5, 6)
+    life.train_to(7)
+    shown: list[int] = []
+    life.gate.observe(partial(_watch_in_flight, run, 7, shown))
+    if not life.save_held():
+        raise Unreached("its flush could not be held with save returned and training free to go on; see commit.overlap")
+    run.judge.tell(f"the folder holds: {run.folder}")
+    life.open_gate()
+    life.wait()
+    life.gate.check()
+    _expect_in_flight_kept(run)
 
 
 @judges("retention.exempt-is-free", "retention.keeps", needs=("retention",))
@@ -261,6 +272,34 @@ def _expect_kept(run: Scenario, stood: frozenset[int], committed: int, keep_last
 
 def _expect_superset(run: Scenario, clause: str, must: frozenset[int]) -> None:
     run.expect(clause, must <= run.folder.complete(), expected=f"{sorted(must)} to be kept", seen=str(run.folder))
+
+
+def _watch_in_flight(run: Scenario, step: int, shown: list[int], operation: Operation) -> None:
+    stands = step in run.folder.steps()
+    run.expect(
+        "retention.in-flight",
+        stands or step not in shown,
+        expected=f"step {step}, which is in flight, to stand from when it first does",
+        seen=f"just before {operation}: {run.folder}",
+        reaches=False,
+    )
+    shown += [step] if stands else []
+
+
+def _expect_in_flight_kept(run: Scenario) -> None:
+    """Steps 5, 6 and 7 were saved in a row with a limit of 1, below the stale 50, 60 and 70."""
+    has_deleted = not {5, 6} <= run.folder.steps()
+    run.expect(
+        "retention.in-flight",
+        7 in run.folder.complete(),
+        expected="step 7 complete, although stale steps 50 to 70 are above it and the limit is 1",
+        seen=str(run.folder),
+        reaches=has_deleted,
+    )
+    latest = None if run.folder.layout.pointer is None else 7
+    _, loaded = run.resume(mode="async")
+    allowed = resume.may_land_on(run.folder.complete(), latest)
+    run.expect_landing("retention.in-flight", loaded, allowed, reaches=has_deleted)
 
 
 def _files(run: Scenario, step: int) -> list[str]:
