@@ -156,8 +156,25 @@ def test_a_level_holds_to_its_own_clauses_and_to_those_below() -> None:
 
 
 def test_a_partial_run_judges_what_was_asked_for_and_nothing_else() -> None:
-    judged, _ = judge([held(SYNC), fell(OVERLAP)], Level.CORE, BOTH, only=frozenset({SYNC}))
+    judged, _ = judge([held(SYNC), held(OVERLAP)], Level.CORE, BOTH, only=frozenset({SYNC}))
     assert [(one.clause.slug, one.verdict) for one in judged] == [(SYNC, Verdict.PASS)]
+
+
+def test_what_fell_on_the_way_fails_a_partial_run_too() -> None:
+    findings = [held(SYNC), fell(OVERLAP)]
+    judged, _ = judge(findings, Level.CORE, BOTH, only=frozenset({SYNC}))
+    assert [(one.clause.slug, one.verdict) for one in judged] == [(SYNC, Verdict.PASS), (OVERLAP, Verdict.FAIL)]
+    assert report_of(*findings, only=frozenset({SYNC})).status is Status.FAILED
+
+
+def test_a_clause_that_fell_is_no_unclaimed_one() -> None:
+    assert verdict_of("resume.peek-agrees", fell("resume.peek-agrees")).verdict is Verdict.FAIL
+
+
+def test_an_expectation_for_a_case_that_a_partial_run_leaves_out_is_not_stale() -> None:
+    entry = Expected(SYNC, "commit/another", "known")
+    assert judge([held(SYNC)], Level.CORE, BOTH, (entry,), only=frozenset({SYNC}))[1] == ()
+    assert judge([held(SYNC)], Level.CORE, BOTH, (entry,))[1] == (entry,)
 
 
 def test_the_root_is_the_fallen_clause_furthest_down() -> None:

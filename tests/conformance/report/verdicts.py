@@ -172,12 +172,16 @@ def judge(
     expected: Sequence[Expected] = (),
     only: frozenset[str] | None = None,
 ) -> tuple[tuple[Judged, ...], tuple[Expected, ...]]:
-    """The verdict of every clause up to `level` (or of `only` these), and the expectations that are stale."""
-    clauses = [c for c in CLAUSES if c.level <= level and (only is None or c.slug in only)]
+    """The verdict of every clause up to `level` (or of `only` these), and the expectations that are stale.
+
+    A clause that fell has a verdict whatever was asked for: a test that falls on the way has not held.
+    """
     fallen = {finding.failure["clause"] for finding in findings if finding.failure is not None}
+    asked = [clause.slug for clause in CLAUSES if clause.level <= level and (only is None or clause.slug in only)]
+    clauses = [clause for clause in CLAUSES if clause.slug in fallen.union(asked)]
     judged = tuple(_judge(clause, findings, capabilities, expected, fallen) for clause in clauses)
     verdicts = {one.clause.slug: one.verdict for one in judged}
-    stale = tuple(entry for entry in expected if _is_stale(entry, findings, verdicts))
+    stale = tuple(entry for entry in expected if _is_stale(entry, findings, verdicts, is_partial=only is not None))
     return judged, stale
 
 
@@ -189,7 +193,7 @@ def _judge(
     fallen: set[str],
 ) -> Judged:
     missing = sorted(clause.capabilities - capabilities)
-    if missing:
+    if missing and clause.slug not in fallen:
         return Judged(clause, Verdict.UNCLAIMED, 0, reason=f"needs {', '.join(missing)}")
     mine = [finding for finding in findings if clause.slug in finding.clauses]  # it may fall in others on the way
     reached = sum(finding.reached.get(clause.slug, 0) for finding in mine)
@@ -246,12 +250,13 @@ def _why_unreached(mine: Sequence[Finding]) -> str:
     return "it never arose"
 
 
-def _is_stale(entry: Expected, findings: Sequence[Finding], verdicts: dict[str, Verdict]) -> bool:
-    """It was judged in the cases it covers, and held in all of them."""
+def _is_stale(entry: Expected, findings: Sequence[Finding], verdicts: dict[str, Verdict], is_partial: bool) -> bool:
+    """It was judged and held in all cases that it covers; a partial run says nothing of those that it leaves out."""
     if verdicts.get(entry.slug) in (None, Verdict.UNREACHED, Verdict.UNCLAIMED, Verdict.ERROR):
         return False
-    covered = [f for f in findings if entry.slug in f.clauses and entry.matches(f)]
-    return not any(f.failure is not None and entry.covers(f) for f in covered)
+    if any(finding.failure is not None and entry.covers(finding) for finding in findings):
+        return False
+    return not is_partial or any(entry.slug in finding.clauses and entry.matches(finding) for finding in findings)
 
 
 def capability_mismatches(claimed: frozenset[str], probe: dict[str, bool]) -> tuple[str, ...]:
