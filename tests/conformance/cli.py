@@ -28,6 +28,7 @@ from typing import Any, TextIO
 import pytest
 
 from forge_conformance import __version__
+from forge_conformance.harness.folder import Folder
 from forge_conformance.harness.judge import JUDGES, Judges
 from forge_conformance.harness.scenario import kinds_claimed
 from forge_conformance.harness.server import CannotJudge, Implementation, Server
@@ -156,6 +157,10 @@ def _smoke_lives(server: Server, mode: str, said: "_Steps") -> int:
             first.save()
             first.wait()
             said(f"saved step 3; the folder holds {', '.join(sorted(p.name for p in Path(folder).iterdir()))}")
+            looked = Folder(Path(folder), server.implementation.layout)
+            if looked.latest_or_newest() != 3 or 3 not in looked.complete():
+                print(f"FAIL: by the layout of the adapter, step 3 was not committed: {looked}")
+                return Status.FAILED
             digest = first.digest()
             first.kill()
             said("killed the process")

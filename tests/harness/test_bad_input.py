@@ -92,6 +92,7 @@ def test_a_module_that_hangs_at_import_is_refused_with_the_line_where_it_was() -
         (LIARS, ["several adapters", "liars.py:Boaster"]),
         (f"{LIARS}:Saveless", ["does not define save, load"]),
         (f"{LIARS}:Nameless", ["(?P<step>...)"]),
+        (f"{LIARS}:Overwriting", ["(?P<step>...)", "overwrites one file"]),
         (f"{LIARS}:Misnamed", ["'{step}.pth'", "does not read back"]),
         (f"{LIARS}:Wordy", ["'sync'", "tuple"]),
         (f"{LIARS}:Undemanding", ["requires nothing"]),

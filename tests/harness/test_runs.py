@@ -9,10 +9,12 @@ from typing import Any
 from xml.etree import ElementTree
 
 import jsonschema
+import pytest
 
 import forge_conformance
 
 SCHEMA = json.loads((Path(forge_conformance.__file__).parent / "report" / "schema.json").read_text())
+MANAGERS = Path(__file__).parent / "managers"
 HONEST = ("commit.overlap", "resume.dataloader", "resume.train-state")
 BOASTED = ("commit.overlap", "resume.peek-agrees")
 QUICK = "commit.wait-idempotent"
@@ -137,7 +139,22 @@ def test_noise_closed_streams_and_processes_left_behind_disturb_no_verdict(forge
 
 
 def test_smoke_tells_what_it_reached(forge: Command) -> None:
-    ran = forge("smoke", "--impl", str(Path(__file__).parent / "managers" / "honest.py"))
+    ran = forge("smoke", "--impl", str(MANAGERS / "honest.py"))
     assert ran.status == 0, ran.said
     assert "the folder holds 3.pt" in ran.out
     assert "a new process resumed at step 3" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("liar", "seen"),
+    [
+        ("Elsewhere", "it holds checkpoints/3.pt, where the layout asks for a file named like"),
+        ("Misshapen", "it holds 3.pt, where the layout asks for a directory named like"),
+    ],
+)
+def test_a_layout_that_does_not_fit_is_told_by_what_is_there(forge: Command, liar: str, seen: str) -> None:
+    smoke = forge("smoke", "--impl", f"{MANAGERS / 'liars.py'}:{liar}")
+    assert (smoke.status, seen in smoke.said) == (1, True), smoke.said
+    ran = forge.run(f"liars.py:{liar}", "commit.sync", options=("--case", "commit/when-*", "--claims", "sync"))
+    assert (ran.status, ran.verdicts) == (1, {"commit.sync": "fail"})
+    assert seen.replace("3.pt", "0.pt") in ran.said

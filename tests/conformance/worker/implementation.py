@@ -104,7 +104,10 @@ def _check_names(layout: Layout, name: str) -> None:
     except (re.error, TypeError) as error:
         raise CannotJudge(f"The layout of {name} has no regular expression in `checkpoint`: {error}.") from None
     if "step" not in pattern.groupindex:
-        raise CannotJudge(f"The layout of {name} has no group (?P<step>...) in {layout.checkpoint!r}.")
+        raise CannotJudge(
+            f"The layout of {name} has no group (?P<step>...) in {layout.checkpoint!r}. The step has to be in the "
+            "name: a manager that overwrites one file for ever has no checkpoints to tell apart, and can't be judged."
+        )
     try:
         match = pattern.fullmatch(layout.name.format(step=10))
     except (LookupError, ValueError, AttributeError):
