@@ -224,7 +224,7 @@ class Run:
         self._life = self._start()
         landing = resume.may_land_on(self._run.folder.complete(), self._run.folder.latest_or_newest())
         loaded = self._life.load()
-        self._run.expect_landing("resume.lands", loaded, landing)
+        self._run.expect_landing("resume.lands", loaded, landing, reaches=landing != {None})
         self._expect_saved_state("resume.exact", self._life, loaded.step)
 
     def _rewind(self, which: int) -> None:
@@ -266,29 +266,39 @@ class Run:
     # -- agreement --------------------------------------------------------------
 
     def _agree(self, state: model.State, bounds: model.Bounds) -> None:
+        """A clause is reached where there is something to see: a checkpoint, a deletion, something that has to go."""
         folder = self._run.folder
         complete, latest = folder.complete(), folder.latest_or_newest()
         seen = f"{folder}"
         when = "commit.no-later-than" if state.background else "commit.sync"
         dead = "resume.after-kill" if self._life is None else when
-        self._run.expect(dead, latest in bounds.latest, expected=f"latest at one of {_shown(bounds.latest)}", seen=seen)
+        self._run.expect(
+            dead,
+            latest in bounds.latest,
+            expected=f"latest at one of {_shown(bounds.latest)}",
+            seen=seen,
+            reaches=latest is not None,
+        )
         self._run.expect(
             "retention.keeps",
             bounds.must <= complete,
             expected=f"{_shown(bounds.must)} complete, with keep_last_n={state.keep_last_n}",
             seen=seen,
+            reaches=not self._state.complete <= complete,
         )
         self._run.expect(
             "retention.drops",
             complete <= bounds.may,
             expected=f"nothing but {_shown(bounds.may)}, with keep_last_n={state.keep_last_n}",
             seen=seen,
+            reaches=not self._state.complete <= bounds.may,
         )
         self._run.expect(
             "commit.atomic-pointer",
             latest is None or latest in complete,
             expected="latest at a complete checkpoint",
             seen=seen,
+            reaches=latest is not None,
         )
         self._state = model.adopt(state, complete, latest)
 

@@ -77,7 +77,11 @@ def test_at_every_instant_of_a_save_that_prunes_the_resume_point_stands(run: Sce
         life.gate.check()
         life.gate.forget()
     run.expect(
-        "retention.latest", run.folder.latest() == 6, expected="latest at 6, with a limit of 1", seen=str(run.folder)
+        "retention.latest",
+        run.folder.latest() == 6,
+        expected="latest at 6, with a limit of 1",
+        seen=str(run.folder),
+        reaches=not {2, 4} <= run.folder.complete(),
     )
 
 
@@ -145,7 +149,7 @@ def test_milestones_do_not_use_up_the_limit(run: Scenario, mode: str) -> None:
         committed.append(step)
         milestones = frozenset(committed) & {10, 11, 12, 14, 18}
         folder = retention.Folder(complete=frozenset(committed), milestones=milestones, latest=step, committed=step)
-        _expect_superset(run, "retention.keeps", retention.must_keep(folder, 3))
+        _expect_must_kept(run, folder, 3)
         expected = retention.survivors(folder, 3)
         run.expect(
             "retention.exempt-is-free",
@@ -260,18 +264,27 @@ def test_checkpoints_of_earlier_runs_count(run: Scenario, mode: str) -> None:
 
 def _expect_kept(run: Scenario, stood: frozenset[int], committed: int, keep_last_n: int) -> None:
     folder = retention.Folder(complete=stood, latest=committed, committed=committed)
-    _expect_superset(run, "retention.keeps", retention.must_keep(folder, keep_last_n))
+    _expect_must_kept(run, folder, keep_last_n)
     may = retention.may_keep(folder, keep_last_n)
     run.expect(
         "retention.drops",
         run.folder.steps() <= may,
         expected=f"nothing but {sorted(may)} right after the commit of {committed} with keep_last_n={keep_last_n}",
         seen=str(run.folder),
+        reaches=not stood <= may,
     )
 
 
-def _expect_superset(run: Scenario, clause: str, must: frozenset[int]) -> None:
-    run.expect(clause, must <= run.folder.complete(), expected=f"{sorted(must)} to be kept", seen=str(run.folder))
+def _expect_must_kept(run: Scenario, folder: retention.Folder, keep_last_n: int) -> None:
+    """Where nothing was deleted, nothing was kept either."""
+    must, complete = retention.must_keep(folder, keep_last_n), run.folder.complete()
+    run.expect(
+        "retention.keeps",
+        must <= complete,
+        expected=f"{sorted(must)} to be kept",
+        seen=str(run.folder),
+        reaches=not folder.complete <= complete,
+    )
 
 
 def _watch_in_flight(run: Scenario, step: int, shown: list[int], operation: Operation) -> None:
@@ -314,6 +327,7 @@ def _watch_pruning(run: Scenario, before: dict[int, list[str]], step: int, opera
         latest in complete,
         expected="latest at a complete checkpoint at every instant",
         seen=f"just before {operation}: {run.folder}",
+        reaches=not before.keys() <= complete,
     )
     _watch_replacement(run, before, step, operation)
 
@@ -325,6 +339,7 @@ def _watch_replacement(run: Scenario, before: dict[int, list[str]], step: int, o
         not gone or run.folder.latest_or_newest() == step,
         expected=f"steps {gone} to stand until step {step} is committed",
         seen=f"just before {operation}: {run.folder}",
+        reaches=bool(gone),
     )
     for old, files in before.items():
         if run.folder.layout.is_dir and layout_is_shared(run):
@@ -334,6 +349,7 @@ def _watch_replacement(run: Scenario, before: dict[int, list[str]], step: int, o
                 retention.may_be_left(files, now),
                 expected=f"step {old} whole or visibly incomplete at every instant of its deletion",
                 seen=f"just before {operation}: it looks complete with {now} of {files}",
+                reaches=now != files,
             )
 
 
