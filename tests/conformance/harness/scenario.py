@@ -129,14 +129,19 @@ class Life:
             self.commit()
 
     def commit(self, extra: Any = None) -> None:
-        """Save and wait; a step that is not complete then makes the clause about just that fall, not the test's own."""
+        """Save and wait; a step that is not complete then makes the clause about just that fall, not the test's own.
+
+        Under a limit that is retention, which rests on the clauses about the commit.
+        """
         self.save(extra)
         self.wait()
-        folder = self.scenario.folder
+        folder, limit = self.scenario.folder, self.settings.get("keep_last_n") or 0
         clause = "commit.sync" if self.settings["mode"] == "sync" else "commit.no-later-than"
         if self.step not in folder.complete() and str(folder.path) == self.settings.get("folder", str(folder.path)):
             self.scenario.judge.fall(
-                clause, expected=f"step {self.step} complete when save and wait have returned", seen=str(folder)
+                "retention.keeps" if limit > 0 else clause,
+                expected=f"step {self.step} complete when save and wait have returned",
+                seen=str(folder),
             )
 
     def wait(self) -> None:
