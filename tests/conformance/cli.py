@@ -48,6 +48,9 @@ from forge_spec import BY_SLUG, CLAUSES
 from forge_spec.clauses import CAPABILITIES, Level
 
 _HERE = Path(__file__).resolve().parent
+_TIMEOUT_S = 20.0
+_OF_THE_USERS_TESTS = ("PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD")
+"""Variables that would change the suite's own pytest."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--impl", required=True, help="a drop-in module, module:Adapter, or file.py:Adapter")
         command.add_argument("--python", help="the Python that the manager lives in (default: this one)")
         command.add_argument(
-            "--timeout", type=_seconds, default=20, metavar="S", help="until a command counts as hung (20)"
+            "--timeout", type=_seconds, default=_TIMEOUT_S, metavar="S", help="until a command counts as hung (20)"
         )
         command.add_argument(
             "--import-timeout", type=_seconds, default=120, metavar="S", help="when importing the manager does (120)"
@@ -95,10 +98,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--out", type=Path, help="the directory of the report's files (./reports/NAME)")
     run.add_argument("--clause", action="append", metavar="SLUG", help="only tests that judge this clause; repeatable")
     run.add_argument(
-        "--examples", type=int, default=0, metavar="N", help="try N new random programs, not the usual few"
+        "--examples", type=_count, default=0, metavar="N", help="try N new random programs, not the usual few"
     )
     run.add_argument("--case", metavar="PATTERN", help="only tests whose name in the report matches")
-    run.add_argument("-n", type=_processes, default=1, metavar="N", help="processes that judge side by side (1)")
+    run.add_argument("-n", type=_count, default=1, metavar="N", help="processes that judge side by side (1)")
     run.set_defaults(command=_run)
 
     listing = commands.add_parser("list", help="the clauses")
@@ -111,10 +114,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _processes(text: str) -> int:
-    number = int(text) if text.isdigit() else 0
+def _count(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no number of processes; 1 is the least")
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
     return number
 
 
@@ -231,10 +234,19 @@ def _run(options: argparse.Namespace) -> int:
         seconds=time.perf_counter() - begun,
         is_partial=only is not None or options.case is not None,
         errors=_our_errors(pytest_status, output, collected),
+        options=tuple(_told(options)),
     )
     print(render.console(report, colour=sys.stdout.isatty()))
     print(f"written: {', '.join(render.write(report, out))}")
     return report.status
+
+
+def _told(options: argparse.Namespace) -> Iterator[str]:
+    """The options that decide how a test goes, as they were given."""
+    for name in ("python", "claims", "examples", "timeout"):
+        value = getattr(options, name)
+        if value not in (None, 0, _TIMEOUT_S):
+            yield f"--{name}={value:g}" if name == "timeout" else f"--{name}={value}"
 
 
 def _first_contact(server: Server, impl: str) -> None:
@@ -315,6 +327,8 @@ def _pytest(
         arguments += ["--forge-cases", options.case]
     if options.n > 1:
         arguments += ["-n", str(options.n), "--dist", "worksteal"]
+    for name in _OF_THE_USERS_TESTS:
+        os.environ.pop(name, None)
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
         status = int(pytest.main(arguments, plugins=[collected]))

@@ -159,6 +159,8 @@ def test_expected_failures_that_cannot_be_read_are_refused(how: str) -> None:
         (["--out", "a-file/reports"], ["--out", "a-file/reports"]),
         (["--timeout", "0"], ["--timeout", "'0'"]),
         (["--timeout", "soon"], ["--timeout", "'soon'"]),
+        (["--examples", "-3"], ["--examples", "'-3'"]),
+        (["-n", "0"], ["-n", "'0'"]),
         (["--import-timeout", "-1"], ["--import-timeout", "'-1'"]),
     ],
 )

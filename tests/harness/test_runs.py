@@ -4,6 +4,7 @@ Each run judges a clause or two; every exit status is seen, and whatever the man
 """
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -143,6 +144,22 @@ def test_smoke_tells_what_it_reached(forge: Command) -> None:
     assert ran.status == 0, ran.said
     assert "the folder holds 3.pt" in ran.out
     assert "a new process resumed at step 3" in ran.out
+
+
+def test_a_failure_prints_the_command_that_sees_it_again(forge: Command) -> None:
+    claims = ("--claims=+peek", "--timeout", "15")
+    ran = forge.run("liars.py:Boaster", "resume.peek-agrees", options=("--level", "strict", *claims))
+    (line,) = [line.strip() for line in ran.out.splitlines() if line.startswith("  reproduce: ")]
+    _, command, *words = shlex.split(line)
+    assert command == "forge-conformance"
+    again = forge(*words, "--out", str(forge.folder / "reports"))
+    assert {"--claims=+peek", "--timeout=15"} <= set(words)
+    assert [test["outcome"] for test in again.report["tests"]] == ["failed"]
+
+
+def test_what_the_users_own_tests_are_told_is_not_for_the_suite(forge: Command) -> None:
+    ran = forge.run("honest.py", QUICK, PYTEST_ADDOPTS="--collect-only -k nothing", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    assert (ran.status, ran.verdicts) == (0, {QUICK: "pass"}), ran.said
 
 
 @pytest.mark.parametrize(

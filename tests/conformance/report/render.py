@@ -1,6 +1,7 @@
 """The same report four times: for a terminal, a program, a CI server and a pull request."""
 
 import json
+import shlex
 import textwrap
 from typing import Any
 from xml.etree import ElementTree
@@ -104,8 +105,7 @@ def _explained(one: Judged, report: Report) -> list[str]:
     head = f"{one.verdict.upper()} {one.clause.slug} ({one.clause.level}): a checkpoint manager {one.clause.sentence}"
     lines = [_wrapped(head, 0, 2), _wrapped(f"why: {one.clause.why}", 2, 4)]
     if one.because_of is not None:
-        root = f"  It rests on {one.because_of}, which fell too: look there first."
-        return [*lines, root, *_seen(one.failures[0])[:2]]
+        lines.append(f"  It rests on {one.because_of}, which fell too: look there first.")
     lines += _seen(one.failures[0])
     others = [finding.case for finding in one.failures[1:]]
     if others:
@@ -122,11 +122,10 @@ def _seen(finding: Finding) -> list[str]:
 
 
 def reproduce(finding: Finding, report: Report) -> str:
-    """The command that runs this test alone."""
-    python = report.implementation["environment"]["executable"]
-    other = f" --python {python}" if report.implementation.get("is_other_python") else ""
+    """The command that runs this test alone, quoted for a shell."""
     name = report.implementation["name"]
-    return f"forge-conformance run --impl {name}{other} --level {report.level} --case '{finding.case}'"
+    words = ["run", "--impl", name, *report.options, "--level", str(report.level), "--case", finding.case]
+    return shlex.join(["forge-conformance", *words])
 
 
 def _wrapped(text: str, indent: int, hanging: int) -> str:

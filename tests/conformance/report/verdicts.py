@@ -148,6 +148,8 @@ class Report:
     is_partial: bool = False
     """Whether only some clauses were asked for."""
     errors: tuple[str, ...] = field(default=())
+    options: tuple[str, ...] = ()
+    """What the command was told besides manager, level and choice of tests: what it takes to run a test alone."""
 
     def count(self, verdict: Verdict) -> int:
         """How many clauses have this verdict."""
