@@ -360,6 +360,16 @@ def test_saving_an_existing_step_again_never_mixes_two_and_never_loses_it(
     run.expect("commit.resave", not is_left, expected="no file of the earlier save in it", seen=f"{run.folder.files()}")
 
 
+@judges("commit.resave", "commit.atomic-pointer", needs=("pointer",))
+def test_while_a_step_is_saved_again_latest_never_leads_nowhere(run: Scenario, mode: str) -> None:
+    run.start(mode=mode).commit_at(2, 4)
+    life = run.start(mode=mode, seed=1, gated=True)
+    life.train_to(4)
+    life.gate.observe(lambda operation: _watch_target(run, 4, operation))
+    life.commit()
+    life.gate.check()
+
+
 @judges("commit.resave")
 def test_the_second_save_of_a_step_is_the_one_that_counts(run: Scenario, mode: str) -> None:
     life = run.start(mode=mode)
@@ -499,6 +509,15 @@ class _Poller:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
+
+
+def _watch_target(run: Scenario, step: int, operation: Operation) -> None:
+    run.expect(
+        "commit.atomic-pointer",
+        run.folder.latest() == step,
+        expected=f"latest at step {step} at every instant of saving that step again",
+        seen=f"just before {operation}: {run.folder}",
+    )
 
 
 def _watch_pointer(run: Scenario, operation: Operation, seen: list[int], clause: str = "commit.deferred") -> None:

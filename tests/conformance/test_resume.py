@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from forge_conformance.harness.gate import at
-from forge_conformance.harness.judge import judges
+from forge_conformance.harness.judge import Unreached, judges
 from forge_conformance.harness.scenario import ALL_KINDS, Life, Scenario
 from forge_conformance.harness.worker import Raised
 from forge_spec import resume
@@ -285,18 +285,32 @@ def test_peek_names_the_step_that_load_lands_on(run: Scenario, mode: str) -> Non
 
 @judges("resume.peek-agrees", needs=("explicit",))
 def test_peek_follows_a_named_path(run: Scenario) -> None:
-    run.start().commit_at(2, 4)
+    run.start().commit_at(2, 4, 6)
     life = run.start(seed=999)
     peeked = life.worker.call("peek", path=str(run.folder.of(2)))
     run.expect("resume.peek-agrees", peeked == 2, expected="2, the named step", seen=peeked)
+    life.kill()
+    configured = str(run.folder.of(4))
+    _expect_peek(run, 4, f"a load_path, {configured}", load_path=configured)
 
 
 @pytest.mark.parametrize("how", ["exclude_keys", "exclude_from_loading"])
-@pytest.mark.parametrize("excluded,kinds", [("model", ["parameter", "buffer"]), ("optimizer", ["moment"])])
+@pytest.mark.parametrize(
+    "excluded,kinds,travels_with",
+    [
+        ("model", ["parameter", "buffer"], ()),
+        ("optimizer", ["moment"], ()),
+        ("scheduler", ["scheduler"], ("train-state",)),
+        ("rng", ["rng"], ("rng",)),
+        ("dataloader", ["loader"], ("dataloader",)),
+    ],
+)
 @judges("resume.exclude")
 def test_what_is_excluded_stays_and_the_rest_is_loaded(
-    run: Scenario, how: str, excluded: str, kinds: list[str]
+    run: Scenario, how: str, excluded: str, kinds: list[str], travels_with: tuple[str, ...]
 ) -> None:
+    if not run.has(*travels_with):
+        raise Unreached(f"{excluded} does not travel with a checkpoint: {travels_with[0]} is not claimed")
     run.start().commit_at(3)
     configured = [excluded] if how == "exclude_from_loading" else []
     life = run.start(seed=5, exclude_from_loading=configured)
@@ -304,7 +318,7 @@ def test_what_is_excluded_stays_and_the_rest_is_loaded(
     before = life.digest()
     life.load(run.folder.of(3) if run.has("explicit") else None, exclude=[] if configured else [excluded])
     run.expect_same("resume.exclude", life.digest(), before, kinds, f"{excluded} as it was, excluded by {how}")
-    loaded = {"parameter", "buffer", "moment"} - set(kinds)
+    loaded = set(run.kinds()) - set(kinds) - {"group", "scheduler"}  # those depend on each other
     run.expect_state("resume.exclude", life, 3, kinds=loaded)
 
 
@@ -504,9 +518,9 @@ def _step(outcome: resume.Outcome) -> int | None:
     return outcome.step if isinstance(outcome, resume.Step) else None
 
 
-def _expect_peek(run: Scenario, step: int | None, situation: str) -> None:
+def _expect_peek(run: Scenario, step: int | None, situation: str, **settings: Any) -> None:
     run.judge.tell(f"there is {situation}: {run.folder}")
-    life = run.start(seed=999)
+    life = run.start(seed=999, **settings)
     peeked = life.worker.call("peek", path=None)
     loaded = life.load()
     landed = None if loaded.is_fresh else loaded.step

@@ -85,15 +85,18 @@ def test_at_every_instant_of_a_save_that_prunes_the_resume_point_stands(run: Sce
     )
 
 
+@pytest.mark.parametrize("keep_last_n", [1, 3])
 @judges("retention.after-commit", "retention.invalidate-first", "retention.drops")
-def test_without_a_pointer_too_nothing_goes_before_its_replacement_is_there(run: Scenario, mode: str) -> None:
-    life = run.start(mode=mode, keep_last_n=1, gated=True)
-    life.commit_at(2)
-    before = {2: _files(run, 2)}
-    life.gate.observe(partial(_watch_replacement, run, before, 4))
-    life.commit_at(4)
+def test_without_a_pointer_too_nothing_goes_before_its_replacement_is_there(
+    run: Scenario, mode: str, keep_last_n: int
+) -> None:
+    life = run.start(mode=mode, keep_last_n=keep_last_n, gated=True)
+    life.commit_at(*range(1, keep_last_n + 1))
+    before = {step: _files(run, step) for step in run.folder.complete()}
+    life.gate.observe(partial(_watch_replacement, run, before, 7))
+    life.commit_at(7)
     life.gate.check()
-    _expect_replaced(run, before, 4)
+    _expect_replaced(run, {1: before[1]}, 7)
 
 
 @judges("retention.latest", needs=("async",))
