@@ -219,8 +219,7 @@ def test_killed_at_any_file_operation_of_a_save_the_run_resumes_and_saves_on(
     life.kill()
     for disk, operation in disks.all():
         run.folder.become(disk)
-        run.judge.story[:] = [f"step 2 is committed; a save of step 4 is killed just before {operation}"]
-        run.judge.tell(f"the folder holds: {run.folder}")
+        run.retell(f"life 1 commits step 2, saves step 4 and is killed just before {operation}")
         again, loaded = run.resume(mode=mode, keep_last_n=1)
         run.expect_landing("commit.whole", loaded, {2, 4}, "2 was committed, 4 was being saved")
         run.expect_state("resume.exact", again, loaded.step)
@@ -339,6 +338,7 @@ def test_saving_an_existing_step_again_never_mixes_two_and_never_loses_it(
     stray = run.folder.of(4) / "__7_0.distcp" if run.folder.layout.is_dir else None
     if stray is not None:
         stray.write_bytes(b"a shard of an earlier, larger world")
+        run.judge.tell(f"a stray shard, {stray.name}, is put into step 4, as a run with more ranks leaves it")
     life = run.start(mode=mode, seed=1, gated=True)
     disks = Disks(run, tmp_path)
     life.train_to(4)
@@ -350,8 +350,8 @@ def test_saving_an_existing_step_again_never_mixes_two_and_never_loses_it(
     life.kill()
     for disk, operation in disks.all():
         run.folder.become(disk)
-        run.judge.story[:] = [f"step 4 of another run is saved over step 4 and killed just before {operation}"]
-        run.judge.tell(f"the folder holds: {run.folder}")
+        over = f"step 4{f' and the stray {stray.name} in it' if stray else ''}"
+        run.retell(f"life 1, another run, saves its step 4 over {over}, and is killed just before {operation}")
         again, loaded = run.resume(mode=mode)
         run.expect_landing("commit.resave", loaded, {4}, "step 4 could be resumed before it was saved again")
         _expect_one_of_two(run, again, 4)
@@ -580,5 +580,5 @@ def _errors(life: Life, *calls: str) -> list[str]:
             {"save": life.save, "wait": life.wait, "flush": life.flush}[call]()
         except Raised as error:
             raised.append(str(error))
-            life.scenario.judge.tell(f"{call} raises {error.message[:200]}")
+            life.scenario.judge.tell(f"{error}"[:300])
     return raised

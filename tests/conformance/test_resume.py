@@ -132,7 +132,7 @@ def test_with_nothing_to_load_nothing_changes(run: Scenario, any_mode: str) -> N
 def test_with_a_torn_latest_the_newest_complete_checkpoint_is_taken(run: Scenario, mode: str) -> None:
     run.start(mode=mode).commit_at(2, 4, 6)
     torn, complete = run.folder.of(6).name, run.folder.of(4).name
-    run.judge.tell(f"a crash in mid-flush left {torn} without {run.tear(6)}, and latest at it")
+    run.judge.tell(f"{torn} is made torn, as a crash in mid-flush leaves it: {run.tear(6)}; latest is at it")
     life, loaded = run.resume(mode=mode)
     run.expect_landing("resume.fallback", loaded, {4}, "6 is torn")
     run.expect_warning("resume.fallback", life, torn, complete)
@@ -142,7 +142,7 @@ def test_with_a_torn_latest_the_newest_complete_checkpoint_is_taken(run: Scenari
 @judges("resume.skips-torn", "resume.continue")
 def test_a_torn_newest_checkpoint_is_passed_over_and_written_again(run: Scenario, mode: str) -> None:
     run.start(mode=mode).commit_at(2, 4, 6)
-    run.judge.tell(f"a crash left step 6 torn, without {run.tear(6)}")
+    run.judge.tell(f"step 6 is made torn, as a crash leaves it: {run.tear(6)}")
     if run.folder.layout.pointer is not None:
         run.folder.point_at(run.folder.of(4).name)
     life, loaded = run.resume(mode=mode)
@@ -179,7 +179,7 @@ def test_a_named_checkpoint_is_loaded_or_refused_never_replaced(run: Scenario, m
     life = run.start(mode=mode, seed=999)
     run.expect_landing("resume.explicit-honoured", life.load(run.folder.of(4)), {4}, "it was named")
     run.expect_state("resume.explicit-honoured", life, 4, kinds=["parameter", "moment"])
-    run.judge.tell(f"step 4 is torn: it loses {run.tear(4)}")
+    run.judge.tell(f"step 4 is made torn, as a crash leaves it: {run.tear(4)}")
     other = run.start(mode=mode, seed=999)
     with run.expect_error("resume.explicit-honoured", doing="loading the torn step 4 by its name"):
         other.load(run.folder.of(4))
@@ -214,7 +214,7 @@ def test_a_named_path_that_is_not_there_is_an_error(run: Scenario, how: str) -> 
 @judges("resume.no-fallback-without-dcp")
 def test_a_load_of_the_train_state_alone_stays_with_latest(run: Scenario, mode: str) -> None:
     run.start(mode=mode).commit_at(2, 4)
-    run.judge.tell(f"step 4 loses {run.tear(4)}; its train state is still there")
+    run.judge.tell(f"step 4 is made torn: {run.tear(4)}; its train state is still there")
     life = run.start(mode=mode, seed=999)
     before = life.digest("parameter", "moment")
     loaded = life.load(exclude=["model", "optimizer"])
@@ -255,8 +255,7 @@ def test_a_lost_pointer_does_not_lose_the_run(run: Scenario, mode: str, pointer:
 def test_with_nothing_but_torn_checkpoints_the_run_starts_fresh_and_says_so(run: Scenario, mode: str) -> None:
     run.start(mode=mode).commit_at(2, 4)
     for step in (2, 4):
-        run.tear(step)
-    run.judge.tell("both checkpoints are torn")
+        run.judge.tell(f"step {step} is made torn, as a crash leaves it: {run.tear(step)}")
     files, names = run.folder.files(), [run.folder.of(step).name for step in (2, 4)]
     life, loaded = run.resume(mode=mode)
     run.expect_landing("resume.all-torn", loaded, {None}, "nothing complete is there")

@@ -405,5 +405,4 @@ def _plant_torn(run: Scenario, step: int, of: int) -> None:
     original = run.folder.of(of)
     copy = original.with_name(run.folder.layout.name.format(step=step))
     shutil.copytree(original, copy) if original.is_dir() else shutil.copy(original, copy)
-    missing = run.tear(step)
-    run.judge.tell(f"a killed save left step {step} torn, without {missing}")
+    run.judge.tell(f"a torn step {step} is put there, as a killed save leaves it: {run.tear(step)}")

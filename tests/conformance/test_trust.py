@@ -213,7 +213,7 @@ def _expect_no_load(run: Scenario, step: int, what: str) -> None:
     try:
         loaded = life.load()
     except Raised as error:
-        run.judge.tell(f"the load raises {error.message[:200]}")
+        run.judge.tell(f"{error}"[:300])
         return
     seen = f"loaded step {loaded.step}"
     run.expect("trust.same-file", loaded.step != step, expected=f"{what} to be refused", seen=seen, reaches=False)
@@ -223,7 +223,7 @@ def _try_load(life: Life) -> ManagerFault | None:
     try:
         life.load()
     except Raised as error:
-        life.scenario.judge.tell(f"the load raises {error.message[:200]}")
+        life.scenario.judge.tell(f"{error}"[:300])
         return error
     return None
 

@@ -105,14 +105,14 @@ class Folder:
                 self.pointer.write_text(target)
 
     def tear(self, step: int) -> str:
-        """Make the checkpoint of this step torn, as a death before its marker leaves it; the name of what is gone."""
+        """Make the checkpoint of this step torn, as a death before its marker leaves it; what it is now, in words."""
         path = self.of(step)
         if not self.layout.is_dir:
             path.write_bytes(b"")
-            return path.name
+            return "empty"
         name = self.layout.required[0]
         (path / name).unlink()
-        return name
+        return f"without {name}"
 
     def files(self) -> list[str]:
         """Every file and link below the folder, relative to it, sorted."""

@@ -166,7 +166,7 @@ class Life:
         self._tell(where + (f" without {', '.join(exclude)}" if exclude else ""))
         loaded = self.worker.load(path, exclude, freeze_expected, parts)
         self.step = loaded.step
-        self._tell("comes back fresh" if loaded.is_fresh else f"comes back at step {loaded.step}")
+        self._tell(f"comes back at step {loaded.step}" + (", as from a fresh start" if loaded.is_fresh else ""))
         return loaded
 
     def digest(self, *kinds: str) -> dict[str, str]:
@@ -264,6 +264,8 @@ class Scenario:
         """How long a scenario waits for something that a right manager does at once."""
         self._timelines = timeline
         self._lives: list[Life] = []
+        self._told_of = 0
+        """How many lives the story knows."""
 
     @property
     def implementation(self) -> Implementation:
@@ -284,7 +286,8 @@ class Scenario:
         if gated:
             self.require_gate()
         settings = {"mode": self.mode, **settings}
-        name = f"life {len(self._lives) + 1}"
+        self._told_of += 1
+        name = f"life {self._told_of}"
         shown = ", ".join(f"{key}={value!r}" for key, value in settings.items() if value is not None)
         self.judge.tell(f"{name} starts with {shown}")
         worker = self.server.spawn(self.folder.path if gated else None, reads=reads)
@@ -318,7 +321,7 @@ class Scenario:
         return kinds_claimed(self.capabilities)
 
     def tear(self, step: int) -> str:
-        """Make a checkpoint torn, as a death before its marker leaves it; the name of what is gone.
+        """Make a checkpoint torn, as a death before its marker leaves it; what it is now, in words.
 
         A checkpoint of one file that is renamed into place is never torn by a
         kill, only by a loss of power, which is not asked about at level core.
@@ -326,6 +329,11 @@ class Scenario:
         if not self.folder.layout.is_dir and self.level < Level.STRICT:
             raise Unreached("a checkpoint of one file is torn by a loss of power, which level core does not ask about")
         return self.folder.tear(step)
+
+    def retell(self, sentence: str) -> None:
+        """Begin the story anew, with what the first life has done; the next one to start is the second."""
+        self.judge.story[:] = [sentence, f"the folder holds: {self.folder}"]
+        self._told_of = 1
 
     # -- judging ----------------------------------------------------------------
 
