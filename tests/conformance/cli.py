@@ -16,6 +16,7 @@ import importlib
 import io
 import os
 import re
+import signal
 import sys
 import tempfile
 import textwrap
@@ -57,11 +58,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status; see the module's text."""
     options = _parser().parse_args(arguments)
     try:
-        status: int = options.command(options)
+        _check_here()
+        with _ended_like_interrupted():
+            status: int = options.command(options)
+        sys.stdout.flush()
         return status
     except (CannotJudge, BadExpectations, BadArgument) as reason:
         print(f"forge-conformance: {reason}", file=sys.stderr)
         return Status.NOTHING_JUDGED
+    except BrokenPipeError:  # whoever read our output has seen enough, as in `list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("forge-conformance: interrupted", file=sys.stderr)
         return Status.OUR_ERROR
@@ -69,6 +76,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("forge-conformance: an error of the suite, not of the manager:", file=sys.stderr)
         traceback.print_exc()
         return Status.OUR_ERROR
+
+
+def _check_here() -> None:
+    """Relative names, an `--impl` beside them and the worker's imports all start from the working directory."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise BadArgument("the working directory is gone; change to one that is there.") from None
+
+
+@contextlib.contextmanager
+def _ended_like_interrupted() -> Iterator[None]:
+    """SIGTERM ends a run like Ctrl-C: workers and temporary folders go, and what was found out is reported."""
+    before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class BadArgument(Exception):
@@ -232,13 +258,22 @@ def _run(options: argparse.Namespace) -> int:
         mismatches=capability_mismatches(claims, implementation.probe),
         findings=tuple(collected.findings),
         seconds=time.perf_counter() - begun,
-        is_partial=only is not None or options.case is not None,
+        is_partial=only is not None or options.case is not None or collected.is_interrupted,
         errors=_our_errors(pytest_status, output, collected),
         options=tuple(_told(options)),
     )
+    return _publish(report, out)
+
+
+def _publish(report: Report, out: Path) -> Status:
+    """Files first: a terminal may go away meanwhile.  A report that can't be written is shown all the same."""
+    try:
+        said, status = f"written: {', '.join(render.write(report, out))}", report.status
+    except OSError as error:
+        said, status = f"forge-conformance: the report can't be written to {out}: {error}", Status.OUR_ERROR
     print(render.console(report, colour=sys.stdout.isatty()))
-    print(f"written: {', '.join(render.write(report, out))}")
-    return report.status
+    print(said, file=sys.stdout if status is report.status else sys.stderr)
+    return status
 
 
 def _told(options: argparse.Namespace) -> Iterator[str]:
@@ -266,12 +301,11 @@ def _first_contact(server: Server, impl: str) -> None:
 
 
 def _directory(path: Path) -> Path:
-    """Made now, because to find out after the run would lose the run."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadArgument(f"--out {path} can't be made a directory: {error.strerror}.") from None
-    if not os.access(path, os.W_OK | os.X_OK):
+    """Looked at before the run, and made after it, so that a refusal leaves nothing behind."""
+    nearest = next(above for above in (path, *path.absolute().parents) if above.exists())
+    if not nearest.is_dir():
+        raise BadArgument(f"--out {path} can't be made a directory: {nearest} is a file.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
         raise BadArgument(f"--out {path} can't be written to.")
     return path
 
@@ -338,6 +372,8 @@ def _pytest(
 
 def _our_errors(pytest_status: int, output: str, collected: "_Collected") -> tuple[str, ...]:
     """Whatever kept tests from finding something out."""
+    if collected.is_interrupted:
+        return (f"interrupted after {len(collected.findings)} tests; what is missing was not judged",)
     broken = pytest_status in (pytest.ExitCode.INTERNAL_ERROR, pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERRUPTED)
     tail = (f"pytest ended with status {pytest_status}:\n{output[-3000:]}",) if broken else ()
     return (*collected.lost, *tail)
@@ -361,6 +397,7 @@ class _Collected:
         self.findings: list[Finding] = []
         self.lost: list[str] = []
         """Tests that ended without a finding: our errors."""
+        self.is_interrupted = False
         self._stream = stream
         self._server = server
         self._total = 0
@@ -392,6 +429,9 @@ class _Collected:
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
             self.lost.append(f"{report.nodeid} could not be collected: {report.longrepr}")
+
+    def pytest_keyboard_interrupt(self) -> None:
+        self.is_interrupted = True
 
     def _show(self, case: str) -> None:
         done = len(self.findings)

@@ -38,6 +38,10 @@ class Status(IntEnum):
     OUR_ERROR = 3
 
 
+MODES = frozenset({"sync", "async", "pinned"})
+"""The capabilities that are ways to save."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """What one test found out; see `plugin.found_out`."""
@@ -207,7 +211,7 @@ def _judge(
     if errors:
         return Judged(clause, Verdict.ERROR, reached, cases, tuple(errors), reason=str(errors[0].reason))
     if not reached:
-        return Judged(clause, Verdict.UNREACHED, 0, cases, reason=_why_unreached(mine))
+        return Judged(clause, Verdict.UNREACHED, 0, cases, reason=_why_unreached(mine, capabilities))
     return Judged(clause, Verdict.PASS, reached, cases)
 
 
@@ -240,7 +244,9 @@ def root_of(clause: Clause, fallen: Iterable[str]) -> str | None:
     return None
 
 
-def _why_unreached(mine: Sequence[Finding]) -> str:
+def _why_unreached(mine: Sequence[Finding], capabilities: frozenset[str]) -> str:
+    if not capabilities & MODES:
+        return f"no way to save is claimed, of {', '.join(sorted(MODES))}"
     if not mine:
         return "no test that judges it fits what is claimed"
     reasons = dict.fromkeys(finding.reason for finding in mine if finding.outcome == "unreached" and finding.reason)
