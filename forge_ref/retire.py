@@ -23,7 +23,11 @@ _log = logging.getLogger("forge_ref")
 
 
 def retire(folder: Path, committed: int, keep_last_n: int, is_milestone: Callable[[int], bool]) -> None:
-    """Delete what retention does not spare; `is_milestone` judges checkpoints that do not say it themselves."""
+    """Delete what retention does not spare; `is_milestone` judges checkpoints that do not say it themselves.
+
+    For use right after `latest` was pointed at the step `committed`, which is
+    the newest that counts and so among those that stay, whatever the limit.
+    """
     with _soft(folder):
         for found in _leaving(folder, committed, keep_last_n, is_milestone):
             with _soft(found.path):
@@ -48,7 +52,7 @@ def _leaving(folder: Path, committed: int, keep_last_n: int, is_milestone: Calla
     milestones = {found for found in complete if _was_milestone(found, is_milestone)}
     ordinary = [found for found in complete if found not in milestones]
     spared = {*milestones, *ordinary[-keep_last_n:]}
-    return [found for found in due if found not in spared and found.path.name != _latest(folder)]
+    return [found for found in due if found not in spared]
 
 
 def _was_milestone(found: StepDir, is_milestone: Callable[[int], bool]) -> bool:
@@ -58,13 +62,6 @@ def _was_milestone(found: StepDir, is_milestone: Callable[[int], bool]) -> bool:
     except (OSError, ValueError):
         recorded = None
     return recorded if isinstance(recorded, bool) else is_milestone(found.step)
-
-
-def _latest(folder: Path) -> str | None:
-    try:
-        return os.path.basename(os.readlink(folder / layout.LATEST))
-    except OSError:
-        return None
 
 
 def _hide(folder: Path, found: StepDir) -> Path:

@@ -109,6 +109,7 @@ CLAUSES: tuple[Clause, ...] = (
         "loader are untouched by a save, so that a run that saves has the losses of one that does not",
         why="Runs stop being comparable: the same seed gives another result under another save interval.",
         sometimes="two runs that differ only in whether they save were trained on after the save",
+        rests_on=("commit.sync", "commit.no-later-than"),
     ),
     Clause(
         slug="commit.all-stages",
@@ -138,7 +139,7 @@ CLAUSES: tuple[Clause, ...] = (
         why="Two saves are lost to one failure: the one that failed and the one that was already safe on disk.",
         sometimes="a save failed to start while the one before was durable and not yet committed",
         capabilities=_ASYNC,
-        rests_on=("commit.no-later-than",),
+        rests_on=("commit.no-later-than", "commit.failed-flush"),
     ),
     Clause(
         slug="commit.failed-flush",
@@ -179,6 +180,7 @@ CLAUSES: tuple[Clause, ...] = (
         "called",
         why="Exit handlers call them once more to be sure; that call must not be the one that raises or hangs.",
         sometimes="both were called before any save, and twice after one",
+        rests_on=("commit.sync", "commit.no-later-than"),
     ),
     Clause(
         slug="commit.collective",

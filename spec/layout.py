@@ -72,9 +72,9 @@ CLAUSES: tuple[Clause, ...] = (
     Clause(
         slug="layout.only-step-names",
         level=Level.STRICT,
-        sentence="takes for a checkpoint only what bears exactly the name it would give itself (here: a real directory "
-        "called `step_` and a decimal number without leading zeros), and never counts, reads, deletes or trips over "
-        "anything else",
+        sentence="takes for a checkpoint only what bears exactly the name it would give itself (in the shared layout: "
+        "a real directory called `step_` and a decimal number without leading zeros), and never counts, reads, "
+        "deletes or trips over anything else",
         why="People keep copies beside their checkpoints: `step_100_backup` read as 100 is deleted "
         "as the oldest, and `step_final` ends the run in a `ValueError` after the commit.",
         sometimes="look-alikes stood in the folder while checkpoints were saved, deleted and resumed from",

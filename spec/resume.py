@@ -27,6 +27,7 @@ CLAUSES: tuple[Clause, ...] = (
         sentence="lands, in an auto-resume of a new process, on the last save that was completed",
         why="Whatever else holds: a checkpoint that no resume comes back to was written for nothing.",
         sometimes="a save was completed and a new process resumed",
+        rests_on=("commit.sync", "commit.no-later-than"),
     ),
     Clause(
         slug="resume.after-kill",

@@ -33,6 +33,7 @@ CLAUSES: tuple[Clause, ...] = (
         "with the resume point among it, the run starts over.",
         sometimes="more checkpoints were committed than the limit keeps, and something was deleted",
         capabilities=_RETENTION,
+        rests_on=("commit.sync", "commit.no-later-than"),
     ),
     Clause(
         slug="retention.drops",

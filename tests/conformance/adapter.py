@@ -168,7 +168,11 @@ class Adapter:
         freeze_expected: Sequence[Mapping[str, Any]] | None,
         parts: Sequence[str],
     ) -> Loaded:
-        """Resume the training in place: from `path` if one is named, else wherever the manager decides."""
+        """Resume the training in place: from `path` if one is named, else wherever the manager decides.
+
+        `exclude` names what to leave as it is: `model`, `optimizer`,
+        `scheduler`, `dataloader`, `rng` (`exclude`).
+        """
         raise NotImplementedError
 
     # -- what some managers offer besides; each belongs to a capability -------

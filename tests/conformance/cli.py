@@ -16,6 +16,7 @@ import importlib
 import io
 import os
 import re
+import signal
 import sys
 import tempfile
 import textwrap
@@ -29,6 +30,7 @@ from typing import Any, TextIO
 import pytest
 
 from forge_conformance import __version__
+from forge_conformance.harness.folder import Folder
 from forge_conformance.harness.judge import JUDGES, Judges
 from forge_conformance.harness.scenario import kinds_claimed
 from forge_conformance.harness.server import CannotJudge, Implementation, Server
@@ -48,17 +50,26 @@ from forge_spec import BY_SLUG, CLAUSES
 from forge_spec.clauses import CAPABILITIES, Level
 
 _HERE = Path(__file__).resolve().parent
+_TIMEOUT_S = 20.0
+_OF_THE_USERS_TESTS = ("PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD")
+"""Variables that would change the suite's own pytest."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status; see the module's text."""
     options = _parser().parse_args(arguments)
     try:
-        status: int = options.command(options)
+        _check_here()
+        with _ended_like_interrupted():
+            status: int = options.command(options)
+        sys.stdout.flush()
         return status
     except (CannotJudge, BadExpectations, BadArgument) as reason:
         print(f"forge-conformance: {reason}", file=sys.stderr)
         return Status.NOTHING_JUDGED
+    except BrokenPipeError:  # whoever read our output has seen enough, as in `list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("forge-conformance: interrupted", file=sys.stderr)
         return Status.OUR_ERROR
@@ -70,6 +81,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _server(options: argparse.Namespace) -> Server:
     return Server(options.impl, options.python, options.timeout, options.import_timeout, options.device)
+
+
+def _check_here() -> None:
+    """Relative names, an `--impl` beside them and the worker's imports all start from the working directory."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise BadArgument("the working directory is gone; change to one that is there.") from None
+
+
+@contextlib.contextmanager
+def _ended_like_interrupted() -> Iterator[None]:
+    """SIGTERM ends a run like Ctrl-C: workers and temporary folders go, and what was found out is reported."""
+    before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class BadArgument(Exception):
@@ -87,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--impl", required=True, help="a drop-in module, module:Adapter, or file.py:Adapter")
         command.add_argument("--python", help="the Python that the manager lives in (default: this one)")
         command.add_argument(
-            "--timeout", type=_seconds, default=20, metavar="S", help="until a command counts as hung (20)"
+            "--timeout", type=_seconds, default=_TIMEOUT_S, metavar="S", help="until a command counts as hung (20)"
         )
         command.add_argument(
             "--import-timeout", type=_seconds, default=120, metavar="S", help="when importing the manager does (120)"
@@ -100,13 +130,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--out", type=Path, help="the directory of the report's files (./reports/NAME)")
     run.add_argument("--clause", action="append", metavar="SLUG", help="only tests that judge this clause; repeatable")
     run.add_argument(
-        "--examples", type=int, default=0, metavar="N", help="try N new random programs, not the usual few"
+        "--examples", type=_count, default=0, metavar="N", help="try N new random programs, not the usual few"
     )
     run.add_argument("--case", metavar="PATTERN", help="only tests whose name in the report matches")
     run.add_argument(
         "--ranks", type=_ranks, default="2,4", metavar="N,M", help="how many ranks distributed runs have (2,4); or none"
     )
-    run.add_argument("-n", type=_processes, default=1, metavar="N", help="processes that judge side by side (1)")
+    run.add_argument("-n", type=_count, default=1, metavar="N", help="processes that judge side by side (1)")
     run.set_defaults(command=_run)
 
     listing = commands.add_parser("list", help="the clauses")
@@ -119,10 +149,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _processes(text: str) -> int:
-    number = int(text) if text.isdigit() else 0
+def _count(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no number of processes; 1 is the least")
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
     return number
 
 
@@ -173,6 +203,10 @@ def _smoke_lives(server: Server, mode: str, said: "_Steps") -> int:
             first.save()
             first.wait()
             said(f"saved step 3; the folder holds {', '.join(sorted(p.name for p in Path(folder).iterdir()))}")
+            looked = Folder(Path(folder), server.implementation.layout)
+            if looked.latest_or_newest() != 3 or 3 not in looked.complete():
+                print(f"FAIL: by the layout of the adapter, step 3 was not committed: {looked}")
+                return Status.FAILED
             digest = first.digest()
             first.kill()
             said("killed the process")
@@ -241,12 +275,30 @@ def _run(options: argparse.Namespace) -> int:
         mismatches=capability_mismatches(claims, implementation.probe),
         findings=tuple(collected.findings),
         seconds=time.perf_counter() - begun,
-        is_partial=only is not None or options.case is not None,
+        is_partial=only is not None or options.case is not None or collected.is_interrupted,
         errors=_our_errors(pytest_status, output, collected),
+        options=tuple(_told(options)),
     )
+    return _publish(report, out)
+
+
+def _publish(report: Report, out: Path) -> Status:
+    """Files first: a terminal may go away meanwhile.  A report that can't be written is shown all the same."""
+    try:
+        said, status = f"written: {', '.join(render.write(report, out))}", report.status
+    except OSError as error:
+        said, status = f"forge-conformance: the report can't be written to {out}: {error}", Status.OUR_ERROR
     print(render.console(report, colour=sys.stdout.isatty()))
-    print(f"written: {', '.join(render.write(report, out))}")
-    return report.status
+    print(said, file=sys.stdout if status is report.status else sys.stderr)
+    return status
+
+
+def _told(options: argparse.Namespace) -> Iterator[str]:
+    """The options that decide how a test goes, as they were given."""
+    for name in ("python", "claims", "examples", "timeout"):
+        value = getattr(options, name)
+        if value not in (None, 0, _TIMEOUT_S):
+            yield f"--{name}={value:g}" if name == "timeout" else f"--{name}={value}"
 
 
 def _first_contact(server: Server, impl: str) -> None:
@@ -266,12 +318,11 @@ def _first_contact(server: Server, impl: str) -> None:
 
 
 def _directory(path: Path) -> Path:
-    """Made now, because to find out after the run would lose the run."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadArgument(f"--out {path} can't be made a directory: {error.strerror}.") from None
-    if not os.access(path, os.W_OK | os.X_OK):
+    """Looked at before the run, and made after it, so that a refusal leaves nothing behind."""
+    nearest = next(above for above in (path, *path.absolute().parents) if above.exists())
+    if not nearest.is_dir():
+        raise BadArgument(f"--out {path} can't be made a directory: {nearest} is a file.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
         raise BadArgument(f"--out {path} can't be written to.")
     return path
 
@@ -328,6 +379,8 @@ def _pytest(
         arguments += ["--forge-cases", options.case]
     if options.n > 1:
         arguments += ["-n", str(options.n), "--dist", "worksteal"]
+    for name in _OF_THE_USERS_TESTS:
+        os.environ.pop(name, None)
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
         status = int(pytest.main(arguments, plugins=[collected]))
@@ -337,6 +390,8 @@ def _pytest(
 
 def _our_errors(pytest_status: int, output: str, collected: "_Collected") -> tuple[str, ...]:
     """Whatever kept tests from finding something out."""
+    if collected.is_interrupted:
+        return (f"interrupted after {len(collected.findings)} tests; what is missing was not judged",)
     broken = pytest_status in (pytest.ExitCode.INTERNAL_ERROR, pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERRUPTED)
     tail = (f"pytest ended with status {pytest_status}:\n{output[-3000:]}",) if broken else ()
     return (*collected.lost, *tail)
@@ -360,6 +415,7 @@ class _Collected:
         self.findings: list[Finding] = []
         self.lost: list[str] = []
         """Tests that ended without a finding: our errors."""
+        self.is_interrupted = False
         self._stream = stream
         self._server = server
         self._total = 0
@@ -391,6 +447,9 @@ class _Collected:
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
             self.lost.append(f"{report.nodeid} could not be collected: {report.longrepr}")
+
+    def pytest_keyboard_interrupt(self) -> None:
+        self.is_interrupted = True
 
     def _show(self, case: str) -> None:
         done = len(self.findings)

@@ -69,7 +69,10 @@ class Session:
             timeouts = (option("--forge-timeout"), option("--forge-import-timeout"))
             warm = self._config.stash.get(WARM_SERVER, None)
             device = option("--forge-device")
-            self._server = warm or Server(option("--forge-impl"), option("--forge-python"), *timeouts, device)
+            try:
+                self._server = warm or Server(option("--forge-impl"), option("--forge-python"), *timeouts, device)
+            except CannotJudge as reason:
+                pytest.exit(f"forge-conformance: {reason}", returncode=pytest.ExitCode.USAGE_ERROR)
             self._server.rehearse([mode for mode in MODES if mode in self.capabilities])
         return self._server
 
@@ -138,6 +141,10 @@ _JUDGE = pytest.StashKey[Judge]()
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--forge-impl"):
+        try:
+            Level.named(config.getoption("--forge-level") or "core")
+        except ValueError as error:
+            raise pytest.UsageError(f"--forge-level: {error}") from None
         config.stash[_SESSION] = Session(config)
 
 

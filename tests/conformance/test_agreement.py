@@ -97,6 +97,7 @@ PROGRAMS = st.lists(ACTIONS, min_size=1, max_size=14)
     "commit.sync",
     "commit.no-later-than",
     "commit.atomic-pointer",
+    "commit.resave",
     "retention.keeps",
     "retention.drops",
 )
@@ -156,6 +157,8 @@ class Run:
         self._state = model.State(keep_last_n=limit, background=mode != "sync")
         self._life: Life | None = None
         self._saved: dict[int, list[dict[str, str]]] = {}
+        self._resaved: int | None = None
+        """The step that was saved last, if it stood already: what becomes of it then is another clause's business."""
 
     def perform(self, program: list[Action]) -> None:
         """Do it all; raises `ClauseFailure` at the first disagreement."""
@@ -224,8 +227,9 @@ class Run:
         self._life = self._start()
         landing = resume.may_land_on(self._run.folder.complete(), self._run.folder.latest_or_newest())
         loaded = self._life.load()
-        self._run.expect_landing("resume.lands", loaded, landing)
-        self._expect_saved_state("resume.exact", self._life, loaded.step)
+        self._run.expect_landing("resume.lands", loaded, landing, reaches=landing != {None})
+        clause = "commit.resave" if loaded.step == self._resaved else "resume.exact"
+        self._expect_saved_state(clause, self._life, loaded.step)
 
     def _rewind(self, which: int) -> None:
         stand = sorted(self._run.folder.complete())
@@ -248,7 +252,8 @@ class Run:
         )
 
     def _note(self, life: Life) -> None:
-        """What is about to be saved: its state, and whether it is a milestone."""
+        """What is about to be saved: its state, whether it stands already, and whether it is a milestone."""
+        self._resaved = life.step if life.step in self._state.complete else None
         if schedule.is_milestone(life.step, self._window):
             self._state = replace(self._state, milestones=self._state.milestones | {life.step})
         self._saved.setdefault(life.step, []).append(life.digest(*self._run.kinds()))
@@ -266,29 +271,40 @@ class Run:
     # -- agreement --------------------------------------------------------------
 
     def _agree(self, state: model.State, bounds: model.Bounds) -> None:
+        """A clause is reached where there is something to see: a checkpoint, a deletion, something that has to go."""
         folder = self._run.folder
         complete, latest = folder.complete(), folder.latest_or_newest()
         seen = f"{folder}"
-        when = "commit.no-later-than" if state.background else "commit.sync"
-        dead = "resume.after-kill" if self._life is None else when
-        self._run.expect(dead, latest in bounds.latest, expected=f"latest at one of {_shown(bounds.latest)}", seen=seen)
+        returned = "commit.no-later-than" if state.background else "commit.sync"
+        killed = "resume.after-kill" if self._resaved is None else "commit.resave"
+        is_dead = self._life is None
         self._run.expect(
-            "retention.keeps",
+            killed if is_dead else returned,
+            latest in bounds.latest,
+            expected=f"latest at one of {_shown(bounds.latest)}",
+            seen=seen,
+            reaches=latest is not None,
+        )
+        self._run.expect(
+            "commit.resave" if is_dead and self._resaved is not None else "retention.keeps",
             bounds.must <= complete,
             expected=f"{_shown(bounds.must)} complete, with keep_last_n={state.keep_last_n}",
             seen=seen,
+            reaches=not self._state.complete <= complete,
         )
         self._run.expect(
             "retention.drops",
             complete <= bounds.may,
             expected=f"nothing but {_shown(bounds.may)}, with keep_last_n={state.keep_last_n}",
             seen=seen,
+            reaches=not self._state.complete <= bounds.may,
         )
         self._run.expect(
             "commit.atomic-pointer",
             latest is None or latest in complete,
             expected="latest at a complete checkpoint",
             seen=seen,
+            reaches=latest is not None,
         )
         self._state = model.adopt(state, complete, latest)
 

@@ -11,7 +11,7 @@ from forge_conformance.harness.judge import Unreached, judges
 from forge_conformance.harness.scenario import ALL_KINDS, Life, Scenario
 from forge_spec import freeze, layout
 
-ADAPTER, TEXT, VISION = "adapter", "text", "vision"
+ADAPTER, AUDIO, TEXT, VISION = "adapter", "audio", "text", "vision"
 
 
 @judges("freeze.canonical")
@@ -24,19 +24,26 @@ def test_the_canonical_form_does_not_depend_on_order_or_repetition(run: Scenario
         run.expect("freeze.canonical", seen == expected, expected=f"{expected} for {given}", seen=f"{seen}")
 
 
+@pytest.mark.parametrize("shared", [[(VISION, True)], [(VISION, True), (AUDIO, False)]], ids=["one", "two"])
 @judges("freeze.intersection", "freeze.absent")
-def test_modules_that_only_one_side_names_are_not_compared(run: Scenario, mode: str) -> None:
-    _save_frozen(run, mode, [(VISION, True), (TEXT, False)])
+def test_modules_that_only_one_side_names_are_not_compared(
+    run: Scenario, mode: str, shared: list[tuple[str, bool]]
+) -> None:
+    _save_frozen(run, mode, [*shared, (TEXT, False)])
     life = run.start(mode=mode, seed=999)
-    loaded = life.load(freeze_expected=freeze.canonical([(ADAPTER, True), (VISION, True)]))
-    run.expect_landing("freeze.intersection", loaded, {2}, f"{VISION}, the shared module, is frozen on both sides")
+    loaded = life.load(freeze_expected=freeze.canonical([(ADAPTER, True), *shared]))
+    names = ", ".join(module for module, _ in shared)
+    run.expect_landing("freeze.intersection", loaded, {2}, f"the lists agree on {names}, which both name")
     other = run.start(mode=mode, seed=999)
     run.expect_landing("freeze.absent", other.load(), {2}, "no expectation was given")
 
 
+@pytest.mark.parametrize("agreed", [[], [(AUDIO, False)]], ids=["one-shared", "two-shared"])
 @judges("freeze.mismatch")
-def test_a_difference_on_a_shared_module_is_refused_before_anything_changes(run: Scenario, mode: str) -> None:
-    saved, expected = [(VISION, True), (TEXT, False)], [(VISION, False), (ADAPTER, True)]
+def test_a_difference_on_a_shared_module_is_refused_before_anything_changes(
+    run: Scenario, mode: str, agreed: list[tuple[str, bool]]
+) -> None:
+    saved, expected = [(VISION, True), (TEXT, False), *agreed], [(VISION, False), (ADAPTER, True), *agreed]
     _save_frozen(run, mode, saved)
     life = run.start(mode=mode, seed=999)
     life.train_to(1)

@@ -129,8 +129,10 @@ def _plant_look_alikes(run: Scenario, of: int) -> list[str]:
     if run.folder.layout.is_dir:
         (run.folder.path / odd).write_text("a file, not a directory")
         os.symlink(original.name, run.folder.path / link)
+    run.judge.tell(f"complete copies of {original.name} are put beside it: {', '.join(planted)}")
+    if run.folder.layout.is_dir:
+        run.judge.tell(f"and {odd}, which is a file, and {link}, which is a symlink to {original.name}")
         planted += [odd, link]
-    run.judge.tell(f"look-alikes were put into the folder: {', '.join(planted)}")
     return planted
 
 

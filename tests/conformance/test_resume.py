@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from forge_conformance.harness.judge import judges
+from forge_conformance.harness.gate import at
+from forge_conformance.harness.judge import Unreached, judges
 from forge_conformance.harness.scenario import ALL_KINDS, Life, Scenario
 from forge_conformance.harness.worker import Raised
 from forge_spec import resume
@@ -131,7 +132,7 @@ def test_with_nothing_to_load_nothing_changes(run: Scenario, any_mode: str) -> N
 def test_with_a_torn_latest_the_newest_complete_checkpoint_is_taken(run: Scenario, mode: str) -> None:
     run.start(mode=mode).commit_at(2, 4, 6)
     torn, complete = run.folder.of(6).name, run.folder.of(4).name
-    run.judge.tell(f"a crash in mid-flush left {torn} without {run.tear(6)}, and latest at it")
+    run.judge.tell(f"{torn} is made torn, as a crash in mid-flush leaves it: {run.tear(6)}; latest is at it")
     life, loaded = run.resume(mode=mode)
     run.expect_landing("resume.fallback", loaded, {4}, "6 is torn")
     run.expect_warning("resume.fallback", life, torn, complete)
@@ -141,7 +142,7 @@ def test_with_a_torn_latest_the_newest_complete_checkpoint_is_taken(run: Scenari
 @judges("resume.skips-torn", "resume.continue")
 def test_a_torn_newest_checkpoint_is_passed_over_and_written_again(run: Scenario, mode: str) -> None:
     run.start(mode=mode).commit_at(2, 4, 6)
-    run.judge.tell(f"a crash left step 6 torn, without {run.tear(6)}")
+    run.judge.tell(f"step 6 is made torn, as a crash leaves it: {run.tear(6)}")
     if run.folder.layout.pointer is not None:
         run.folder.point_at(run.folder.of(4).name)
     life, loaded = run.resume(mode=mode)
@@ -178,7 +179,7 @@ def test_a_named_checkpoint_is_loaded_or_refused_never_replaced(run: Scenario, m
     life = run.start(mode=mode, seed=999)
     run.expect_landing("resume.explicit-honoured", life.load(run.folder.of(4)), {4}, "it was named")
     run.expect_state("resume.explicit-honoured", life, 4, kinds=["parameter", "moment"])
-    run.judge.tell(f"step 4 is torn: it loses {run.tear(4)}")
+    run.judge.tell(f"step 4 is made torn, as a crash leaves it: {run.tear(4)}")
     other = run.start(mode=mode, seed=999)
     with run.expect_error("resume.explicit-honoured", doing="loading the torn step 4 by its name"):
         other.load(run.folder.of(4))
@@ -213,7 +214,7 @@ def test_a_named_path_that_is_not_there_is_an_error(run: Scenario, how: str) -> 
 @judges("resume.no-fallback-without-dcp")
 def test_a_load_of_the_train_state_alone_stays_with_latest(run: Scenario, mode: str) -> None:
     run.start(mode=mode).commit_at(2, 4)
-    run.judge.tell(f"step 4 loses {run.tear(4)}; its train state is still there")
+    run.judge.tell(f"step 4 is made torn: {run.tear(4)}; its train state is still there")
     life = run.start(mode=mode, seed=999)
     before = life.digest("parameter", "moment")
     loaded = life.load(exclude=["model", "optimizer"])
@@ -254,8 +255,7 @@ def test_a_lost_pointer_does_not_lose_the_run(run: Scenario, mode: str, pointer:
 def test_with_nothing_but_torn_checkpoints_the_run_starts_fresh_and_says_so(run: Scenario, mode: str) -> None:
     run.start(mode=mode).commit_at(2, 4)
     for step in (2, 4):
-        run.tear(step)
-    run.judge.tell("both checkpoints are torn")
+        run.judge.tell(f"step {step} is made torn, as a crash leaves it: {run.tear(step)}")
     files, names = run.folder.files(), [run.folder.of(step).name for step in (2, 4)]
     life, loaded = run.resume(mode=mode)
     run.expect_landing("resume.all-torn", loaded, {None}, "nothing complete is there")
@@ -284,18 +284,32 @@ def test_peek_names_the_step_that_load_lands_on(run: Scenario, mode: str) -> Non
 
 @judges("resume.peek-agrees", needs=("explicit",))
 def test_peek_follows_a_named_path(run: Scenario) -> None:
-    run.start().commit_at(2, 4)
+    run.start().commit_at(2, 4, 6)
     life = run.start(seed=999)
     peeked = life.worker.call("peek", path=str(run.folder.of(2)))
     run.expect("resume.peek-agrees", peeked == 2, expected="2, the named step", seen=peeked)
+    life.kill()
+    configured = str(run.folder.of(4))
+    _expect_peek(run, 4, f"a load_path, {configured}", load_path=configured)
 
 
 @pytest.mark.parametrize("how", ["exclude_keys", "exclude_from_loading"])
-@pytest.mark.parametrize("excluded,kinds", [("model", ["parameter", "buffer"]), ("optimizer", ["moment"])])
+@pytest.mark.parametrize(
+    "excluded,kinds,travels_with",
+    [
+        ("model", ["parameter", "buffer"], ()),
+        ("optimizer", ["moment"], ()),
+        ("scheduler", ["scheduler"], ("train-state",)),
+        ("rng", ["rng"], ("rng",)),
+        ("dataloader", ["loader"], ("dataloader",)),
+    ],
+)
 @judges("resume.exclude")
 def test_what_is_excluded_stays_and_the_rest_is_loaded(
-    run: Scenario, how: str, excluded: str, kinds: list[str]
+    run: Scenario, how: str, excluded: str, kinds: list[str], travels_with: tuple[str, ...]
 ) -> None:
+    if not run.has(*travels_with):
+        raise Unreached(f"{excluded} does not travel with a checkpoint: {travels_with[0]} is not claimed")
     run.start().commit_at(3)
     configured = [excluded] if how == "exclude_from_loading" else []
     life = run.start(seed=5, exclude_from_loading=configured)
@@ -303,7 +317,7 @@ def test_what_is_excluded_stays_and_the_rest_is_loaded(
     before = life.digest()
     life.load(run.folder.of(3) if run.has("explicit") else None, exclude=[] if configured else [excluded])
     run.expect_same("resume.exclude", life.digest(), before, kinds, f"{excluded} as it was, excluded by {how}")
-    loaded = {"parameter", "buffer", "moment"} - set(kinds)
+    loaded = set(run.kinds()) - set(kinds) - {"group", "scheduler"}  # those depend on each other
     run.expect_state("resume.exclude", life, 3, kinds=loaded)
 
 
@@ -482,15 +496,15 @@ def test_killed_at_a_file_operation_the_run_comes_back_where_it_may(run: Scenari
     life = run.start(mode=mode, gated=True)
     life.commit_at(2)
     begun = len(life.gate.log)
-    life.close_gate(lambda operation: operation.number > begun + after, saying=f"it stops {after} operations on")
     life.train_to(4)
+    life.close_gate(at(begun + after), saying=f"it stops before file operation number {after}")
     life.tell_save()
-    if life.gate.wait_held(run.patience_s):
-        life.kill()
-    else:
+    if not life.gate.wait_held(run.patience_s):
         life.worker.reply()
+        run.judge.tell("that save returns before it comes to so many")
+        life.open_gate()
         life.wait()
-        life.kill()
+    life.kill()
     again, loaded = run.resume(mode=mode)
     run.expect_landing("resume.after-kill", loaded, resume.after_kill(acknowledged=2, in_flight=4))
     run.expect_state("resume.one-step", again, loaded.step)
@@ -503,9 +517,9 @@ def _step(outcome: resume.Outcome) -> int | None:
     return outcome.step if isinstance(outcome, resume.Step) else None
 
 
-def _expect_peek(run: Scenario, step: int | None, situation: str) -> None:
+def _expect_peek(run: Scenario, step: int | None, situation: str, **settings: Any) -> None:
     run.judge.tell(f"there is {situation}: {run.folder}")
-    life = run.start(seed=999)
+    life = run.start(seed=999, **settings)
     peeked = life.worker.call("peek", path=None)
     loaded = life.load()
     landed = None if loaded.is_fresh else loaded.step

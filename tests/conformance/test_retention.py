@@ -14,7 +14,7 @@ import pytest
 from forge_conformance.harness.gate import Operation
 from forge_conformance.harness.judge import Unreached, judges
 from forge_conformance.harness.scenario import Scenario
-from forge_spec import layout, retention
+from forge_spec import layout, resume, retention
 
 _DELETING = ("unlink", "unlinkat", "rmdir", "rename", "renameat", "renameat2")
 
@@ -77,19 +77,26 @@ def test_at_every_instant_of_a_save_that_prunes_the_resume_point_stands(run: Sce
         life.gate.check()
         life.gate.forget()
     run.expect(
-        "retention.latest", run.folder.latest() == 6, expected="latest at 6, with a limit of 1", seen=str(run.folder)
+        "retention.latest",
+        run.folder.latest() == 6,
+        expected="latest at 6, with a limit of 1",
+        seen=str(run.folder),
+        reaches=not {2, 4} <= run.folder.complete(),
     )
 
 
+@pytest.mark.parametrize("keep_last_n", [1, 3])
 @judges("retention.after-commit", "retention.invalidate-first", "retention.drops")
-def test_without_a_pointer_too_nothing_goes_before_its_replacement_is_there(run: Scenario, mode: str) -> None:
-    life = run.start(mode=mode, keep_last_n=1, gated=True)
-    life.commit_at(2)
-    before = {2: _files(run, 2)}
-    life.gate.observe(partial(_watch_replacement, run, before, 4))
-    life.commit_at(4)
+def test_without_a_pointer_too_nothing_goes_before_its_replacement_is_there(
+    run: Scenario, mode: str, keep_last_n: int
+) -> None:
+    life = run.start(mode=mode, keep_last_n=keep_last_n, gated=True)
+    life.commit_at(*range(1, keep_last_n + 1))
+    before = {step: _files(run, step) for step in run.folder.complete()}
+    life.gate.observe(partial(_watch_replacement, run, before, 7))
+    life.commit_at(7)
     life.gate.check()
-    _expect_replaced(run, before, 4)
+    _expect_replaced(run, {1: before[1]}, 7)
 
 
 @judges("retention.latest", needs=("async",))
@@ -114,14 +121,25 @@ def test_a_save_in_flight_survives_the_commit_of_the_one_before(run: Scenario) -
         life.save_at(step)
         run.judge.tell(f"the folder holds: {run.folder}")
     life.wait()
-    run.expect(
-        "retention.in-flight",
-        7 in run.folder.complete(),
-        expected="step 7 complete, although stale steps 50 to 70 are above it and the limit is 1",
-        seen=str(run.folder),
-    )
-    _, loaded = run.resume(mode="async")
-    run.expect_landing("retention.in-flight", loaded, {7})
+    _expect_in_flight_kept(run)
+
+
+@judges("retention.in-flight")
+def test_while_its_flush_is_held_nothing_of_a_save_is_pruned(run: Scenario) -> None:
+    """Of a save that is put together elsewhere nothing is to be seen until it is whole; then its end alone counts."""
+    run.start(mode="async").commit_at(50, 60, 70)
+    life = run.start(mode="async", keep_last_n=1, seed=0, gated=True)
+    life.save_at(5, 6)
+    life.train_to(7)
+    shown: list[int] = []
+    life.gate.observe(partial(_watch_in_flight, run, 7, shown))
+    if not life.save_held():
+        raise Unreached("its flush could not be held with save returned and training free to go on; see commit.overlap")
+    run.judge.tell(f"the folder holds: {run.folder}")
+    life.open_gate()
+    life.wait()
+    life.gate.check()
+    _expect_in_flight_kept(run)
 
 
 @judges("retention.exempt-is-free", "retention.keeps", needs=("retention",))
@@ -134,7 +152,7 @@ def test_milestones_do_not_use_up_the_limit(run: Scenario, mode: str) -> None:
         committed.append(step)
         milestones = frozenset(committed) & {10, 11, 12, 14, 18}
         folder = retention.Folder(complete=frozenset(committed), milestones=milestones, latest=step, committed=step)
-        _expect_superset(run, "retention.keeps", retention.must_keep(folder, 3))
+        _expect_must_kept(run, folder, 3)
         expected = retention.survivors(folder, 3)
         run.expect(
             "retention.exempt-is-free",
@@ -249,18 +267,55 @@ def test_checkpoints_of_earlier_runs_count(run: Scenario, mode: str) -> None:
 
 def _expect_kept(run: Scenario, stood: frozenset[int], committed: int, keep_last_n: int) -> None:
     folder = retention.Folder(complete=stood, latest=committed, committed=committed)
-    _expect_superset(run, "retention.keeps", retention.must_keep(folder, keep_last_n))
+    _expect_must_kept(run, folder, keep_last_n)
     may = retention.may_keep(folder, keep_last_n)
     run.expect(
         "retention.drops",
         run.folder.steps() <= may,
         expected=f"nothing but {sorted(may)} right after the commit of {committed} with keep_last_n={keep_last_n}",
         seen=str(run.folder),
+        reaches=not stood <= may,
     )
 
 
-def _expect_superset(run: Scenario, clause: str, must: frozenset[int]) -> None:
-    run.expect(clause, must <= run.folder.complete(), expected=f"{sorted(must)} to be kept", seen=str(run.folder))
+def _expect_must_kept(run: Scenario, folder: retention.Folder, keep_last_n: int) -> None:
+    """Where nothing was deleted, nothing was kept either."""
+    must, complete = retention.must_keep(folder, keep_last_n), run.folder.complete()
+    run.expect(
+        "retention.keeps",
+        must <= complete,
+        expected=f"{sorted(must)} to be kept",
+        seen=str(run.folder),
+        reaches=not folder.complete <= complete,
+    )
+
+
+def _watch_in_flight(run: Scenario, step: int, shown: list[int], operation: Operation) -> None:
+    stands = step in run.folder.steps()
+    run.expect(
+        "retention.in-flight",
+        stands or step not in shown,
+        expected=f"step {step}, which is in flight, to stand from when it first does",
+        seen=f"just before {operation}: {run.folder}",
+        reaches=False,
+    )
+    shown += [step] if stands else []
+
+
+def _expect_in_flight_kept(run: Scenario) -> None:
+    """Steps 5, 6 and 7 were saved in a row with a limit of 1, below the stale 50, 60 and 70."""
+    has_deleted = not {5, 6} <= run.folder.steps()
+    run.expect(
+        "retention.in-flight",
+        7 in run.folder.complete(),
+        expected="step 7 complete, although stale steps 50 to 70 are above it and the limit is 1",
+        seen=str(run.folder),
+        reaches=has_deleted,
+    )
+    latest = None if run.folder.layout.pointer is None else 7
+    _, loaded = run.resume(mode="async")
+    allowed = resume.may_land_on(run.folder.complete(), latest)
+    run.expect_landing("retention.in-flight", loaded, allowed, reaches=has_deleted)
 
 
 def _files(run: Scenario, step: int) -> list[str]:
@@ -275,6 +330,7 @@ def _watch_pruning(run: Scenario, before: dict[int, list[str]], step: int, opera
         latest in complete,
         expected="latest at a complete checkpoint at every instant",
         seen=f"just before {operation}: {run.folder}",
+        reaches=not before.keys() <= complete,
     )
     _watch_replacement(run, before, step, operation)
 
@@ -286,6 +342,7 @@ def _watch_replacement(run: Scenario, before: dict[int, list[str]], step: int, o
         not gone or run.folder.latest_or_newest() == step,
         expected=f"steps {gone} to stand until step {step} is committed",
         seen=f"just before {operation}: {run.folder}",
+        reaches=bool(gone),
     )
     for old, files in before.items():
         if run.folder.layout.is_dir and layout_is_shared(run):
@@ -295,6 +352,7 @@ def _watch_replacement(run: Scenario, before: dict[int, list[str]], step: int, o
                 retention.may_be_left(files, now),
                 expected=f"step {old} whole or visibly incomplete at every instant of its deletion",
                 seen=f"just before {operation}: it looks complete with {now} of {files}",
+                reaches=now != files,
             )
 
 
@@ -347,5 +405,4 @@ def _plant_torn(run: Scenario, step: int, of: int) -> None:
     original = run.folder.of(of)
     copy = original.with_name(run.folder.layout.name.format(step=step))
     shutil.copytree(original, copy) if original.is_dir() else shutil.copy(original, copy)
-    missing = run.tear(step)
-    run.judge.tell(f"a killed save left step {step} torn, without {missing}")
+    run.judge.tell(f"a torn step {step} is put there, as a killed save leaves it: {run.tear(step)}")

@@ -47,7 +47,7 @@ def test_killed_at_random_operations_the_run_stays_the_same(
     record = _Record()
     for life in range(asked or _DEATHS):
         rank = dice.randrange(team.ranks)
-        run.judge.story[:] = [f"life {life + 1}: step {record.committed} is committed, {record.saving} was being saved"]
+        run.retell(f"after {life} deaths step {record.committed} is committed, and {record.saving} was being saved")
         world = run.world(team, seed=_OTHER if life else 0, gated=[rank], **settings)
         _expect_back(run, world, record)
         _save_and_die(run, world, record, rank, dice)

@@ -53,7 +53,7 @@ def test_with_nothing_to_load_no_rank_changes(run: Scenario, team: Shape, mode: 
 def test_all_ranks_fall_back_to_the_newest_complete_step_and_save_on(run: Scenario, ranks: int, mode: str) -> None:
     shape = Shape(ranks)
     run.world(shape, mode=mode).commit_at(2, 4)
-    run.judge.tell(f"step 4 is torn: {run.tear(4)} is removed, and latest is at it")
+    run.judge.tell(f"a kill has left step 4 {run.tear(4)}, and latest is at it")
     again = run.world(shape, mode=mode, seed=_OTHER)
     run.expect_landings("resume.fallback", again.load(), {2}, "4 is torn")
     run.expect_states("resume.one-step", again, 2, kinds=STATE)

@@ -5,6 +5,7 @@ Each row is a way in which a user's first attempt goes wrong.
 
 import contextlib
 import io
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,9 @@ def test_a_module_that_hangs_at_import_is_refused_with_the_line_where_it_was() -
 @pytest.mark.parametrize(
     ("impl", "naming"),
     [
+        ("", ["--impl is ''", "names no module"]),
+        (":Adapter", ["--impl is ':Adapter'", "names no module"]),
+        (f"{LIARS}:Nobody", ["liars.py has no 'Nobody'"]),
         ("no_such_package.checkpoint", ["no module no_such_package", "--python"]),
         ("json.no_such_module", ["json.no_such_module"]),
         ("nowhere/adapter.py", ["no such file", "nowhere/adapter.py"]),
@@ -92,6 +96,7 @@ def test_a_module_that_hangs_at_import_is_refused_with_the_line_where_it_was() -
         (LIARS, ["several adapters", "liars.py:Boaster"]),
         (f"{LIARS}:Saveless", ["does not define save, load"]),
         (f"{LIARS}:Nameless", ["(?P<step>...)"]),
+        (f"{LIARS}:Overwriting", ["(?P<step>...)", "overwrites one file"]),
         (f"{LIARS}:Misnamed", ["'{step}.pth'", "does not read back"]),
         (f"{LIARS}:Wordy", ["'sync'", "tuple"]),
         (f"{LIARS}:Undemanding", ["requires nothing"]),
@@ -158,6 +163,8 @@ def test_expected_failures_that_cannot_be_read_are_refused(how: str) -> None:
         (["--out", "a-file/reports"], ["--out", "a-file/reports"]),
         (["--timeout", "0"], ["--timeout", "'0'"]),
         (["--timeout", "soon"], ["--timeout", "'soon'"]),
+        (["--examples", "-3"], ["--examples", "'-3'"]),
+        (["-n", "0"], ["-n", "'0'"]),
         (["--import-timeout", "-1"], ["--import-timeout", "'-1'"]),
     ],
 )
@@ -168,6 +175,22 @@ def test_an_option_that_makes_no_sense_is_refused_before_the_manager_is_touched(
     impl = file_of("touched.py", "open('was-touched', 'w')")
     attempt("run", "--impl", impl, *options).names(*naming)
     assert not Path("was-touched").exists()
+
+
+def test_a_refusal_leaves_no_directory_for_a_report() -> None:
+    attempt("run", "--impl", "no_such_package").names("no_such_package")
+    assert not Path("reports").exists()
+
+
+def test_a_working_directory_that_is_gone_is_refused(folder: Path) -> None:
+    gone = folder / "gone"
+    gone.mkdir()
+    os.chdir(gone)
+    gone.rmdir()
+    try:
+        attempt("smoke", "--impl", HONEST).names("working directory is gone")
+    finally:
+        os.chdir(folder)
 
 
 def test_a_refusal_leaves_no_process_and_no_file_behind(

@@ -3,16 +3,24 @@
 Each run judges a clause or two; every exit status is seen, and whatever the manager does, what the user reads is ours.
 """
 
+import itertools
 import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import jsonschema
+import pytest
 
 import forge_conformance
 
 SCHEMA = json.loads((Path(forge_conformance.__file__).parent / "report" / "schema.json").read_text())
+MANAGERS = Path(__file__).parent / "managers"
 HONEST = ("commit.overlap", "resume.dataloader", "resume.train-state")
 BOASTED = ("commit.overlap", "resume.peek-agrees")
 QUICK = "commit.wait-idempotent"
@@ -137,7 +145,88 @@ def test_noise_closed_streams_and_processes_left_behind_disturb_no_verdict(forge
 
 
 def test_smoke_tells_what_it_reached(forge: Command) -> None:
-    ran = forge("smoke", "--impl", str(Path(__file__).parent / "managers" / "honest.py"))
+    ran = forge("smoke", "--impl", str(MANAGERS / "honest.py"))
     assert ran.status == 0, ran.said
     assert "the folder holds 3.pt" in ran.out
     assert "a new process resumed at step 3" in ran.out
+
+
+def test_a_failure_prints_the_command_that_sees_it_again(forge: Command) -> None:
+    claims = ("--claims=+peek", "--timeout", "15")
+    ran = forge.run("liars.py:Boaster", "resume.peek-agrees", options=("--level", "strict", *claims))
+    (line,) = [line.strip() for line in ran.out.splitlines() if line.startswith("  reproduce: ")]
+    _, command, *words = shlex.split(line)
+    assert command == "forge-conformance"
+    again = forge(*words, "--out", str(forge.folder / "reports"))
+    assert {"--claims=+peek", "--timeout=15"} <= set(words)
+    assert [test["outcome"] for test in again.report["tests"]] == ["failed"]
+
+
+def test_what_the_users_own_tests_are_told_is_not_for_the_suite(forge: Command) -> None:
+    ran = forge.run("honest.py", QUICK, PYTEST_ADDOPTS="--collect-only -k nothing", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    assert (ran.status, ran.verdicts) == (0, {QUICK: "pass"}), ran.said
+
+
+@pytest.mark.parametrize(
+    ("liar", "seen"),
+    [
+        ("Elsewhere", "it holds checkpoints/3.pt, where the layout asks for a file named like"),
+        ("Misshapen", "it holds 3.pt, where the layout asks for a directory named like"),
+    ],
+)
+def test_a_layout_that_does_not_fit_is_told_by_what_is_there(forge: Command, liar: str, seen: str) -> None:
+    smoke = forge("smoke", "--impl", f"{MANAGERS / 'liars.py'}:{liar}")
+    assert (smoke.status, seen in smoke.said) == (1, True), smoke.said
+    ran = forge.run(f"liars.py:{liar}", "commit.sync", options=("--case", "commit/when-*", "--claims", "sync"))
+    assert (ran.status, ran.verdicts) == (1, {"commit.sync": "fail"})
+    assert seen.replace("3.pt", "0.pt") in ran.said
+
+
+@pytest.mark.parametrize(("ends", "processes"), [(signal.SIGINT, "1"), (signal.SIGTERM, "2")])
+def test_an_interrupted_run_reports_what_it_has_found_and_leaves_nothing(
+    forge: Command, ends: signal.Signals, processes: str
+) -> None:
+    temporary = forge.folder / "temporary"
+    temporary.mkdir()
+    command = [sys.executable, "-m", "forge_conformance.cli", "run", "--impl", "forge_ref", "-n", processes]
+    environment = {**os.environ, "TMPDIR": str(temporary), "PYTEST_DEBUG_TEMPROOT": str(forge.folder)}
+    with subprocess.Popen(command, cwd=forge.folder, env=environment, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stderr is not None
+        while (said := run.stderr.readline()) and not said.startswith("25/"):
+            pass
+        run.send_signal(ends)
+        run.communicate(timeout=60)
+    report = json.loads((forge.folder / "reports/forge_ref/report.json").read_text())
+    assert (run.returncode, report["exit_status"], report["is_partial"]) == (3, 3, True)
+    assert 25 <= len(report["tests"]) < 200
+    assert report["errors"][0].startswith("interrupted after ")
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(forge: Command) -> None:
+    command = [sys.executable, "-m", "forge_conformance.cli", "list"]
+    with subprocess.Popen(
+        command, cwd=forge.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as listing:
+        assert listing.stdout is not None and listing.stderr is not None
+        listing.stdout.close()
+        assert listing.stderr.read() == ""
+    assert listing.returncode == 128 + signal.SIGPIPE
+
+
+def test_a_report_that_cannot_be_written_is_shown_all_the_same(forge: Command) -> None:
+    (forge.folder / "reports/report.json").mkdir(parents=True)
+    ran = forge.run("honest.py", QUICK)
+    assert ran.status == 3
+    assert "1 pass" in ran.out and "Traceback" not in ran.err
+    assert "the report can't be written" in ran.err
+
+
+@pytest.mark.parametrize(("option", "value"), [("--forge-impl", "no_such_package"), ("--forge-level", "heroic")])
+def test_the_plugin_refuses_in_a_sentence(forge: Command, option: str, value: str) -> None:
+    options = {"--forge-impl": str(MANAGERS / "honest.py"), option: value}
+    command = [sys.executable, "-m", "pytest", "--pyargs", "forge_conformance", *itertools.chain(*options.items())]
+    ran = subprocess.run(command, cwd=forge.folder, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == pytest.ExitCode.USAGE_ERROR
+    assert value in ran.stdout + ran.stderr
+    assert "INTERNALERROR" not in ran.stdout + ran.stderr

@@ -156,8 +156,25 @@ def test_a_level_holds_to_its_own_clauses_and_to_those_below() -> None:
 
 
 def test_a_partial_run_judges_what_was_asked_for_and_nothing_else() -> None:
-    judged, _ = judge([held(SYNC), fell(OVERLAP)], Level.CORE, BOTH, only=frozenset({SYNC}))
+    judged, _ = judge([held(SYNC), held(OVERLAP)], Level.CORE, BOTH, only=frozenset({SYNC}))
     assert [(one.clause.slug, one.verdict) for one in judged] == [(SYNC, Verdict.PASS)]
+
+
+def test_what_fell_on_the_way_fails_a_partial_run_too() -> None:
+    findings = [held(SYNC), fell(OVERLAP)]
+    judged, _ = judge(findings, Level.CORE, BOTH, only=frozenset({SYNC}))
+    assert [(one.clause.slug, one.verdict) for one in judged] == [(SYNC, Verdict.PASS), (OVERLAP, Verdict.FAIL)]
+    assert report_of(*findings, only=frozenset({SYNC})).status is Status.FAILED
+
+
+def test_a_clause_that_fell_is_no_unclaimed_one() -> None:
+    assert verdict_of("resume.peek-agrees", fell("resume.peek-agrees")).verdict is Verdict.FAIL
+
+
+def test_an_expectation_for_a_case_that_a_partial_run_leaves_out_is_not_stale() -> None:
+    entry = Expected(SYNC, "commit/another", "known")
+    assert judge([held(SYNC)], Level.CORE, BOTH, (entry,), only=frozenset({SYNC}))[1] == ()
+    assert judge([held(SYNC)], Level.CORE, BOTH, (entry,))[1] == (entry,)
 
 
 def test_the_root_is_the_fallen_clause_furthest_down() -> None:
@@ -214,6 +231,18 @@ def test_each_exit_status_has_its_reason_and_every_rendering_of_it_is_sound(repo
     assert [case.get("name") for case in cases] == [clause["slug"] for clause in values["clauses"]]
     assert f"exit status {int(status)}" in render.console(report)
     assert f"exit status {int(status)}" in render.markdown(report)
+
+
+def test_a_level_without_clauses_says_that_it_adds_nothing() -> None:
+    note = "No clause has level durable yet"
+    assert note in render.console(report_of(held(SYNC))) and note in render.markdown(report_of(held(SYNC)))
+    assert "No clause has level" not in render.console(replace(report_of(held(SYNC)), level=Level.STRICT))
+
+
+def test_without_a_way_to_save_that_is_the_reason() -> None:
+    judged, _ = judge([], Level.CORE, frozenset({"pointer"}))
+    reasons = {one.reason for one in judged if one.verdict is Verdict.UNREACHED}
+    assert reasons == {"no way to save is claimed, of async, pinned, sync"}
 
 
 def test_the_schema_is_a_schema_and_describes_every_field() -> None:

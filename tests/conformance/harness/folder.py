@@ -119,14 +119,14 @@ class Folder:
                 self.pointer.write_text(target)
 
     def tear(self, step: int) -> str:
-        """Make the checkpoint of this step torn, as a death before its marker leaves it; the name of what is gone."""
+        """Make the checkpoint of this step torn, as a death before its marker leaves it; what it is now, in words."""
         path = self.of(step)
         if not self.layout.is_dir:
             path.write_bytes(b"")
-            return path.name
+            return "empty"
         name = self.required()[0]
         (path / name).unlink()
-        return name
+        return f"without {name}"
 
     def files(self) -> list[str]:
         """Every file and link below the folder, relative to it, sorted."""
@@ -146,9 +146,19 @@ class Folder:
         shutil.copytree(source, self.path, symlinks=True)
 
     def __str__(self) -> str:
-        latest = f", {self.layout.pointer} -> {self.pointer_target()}" if self.layout.pointer else ""
-        torn = f", torn {sorted(self.torn())}" if self.torn() else ""
-        return f"complete {sorted(self.complete())}{torn}{latest}"
+        torn = [f"{step} (without {', '.join(self.missing(self.of(step)))})" for step in sorted(self.torn())]
+        said = [f"complete {sorted(self.complete())}", f"torn {', '.join(torn)}" if torn else ""]
+        said += [f"{self.layout.pointer} -> {self.pointer_target()}" if self.layout.pointer else "", self.unlike()]
+        return ", ".join(part for part in said if part)
+
+    def unlike(self) -> str:
+        """Of a folder that has no checkpoint by its layout, what it holds and what was looked for; else nothing."""
+        found = [name for name in self.files() if not name.startswith(".") and name != self.layout.pointer]
+        if self.entries() or not found:
+            return ""
+        kind = "directory" if self.layout.is_dir else "file"
+        shown = ", ".join(found[:6]) + (f" and {len(found) - 6} more" if len(found) > 6 else "")
+        return f"it holds {shown}, where the layout asks for a {kind} named like {self.layout.checkpoint}"
 
 
 def _size(path: Path) -> int:

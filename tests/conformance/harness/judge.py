@@ -65,7 +65,7 @@ class Judge:
             return
         self.reached[clause] += reaches
         if not holds:
-            raise ClauseFailure(Failure(clause, expected, str(seen), tuple(self.story), detail))
+            raise ClauseFailure(Failure(clause, expected, str(seen) or "nothing", tuple(self.story), detail))
 
     def fall(self, clause: str, *, expected: str, seen: str) -> None:
         """This clause does not hold, found out on the way to another one."""

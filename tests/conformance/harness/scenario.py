@@ -131,14 +131,19 @@ class Life:
             self.commit()
 
     def commit(self, extra: Any = None) -> None:
-        """Save and wait; a step that is not complete then makes the clause about just that fall, not the test's own."""
+        """Save and wait; a step that is not complete then makes the clause about just that fall, not the test's own.
+
+        Under a limit that is retention, which rests on the clauses about the commit.
+        """
         self.save(extra)
         self.wait()
-        folder = self.scenario.folder
+        folder, limit = self.scenario.folder, self.settings.get("keep_last_n") or 0
         clause = "commit.sync" if self.settings["mode"] == "sync" else "commit.no-later-than"
         if self.step not in folder.complete() and str(folder.path) == self.settings.get("folder", str(folder.path)):
             self.scenario.judge.fall(
-                clause, expected=f"step {self.step} complete when save and wait have returned", seen=str(folder)
+                "retention.keeps" if limit > 0 else clause,
+                expected=f"step {self.step} complete when save and wait have returned",
+                seen=str(folder),
             )
 
     def wait(self) -> None:
@@ -163,7 +168,7 @@ class Life:
         self._tell(where + (f" without {', '.join(exclude)}" if exclude else ""))
         loaded = self.worker.load(path, exclude, freeze_expected, parts)
         self.step = loaded.step
-        self._tell("comes back fresh" if loaded.is_fresh else f"comes back at step {loaded.step}")
+        self._tell(f"comes back at step {loaded.step}" + (", as from a fresh start" if loaded.is_fresh else ""))
         return loaded
 
     def digest(self, *kinds: str) -> dict[str, str]:
@@ -263,6 +268,8 @@ class Scenario:
         self._timelines = timeline
         self._ranks_timelines = ranks_timeline
         self._lives: list[Life | World] = []
+        self._told_of = 0
+        """How many lives the story knows."""
 
     @property
     def implementation(self) -> Implementation:
@@ -283,7 +290,8 @@ class Scenario:
         if gated:
             self.require_gate()
         settings = {"mode": self.mode, **settings}
-        name = f"life {len(self._lives) + 1}"
+        self._told_of += 1
+        name = f"life {self._told_of}"
         shown = ", ".join(f"{key}={value!r}" for key, value in settings.items() if value is not None)
         self.judge.tell(f"{name} starts with {shown}")
         worker = self.server.spawn(self.folder.path if gated else None, reads=reads)
@@ -344,7 +352,8 @@ class Scenario:
         self.folder = replace(self.folder, stages=shape.stages)  # what is complete depends on it
         held = range(shape.ranks) if gated is True else gated or ()
         settings = {"mode": self.mode, **settings}
-        name = f"run {len(self._lives) + 1}"
+        self._told_of += 1
+        name = f"run {self._told_of}"
         shown = ", ".join(f"{key}={value!r}" for key, value in settings.items() if value is not None)
         self.judge.tell(f"{name} starts: {shape}; {shown}")
         watched = [self.folder.path if rank in held else None for rank in range(shape.ranks)]
@@ -394,7 +403,7 @@ class Scenario:
         return kinds_claimed(self.capabilities)
 
     def tear(self, step: int) -> str:
-        """Make a checkpoint torn, as a death before its marker leaves it; the name of what is gone.
+        """Make a checkpoint torn, as a death before its marker leaves it; what it is now, in words.
 
         A checkpoint of one file that is renamed into place is never torn by a
         kill, only by a loss of power, which is not asked about at level core.
@@ -402,6 +411,11 @@ class Scenario:
         if not self.folder.layout.is_dir and self.level < Level.STRICT:
             raise Unreached("a checkpoint of one file is torn by a loss of power, which level core does not ask about")
         return self.folder.tear(step)
+
+    def retell(self, sentence: str) -> None:
+        """Begin the story anew, with what the first life has done; the next one to start is the second."""
+        self.judge.story[:] = [sentence, f"the folder holds: {self.folder}"]
+        self._told_of = 1
 
     # -- judging ----------------------------------------------------------------
 

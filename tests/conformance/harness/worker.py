@@ -34,7 +34,7 @@ class Raised(ManagerFault):
     """The manager raised; `kinds` are the names of the exception's classes, most specific first."""
 
     def __init__(self, doing: str, error: dict[str, Any]) -> None:
-        super().__init__(f"{doing} raised {error['type']}: {error['message']}")
+        super().__init__(f"{doing} raised {error['type']}: {error['message'] or '(without a message)'}")
         self.kinds: tuple[str, ...] = tuple(error["kinds"])
         self.message: str = error["message"]
         self.traceback: str = error["traceback"]

@@ -1,12 +1,13 @@
 """The same report four times: for a terminal, a program, a CI server and a pull request."""
 
 import json
+import shlex
 import textwrap
 from typing import Any
 from xml.etree import ElementTree
 
 from forge_conformance import __version__
-from forge_spec import CHAPTERS
+from forge_spec import CHAPTERS, CLAUSES
 
 from .verdicts import Finding, Judged, Report, Verdict
 
@@ -31,7 +32,7 @@ _WIDTH = 110
 
 def console(report: Report, colour: bool = False) -> str:
     """Verdicts by chapter and clause, then what fell and how to reproduce it, then the totals."""
-    lines = [_title(report), ""]
+    lines = [_title(report), *_notes(report), ""]
     for chapter, judged in _by_chapter(report):
         lines.append(f"{chapter}")
         lines += [_line(one, colour) for one in judged if one.verdict is not Verdict.UNCLAIMED]
@@ -61,6 +62,13 @@ def _title(report: Report) -> str:
     judged = f"{report.implementation['name']}{f' ({versions})' if versions else ''}"
     where = f"python {environment['python']}, torch {environment['torch']}"
     return f"forge-conformance {__version__}: {judged} at level {report.level}, {where}"
+
+
+def _notes(report: Report) -> list[str]:
+    """What a reader could take for judged, and is not."""
+    if any(clause.level is report.level for clause in CLAUSES):
+        return []
+    return [f"No clause has level {report.level} yet: nothing is judged here that the levels below do not ask for."]
 
 
 def _by_chapter(report: Report) -> list[tuple[str, list[Judged]]]:
@@ -104,8 +112,7 @@ def _explained(one: Judged, report: Report) -> list[str]:
     head = f"{one.verdict.upper()} {one.clause.slug} ({one.clause.level}): a checkpoint manager {one.clause.sentence}"
     lines = [_wrapped(head, 0, 2), _wrapped(f"why: {one.clause.why}", 2, 4)]
     if one.because_of is not None:
-        root = f"  It rests on {one.because_of}, which fell too: look there first."
-        return [*lines, root, *_seen(one.failures[0])[:2]]
+        lines.append(f"  It rests on {one.because_of}, which fell too: look there first.")
     lines += _seen(one.failures[0])
     others = [finding.case for finding in one.failures[1:]]
     if others:
@@ -122,11 +129,10 @@ def _seen(finding: Finding) -> list[str]:
 
 
 def reproduce(finding: Finding, report: Report) -> str:
-    """The command that runs this test alone."""
-    python = report.implementation["environment"]["executable"]
-    other = f" --python {python}" if report.implementation.get("is_other_python") else ""
+    """The command that runs this test alone, quoted for a shell."""
     name = report.implementation["name"]
-    return f"forge-conformance run --impl {name}{other} --level {report.level} --case '{finding.case}'"
+    words = ["run", "--impl", name, *report.options, "--level", str(report.level), "--case", finding.case]
+    return shlex.join(["forge-conformance", *words])
 
 
 def _wrapped(text: str, indent: int, hanging: int) -> str:
@@ -218,7 +224,8 @@ def _printable(text: str) -> str:
 
 def markdown(report: Report) -> str:
     """A summary for a pull request or a job page."""
-    lines = [f"## {_title(report)}", "", totals(report), "", "| chapter | " + " | ".join(Verdict) + " |"]
+    lines = [f"## {_title(report)}", "", *_notes(report), totals(report), ""]
+    lines.append("| chapter | " + " | ".join(Verdict) + " |")
     lines.append("|---" * (len(Verdict) + 1) + "|")
     for chapter, judged in _by_chapter(report):
         counts = [str(sum(one.verdict is verdict for one in judged) or "") for verdict in Verdict]

@@ -38,6 +38,10 @@ class Status(IntEnum):
     OUR_ERROR = 3
 
 
+MODES = frozenset({"sync", "async", "pinned"})
+"""The capabilities that are ways to save."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """What one test found out; see `plugin.found_out`."""
@@ -148,6 +152,8 @@ class Report:
     is_partial: bool = False
     """Whether only some clauses were asked for."""
     errors: tuple[str, ...] = field(default=())
+    options: tuple[str, ...] = ()
+    """What the command was told besides manager, level and choice of tests: what it takes to run a test alone."""
 
     def count(self, verdict: Verdict) -> int:
         """How many clauses have this verdict."""
@@ -172,12 +178,16 @@ def judge(
     expected: Sequence[Expected] = (),
     only: frozenset[str] | None = None,
 ) -> tuple[tuple[Judged, ...], tuple[Expected, ...]]:
-    """The verdict of every clause up to `level` (or of `only` these), and the expectations that are stale."""
-    clauses = [c for c in CLAUSES if c.level <= level and (only is None or c.slug in only)]
+    """The verdict of every clause up to `level` (or of `only` these), and the expectations that are stale.
+
+    A clause that fell has a verdict whatever was asked for: a test that falls on the way has not held.
+    """
     fallen = {finding.failure["clause"] for finding in findings if finding.failure is not None}
+    asked = [clause.slug for clause in CLAUSES if clause.level <= level and (only is None or clause.slug in only)]
+    clauses = [clause for clause in CLAUSES if clause.slug in fallen.union(asked)]
     judged = tuple(_judge(clause, findings, capabilities, expected, fallen) for clause in clauses)
     verdicts = {one.clause.slug: one.verdict for one in judged}
-    stale = tuple(entry for entry in expected if _is_stale(entry, findings, verdicts))
+    stale = tuple(entry for entry in expected if _is_stale(entry, findings, verdicts, is_partial=only is not None))
     return judged, stale
 
 
@@ -189,7 +199,7 @@ def _judge(
     fallen: set[str],
 ) -> Judged:
     missing = sorted(clause.capabilities - capabilities)
-    if missing:
+    if missing and clause.slug not in fallen:
         return Judged(clause, Verdict.UNCLAIMED, 0, reason=f"needs {', '.join(missing)}")
     mine = [finding for finding in findings if clause.slug in finding.clauses]  # it may fall in others on the way
     reached = sum(finding.reached.get(clause.slug, 0) for finding in mine)
@@ -201,7 +211,7 @@ def _judge(
     if errors:
         return Judged(clause, Verdict.ERROR, reached, cases, tuple(errors), reason=str(errors[0].reason))
     if not reached:
-        return Judged(clause, Verdict.UNREACHED, 0, cases, reason=_why_unreached(mine))
+        return Judged(clause, Verdict.UNREACHED, 0, cases, reason=_why_unreached(mine, capabilities))
     return Judged(clause, Verdict.PASS, reached, cases)
 
 
@@ -234,7 +244,9 @@ def root_of(clause: Clause, fallen: Iterable[str]) -> str | None:
     return None
 
 
-def _why_unreached(mine: Sequence[Finding]) -> str:
+def _why_unreached(mine: Sequence[Finding], capabilities: frozenset[str]) -> str:
+    if not capabilities & MODES:
+        return f"no way to save is claimed, of {', '.join(sorted(MODES))}"
     if not mine:
         return "no test that judges it fits what is claimed"
     reasons = dict.fromkeys(finding.reason for finding in mine if finding.outcome == "unreached" and finding.reason)
@@ -246,12 +258,13 @@ def _why_unreached(mine: Sequence[Finding]) -> str:
     return "it never arose"
 
 
-def _is_stale(entry: Expected, findings: Sequence[Finding], verdicts: dict[str, Verdict]) -> bool:
-    """It was judged in the cases it covers, and held in all of them."""
+def _is_stale(entry: Expected, findings: Sequence[Finding], verdicts: dict[str, Verdict], is_partial: bool) -> bool:
+    """It was judged and held in all cases that it covers; a partial run says nothing of those that it leaves out."""
     if verdicts.get(entry.slug) in (None, Verdict.UNREACHED, Verdict.UNCLAIMED, Verdict.ERROR):
         return False
-    covered = [f for f in findings if entry.slug in f.clauses and entry.matches(f)]
-    return not any(f.failure is not None and entry.covers(f) for f in covered)
+    if any(finding.failure is not None and entry.covers(finding) for finding in findings):
+        return False
+    return not is_partial or any(entry.slug in finding.clauses and entry.matches(finding) for finding in findings)
 
 
 def capability_mismatches(claimed: frozenset[str], probe: dict[str, bool]) -> tuple[str, ...]:

@@ -141,7 +141,7 @@ class Worker:
         return self._training.whole()
 
     def do_save_while_busy(self) -> dict[str, Any]:
-        """Save while the compute stream is busy for seconds; whether it is afterwards, and how much memory is pinned."""
+        """Save while the compute stream is busy for seconds; whether it is when save returns, and what is pinned."""
         from .gpu import Busy, pinned_bytes, state_bytes
 
         before = pinned_bytes()

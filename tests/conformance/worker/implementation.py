@@ -27,9 +27,11 @@ class CannotJudge(Exception):
 def find(name: str) -> type[Adapter]:
     """The adapter class that drives what `name` names; `CannotJudge` otherwise."""
     where, _, attribute = name.partition(":")
+    if not where:
+        raise CannotJudge(f"--impl is {name!r}, which names no module; write package.module, or file.py:YourAdapter.")
     module = _from_file(Path(where)) if where.endswith(".py") else _from_name(where)
     if attribute:
-        return _checked(_attribute(module, attribute), name)
+        return _checked(_attribute(module, attribute, where), name)
     adapters = [value for value in vars(module).values() if _is_adapter(value) and value.__module__ == module.__name__]
     if len(adapters) == 1:
         return _checked(adapters[0], name)
@@ -47,9 +49,9 @@ def find(name: str) -> type[Adapter]:
 
 
 def _from_file(path: Path) -> ModuleType:
+    """Under a name of its own, and with its neighbours last on the path: `orbax.py` must not hide the package orbax."""
     if not path.is_file():
         raise CannotJudge(f"--impl names the file {path}, and there is no such file in {Path.cwd()}.")
-    """Under a name of its own, and with its neighbours last on the path: `orbax.py` must not hide the package orbax."""
     name = f"implementation_under_test_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None, "a .py file always has a loader"
@@ -72,12 +74,12 @@ def _from_name(name: str) -> ModuleType:
         ) from None
 
 
-def _attribute(module: ModuleType, name: str) -> object:
+def _attribute(module: ModuleType, name: str, where: str) -> object:
     try:
         return getattr(module, name)
     except AttributeError:
         known = ", ".join(key for key, value in vars(module).items() if _is_adapter(value)) or "none"
-        raise CannotJudge(f"{module.__name__} has no {name!r}; adapters defined there: {known}.") from None
+        raise CannotJudge(f"{where} has no {name!r}; adapters defined there: {known}.") from None
 
 
 def _is_adapter(value: object) -> bool:
@@ -104,7 +106,10 @@ def _check_names(layout: Layout, name: str) -> None:
     except (re.error, TypeError) as error:
         raise CannotJudge(f"The layout of {name} has no regular expression in `checkpoint`: {error}.") from None
     if "step" not in pattern.groupindex:
-        raise CannotJudge(f"The layout of {name} has no group (?P<step>...) in {layout.checkpoint!r}.")
+        raise CannotJudge(
+            f"The layout of {name} has no group (?P<step>...) in {layout.checkpoint!r}. The step has to be in the "
+            "name: a manager that overwrites one file for ever has no checkpoints to tell apart, and can't be judged."
+        )
     try:
         match = pattern.fullmatch(layout.name.format(step=10))
     except (LookupError, ValueError, AttributeError):

@@ -1,6 +1,6 @@
 """Managers that do one thing wrong each; the rest of them is honest.
 
-The first ones, down to `Pointless`, are wrong on paper already, so none of their code ever runs.
+The first ones, down to `Overwriting`, are wrong on paper already, so none of their code ever runs.
 """
 
 import os
@@ -64,6 +64,27 @@ class Pointless(Honest):
     """Claims a pointer and has none."""
 
     claims = Claims("core", ("sync", "pointer"))
+
+
+class Overwriting(Honest):
+    """Its layout is that of one file which each save overwrites."""
+
+    layout = replace(Honest.layout, checkpoint=r"last\.pt", name="last.pt")
+
+
+class Elsewhere(Honest):
+    """Keeps its checkpoints where its layout does not look: in a folder below the folder."""
+
+    def __init__(self, settings: Settings, training: Training) -> None:
+        super().__init__(settings, training)
+        self.folder /= "checkpoints"
+        self.folder.mkdir(exist_ok=True)
+
+
+class Misshapen(Honest):
+    """Its layout takes its files for directories."""
+
+    layout = replace(Honest.layout, is_dir=True, required=("model.pt",))
 
 
 class Unborn(Honest):
