@@ -36,8 +36,9 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from forge_ref import layout, publish, ranks, trust
+from forge_ref import layout, publish, trust
 from forge_ref.archive import checked_records, tensor_in_place
+from forge_ref.channel import OnRankError, portable
 from forge_ref.errors import DamagedError, RanksLostError
 from forge_ref.pieces import Piece, box
 
@@ -60,11 +61,18 @@ def write(state: dict[str, Any], path: Path, group: dist.ProcessGroup | None = N
     try:
         save(state, storage_writer=_Writer(path), planner=_SavePlanner(), process_group=group, no_dist=group is None)
     except CheckpointException as error:  # DCP hides every error in it, an interrupt included; it is no `Exception`
-        raise ranks.of_writing(error.failures, group) from None
+        raise _first_of(error.failures, group) from None
     except Exception as error:
         if group is None:
             raise
         raise RanksLostError(f"lost contact to other ranks while writing {path}: {error}") from error
+
+
+def _first_of(failures: Mapping[int, tuple[BaseException, Any]], group: dist.ProcessGroup | None) -> BaseException:
+    """The error of the first rank that DCP names in its collection of failures."""
+    first = min(failures)
+    error, _ = failures[first]
+    return error if group is None else OnRankError(dist.get_global_rank(group, first), error)
 
 
 @contextmanager
@@ -73,10 +81,10 @@ def _portable() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        portable = ranks.portable(error)
-        if portable is error:
+        told = portable(error)
+        if told is error:
             raise
-        raise portable from error
+        raise told from error
 
 
 class _SavePlanner(DefaultSavePlanner):
