@@ -203,6 +203,7 @@ class Channel:
         for peer, packet in itertools.product(peers, packets):
             with self._contact(peer, losses):
                 begun.append((peer, self._send(packet, peer)))
+                self.counted.update(sent=1, sent_bytes=packet.nbytes)
         for peer, sending in begun:
             with self._contact(peer, losses):
                 sending.wait()
@@ -211,13 +212,19 @@ class Channel:
     def _hear(self, peer: int) -> _Said:
         losses: list[_Said] = []
         with self._contact(peer, losses):
-            content = self._receive(_PACKET, peer)
-            length = int.from_bytes(content[:_LENGTH], "little")
-            if _LENGTH + length > _PACKET:
-                content += self._receive(_LENGTH + length - _PACKET, peer)
-            said: _Said = pickle.loads(content[_LENGTH : _LENGTH + length])
+            framed = self._bytes_from(peer, _PACKET)
+            end = _LENGTH + int.from_bytes(framed[:_LENGTH], "little")
+            if end > _PACKET:
+                framed += self._bytes_from(peer, end - _PACKET)
+            said: _Said = pickle.loads(framed[_LENGTH:end])
             return said
         return losses[0]
+
+    def _bytes_from(self, peer: int, size_bytes: int) -> bytes:
+        packet = torch.empty(size_bytes, dtype=torch.uint8)
+        self._receive(packet, peer)
+        self.counted.update(received=1, received_bytes=size_bytes)
+        return packet.numpy().tobytes()
 
     @contextmanager
     def _contact(self, peer: int, losses: list[_Said]) -> Iterator[None]:
@@ -228,14 +235,10 @@ class Channel:
             losses.append(_Said(problem=OnRankError(self.rank, lost)))
 
     def _send(self, packet: torch.Tensor, peer: int) -> dist.Work:
-        self.counted.update(sent=1, sent_bytes=packet.nbytes)
         return dist.isend(packet, peer, self.group)  # type: ignore[return-value]  # None only outside the group
 
-    def _receive(self, size_bytes: int, peer: int) -> bytes:
-        packet = torch.empty(size_bytes, dtype=torch.uint8)
+    def _receive(self, packet: torch.Tensor, peer: int) -> None:
         dist.recv(packet, peer, self.group)
-        self.counted.update(received=1, received_bytes=size_bytes)
-        return packet.numpy().tobytes()
 
 
 def _packet(content: bytes) -> torch.Tensor:

@@ -14,7 +14,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,6 +43,7 @@ from forge_ref.errors import DamagedError, RanksLostError
 from forge_ref.pieces import Piece, box
 
 Keys = tuple[str | int, ...]
+_SMALL = 1 << 16  # bytes that are read sooner than a file is opened
 
 
 def group_for(process_group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
@@ -88,11 +89,23 @@ def _portable() -> Iterator[None]:
 
 
 class _SavePlanner(DefaultSavePlanner):
-    """The stock planner, except that it knows pieces of sharded tensors."""
+    """The stock planner, except that it knows pieces of sharded tensors, and puts what is small into one file.
+
+    Stock gives each value that all ranks have to another rank, so that they
+    write equally much; a resume has every rank open all those ranks' files.
+    """
 
     def create_local_plan(self) -> SavePlan:
         with _portable():
             return super().create_local_plan()
+
+    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
+        seen: set[MetadataIndex] = set()
+        plans = []
+        for plan in all_plans:
+            plans.append(replace(plan, items=[item for item in plan.items if item.index not in seen]))
+            seen |= {item.index for item in plan.items if (item.tensor_storage_size() or 0) <= _SMALL}
+        return super().create_global_plan(plans)
 
     def lookup_object(self, index: MetadataIndex) -> Any:
         found = self.state_dict.get(index.fqn)

@@ -12,6 +12,7 @@ import os
 import random
 import resource
 import signal
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -197,6 +198,19 @@ class Rank:
         """What the thread that calls and the one that flushes have counted so far."""
         ranks = self.manager._ranks
         return ranks.calls.counted.copy(), ranks.flushes.counted.copy()
+
+    def touched(self, method: str, *arguments: Any) -> list[str]:
+        """The names in the checkpoints' folder that a call opens, scans or changes."""
+        seen: list[str] = []
+        folder = str(self.manager._folder)
+
+        def hook(event: str, about: tuple[Any, ...]) -> None:
+            if event.split(".")[0] in ("open", "os", "shutil"):
+                seen.extend(found for found in about if isinstance(found, str) and found.startswith(folder))
+
+        sys.addaudithook(hook)
+        getattr(self, method)(*arguments)
+        return sorted({os.path.basename(path) for path in seen})
 
     def save_alone(self, path: str) -> None:
         """With the checkpointer and a group, without the manager."""

@@ -151,6 +151,16 @@ def test_a_save_and_a_load_take_two_collectives_each(start: Start) -> None:
             assert count["sent"] == count["received"] == neighbours <= math.log2(size)
 
 
+def test_only_rank_0_touches_more_than_the_shards(start: Start) -> None:
+    run = start(8)
+    run("train", 1)
+    at_save, at_load = run("touched", "save", 1), run("touched", "load")
+    assert {"latest", "metadata.json", "step_1"} <= {*at_save[0], *at_load[0]}
+    for rank in range(1, 8):
+        assert at_save[rank] == [f"__{rank}_0.distcp"]
+        assert at_load[rank] == [".metadata", "__0_0.distcp", f"__{rank}_0.distcp"]
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 13, 1000, 16000])
 def test_the_tree_reaches_every_rank_once_and_nobody_has_many_neighbours(size: int) -> None:
     below = {rank: channel.children(rank, size) for rank in range(size)}
