@@ -4,6 +4,7 @@
     python benchmarks/run.py lives      a fresh process life from the warm server
     python benchmarks/run.py save       forge_ref against stock torch.distributed.checkpoint, same bytes
     python benchmarks/run.py suite      the whole suite against forge_ref, two processes
+    python benchmarks/run.py scale      what coordination costs with many ranks; `--write docs/SCALE.md` to keep it
 
 Absolute times depend on the machine and on who else uses it; where two things
 are compared they are measured in turns in one run, and the ratio is the result.
@@ -24,10 +25,12 @@ ROUNDS = 7
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", choices=["lives", "save", "suite", []], default=[])
-    chosen = parser.parse_args().what or ["lives", "save", "suite"]
-    for name in chosen:
-        {"lives": lives, "save": save, "suite": suite}[name]()
+    jobs = {"lives": lives, "save": save, "suite": suite, "scale": scale}
+    parser.add_argument("what", nargs="*", choices=[*jobs, []], default=[])
+    parser.add_argument("--write", type=Path, help="a file to write the study of scale to, too")
+    arguments = parser.parse_args()
+    for name in arguments.what or jobs:
+        jobs[name]() if name != "scale" else scale(arguments.write)
 
 
 def lives() -> None:
@@ -126,6 +129,16 @@ def suite() -> None:
         done = subprocess.run([*command, "-n", "2", "--out", out], capture_output=True, text=True, cwd=Path(out))
         seconds = time.perf_counter() - begun
     print(f"the suite against forge_ref, -n 2: {seconds:.1f} s; {done.stdout.splitlines()[-2]}")
+
+
+def scale(kept: Path | None = None) -> None:
+    """Collectives, messages, connections and file operations of many ranks: counts and no times."""
+    from scale import study
+
+    found = study()
+    print(found)
+    if kept is not None:
+        kept.write_text(found)
 
 
 def _timed(call: Callable[[], object]) -> float:

@@ -22,10 +22,10 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.stateful import Stateful
 
 from forge_ref import storage
+from forge_ref.channel import OnRankError
 from forge_ref.config import AsyncCheckpointMode
 from forge_ref.pieces import Piece, in_pieces
 from forge_ref.pinned import PinnedStaging
-from forge_ref.ranks import OnRankError
 
 State = dict[str, Any]
 Flush = Callable[[], None]

@@ -22,7 +22,7 @@ class DamagedError(RuntimeError):
 
 
 class RanksLostError(RuntimeError):
-    """Other ranks were not heard of within the timeout: one of them died or stands still.
+    """A rank died, or was not heard of within the timeout; all that can be told so raise this.
 
     This rank has changed nothing live.  A save that was in flight may have
     been committed or not; `latest` tells.  The manager's groups are of no more

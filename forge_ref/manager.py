@@ -10,7 +10,7 @@ With several ranks each of them does its part, and they come to one outcome:
 whatever fails on one is raised on all, and only rank 0 touches directories.
 Between them a save takes two collectives beside DCP's, and a load takes two:
 
-    save   = everybody is staged; [in the background from here] shards; everybody has heard of the commit
+    save   = everybody is staged; [in the background from here] everybody has written, rank 0 commits, and tells
     load   = rank 0 tells what to load; everybody has read and verified it
 
 One manager to a folder at a time: what other hidden directories it finds after
@@ -34,14 +34,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from forge_ref import freeze, layout, publish, ranks, resolve, retire, state, storage, trust, weights
+from forge_ref import channel, freeze, layout, publish, ranks, resolve, retire, state, storage, trust, weights
 from forge_ref.async_save import AsyncCheckpointer
 from forge_ref.config import CheckpointConfig, check_excludable
 from forge_ref.errors import RanksLostError, SaveError
 
 _RANKS = "ranks"
 """The key, beside model and optimizer, under which each rank has its own part of the train state."""
-_FAILED = -1
+_Markers = frozenset[tuple[int | None, str]]
+"""Pipeline stages and the checksums of their markers."""
 _log = logging.getLogger("forge_ref")
 
 
@@ -131,7 +132,7 @@ class CheckpointManager:
         self.wait()
         with ExitStack() as undo:
             stage = partial(self._stage, undo, step, tokens_seen, scheduler, dataloader, extra)
-            staged = self._ranks.calls.together(stage, step_of=lambda staged: staged.step)
+            staged = self._ranks.calls.together(stage, lambda staged: frozenset({staged.step}), _check_same_step)
             undo.pop_all()
         self._checkpointer.launch(partial(self._flush, staged))
 
@@ -172,7 +173,7 @@ class CheckpointManager:
     def _flush(self, staged: _Staged) -> None:
         """Bring a staged checkpoint to disk and commit it; in an async mode this runs in the background."""
         try:
-            self._ranks.flushes.together(partial(self._write_and_commit, staged))
+            self._ranks.flushes.together(partial(self._write, staged), frozenset, partial(self._commit, staged))
         except Exception as error:
             if self._ranks.is_first:
                 publish.discard(staged.path)
@@ -186,26 +187,22 @@ class CheckpointManager:
             f"{type(error).__name__}: {error}"
         )
 
-    def _write_and_commit(self, staged: _Staged) -> None:
-        try:
-            checksum = self._write(staged)
-        except Exception:
-            self._ranks.report(_FAILED)
-            raise
-        checksums = self._ranks.report(checksum)
-        if self._ranks.is_first and _FAILED not in checksums:
-            self._commit(staged, checksums)
-
-    def _write(self, staged: _Staged) -> int:
+    def _write(self, staged: _Staged) -> _Markers:
         """This rank's shards; the checksum of their marker, if this is the rank that tells of it."""
         path = self._ranks.directory(staged.path)
-        storage.write(staged.shards, path, self._ranks.writers)
-        return storage.marker_checksum(path) if self._ranks.place == 0 else _FAILED
+        try:
+            storage.write(staged.shards, path, self._ranks.writers)
+        except RanksLostError:
+            channel.leave(self._ranks.writers)
+            raise
+        if self._ranks.place != 0:
+            return frozenset()
+        return frozenset({(self._ranks.stage, f"{storage.marker_checksum(path):08x}")})
 
-    def _commit(self, staged: _Staged, checksums: Sequence[int]) -> None:
-        recorded = [f"{checksum:08x}" for checksum in checksums]
-        by_stage = dict(zip(self._ranks.stage_names, recorded, strict=False))
-        self._describe(staged, {layout.MARKER_CHECKSUM: by_stage or recorded[0]})
+    def _commit(self, staged: _Staged, markers: _Markers) -> None:
+        recorded = dict(markers)
+        by_stage = {layout.stage_name(stage): recorded[stage] for stage in range(self._ranks.stages)}
+        self._describe(staged, {layout.MARKER_CHECKSUM: by_stage or recorded[None]})
         for directory in (*(staged.path / name for name in self._ranks.stage_names), staged.path):
             publish.sync(directory)
         publish.publish(staged.path, staged.step)
@@ -410,7 +407,7 @@ class CheckpointManager:
         pipeline stages: no rank has the whole model.
         """
         if self._ranks.stage is not None:
-            raise ValueError(f"this run has {len(self._ranks.stages)} pipeline stages; export from a run without")
+            raise ValueError(f"this run has {self._ranks.stages} pipeline stages; export from a run without")
         dtype = getattr(torch, self.config.export_dtype)
         exported = {
             name: value.to("cpu", dtype if value.is_floating_point() else value.dtype)
@@ -435,3 +432,8 @@ def _readable_metadata(source: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         _log.warning("%s can't be read, so its freeze list is not compared: %s", source / layout.METADATA, error)
         return {}
+
+
+def _check_same_step(steps: frozenset[int]) -> None:
+    if len(steps) > 1:
+        raise ValueError(f"ranks save different steps at once, from {min(steps)} to {max(steps)}; nothing was saved")

@@ -14,7 +14,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,12 +36,14 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from forge_ref import layout, publish, ranks, trust
+from forge_ref import layout, publish, trust
 from forge_ref.archive import checked_records, tensor_in_place
+from forge_ref.channel import OnRankError, portable
 from forge_ref.errors import DamagedError, RanksLostError
 from forge_ref.pieces import Piece, box
 
 Keys = tuple[str | int, ...]
+_SMALL = 1 << 16  # bytes that are read sooner than a file is opened
 
 
 def group_for(process_group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
@@ -60,11 +62,18 @@ def write(state: dict[str, Any], path: Path, group: dist.ProcessGroup | None = N
     try:
         save(state, storage_writer=_Writer(path), planner=_SavePlanner(), process_group=group, no_dist=group is None)
     except CheckpointException as error:  # DCP hides every error in it, an interrupt included; it is no `Exception`
-        raise ranks.of_writing(error.failures, group) from None
+        raise _first_of(error.failures, group) from None
     except Exception as error:
         if group is None:
             raise
         raise RanksLostError(f"lost contact to other ranks while writing {path}: {error}") from error
+
+
+def _first_of(failures: Mapping[int, tuple[BaseException, Any]], group: dist.ProcessGroup | None) -> BaseException:
+    """The error of the first rank that DCP names in its collection of failures."""
+    first = min(failures)
+    error, _ = failures[first]
+    return error if group is None else OnRankError(dist.get_global_rank(group, first), error)
 
 
 @contextmanager
@@ -73,18 +82,30 @@ def _portable() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        portable = ranks.portable(error)
-        if portable is error:
+        told = portable(error)
+        if told is error:
             raise
-        raise portable from error
+        raise told from error
 
 
 class _SavePlanner(DefaultSavePlanner):
-    """The stock planner, except that it knows pieces of sharded tensors."""
+    """The stock planner, except that it knows pieces of sharded tensors, and puts what is small into one file.
+
+    Stock gives each value that all ranks have to another rank, so that they
+    write equally much; a resume has every rank open all those ranks' files.
+    """
 
     def create_local_plan(self) -> SavePlan:
         with _portable():
             return super().create_local_plan()
+
+    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
+        seen: set[MetadataIndex] = set()
+        plans = []
+        for plan in all_plans:
+            plans.append(replace(plan, items=[item for item in plan.items if item.index not in seen]))
+            seen |= {item.index for item in plan.items if (item.tensor_storage_size() or 0) <= _SMALL}
+        return super().create_global_plan(plans)
 
     def lookup_object(self, index: MetadataIndex) -> Any:
         found = self.state_dict.get(index.fqn)

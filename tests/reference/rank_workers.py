@@ -12,6 +12,8 @@ import os
 import random
 import resource
 import signal
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -44,21 +46,26 @@ class Error:
 
 
 class Loader:
-    """A stateful loader: counts, or refuses."""
+    """A stateful loader: counts, or refuses, or kills its process."""
 
     def __init__(self, position: int) -> None:
         self.position = position
         self.refuses = False
+        self.is_deadly = False
 
     def state_dict(self) -> dict[str, int]:
-        if self.refuses:
-            raise LookupError("this loader refuses")
+        self._meet()
         return {"position": self.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        self._meet()
+        self.position = state["position"]
+
+    def _meet(self) -> None:
+        if self.is_deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
         if self.refuses:
             raise LookupError("this loader refuses")
-        self.position = state["position"]
 
 
 class Rank:
@@ -187,9 +194,23 @@ class Rank:
             for kind, moment in sorted(self.optimizer.state.get(parameter, {}).items()):
                 yield f"{name}.{kind}", moment
 
-    def counts(self) -> dict[str, dict[str, int]]:
+    def counts(self) -> tuple[Counter[str], Counter[str]]:
+        """What the thread that calls and the one that flushes have counted so far."""
         ranks = self.manager._ranks
-        return {"calls": dict(ranks.calls.issued), "flushes": dict(ranks.flushes.issued)}
+        return ranks.calls.counted.copy(), ranks.flushes.counted.copy()
+
+    def touched(self, method: str, *arguments: Any) -> list[str]:
+        """The names in the checkpoints' folder that a call opens, scans or changes."""
+        seen: list[str] = []
+        folder = str(self.manager._folder)
+
+        def hook(event: str, about: tuple[Any, ...]) -> None:
+            if event.split(".")[0] in ("open", "os", "shutil"):
+                seen.extend(found for found in about if isinstance(found, str) and found.startswith(folder))
+
+        sys.addaudithook(hook)
+        getattr(self, method)(*arguments)
+        return sorted({os.path.basename(path) for path in seen})
 
     def save_alone(self, path: str) -> None:
         """With the checkpointer and a group, without the manager."""
@@ -216,6 +237,9 @@ class Rank:
 
     def loader_refuses(self, refuses: bool = True) -> None:
         self.loader.refuses = refuses
+
+    def loader_kills(self) -> None:
+        self.loader.is_deadly = True
 
     def look_elsewhere(self, folder: str) -> None:
         """This rank's view of the folder is another one, as on a file system that lags behind."""

@@ -1,20 +1,26 @@
 """Several ranks: real processes over gloo, real files, real disk errors, real deaths."""
 
+import itertools
+import math
 import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rank_workers import Error, World, worlds
+from rank_workers import PATIENCE, Error, World, worlds
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+from forge_ref import channel
 
 Start = Callable[..., World]
 MODES = pytest.mark.parametrize("mode", ["disabled", "async"])
 SHORT = 3  # seconds that a rank waits for the others, where some never answer
+LONG = 100 * PATIENCE  # the same where it must not come to that
 
 
 @pytest.fixture
@@ -34,6 +40,11 @@ def everywhere(found: list[Any], kind: str, *says: str) -> None:
     assert len({error.text for error in found}) == 1, found
     for words in says:
         assert words in found[0].text
+
+
+def lost(found: list[Any], world: World, survivors: int) -> None:
+    """All but the dead ranks know of it."""
+    assert [error.kind for error in found] == ["RanksLostError"] * len(world.alive) == ["RanksLostError"] * survivors
 
 
 def saved(world: World, step: int, **arguments: Any) -> list[Any]:
@@ -123,17 +134,39 @@ def test_saves_back_to_back_do_not_meet_each_other_or_training(start: Start, kin
 
 
 def test_a_save_and_a_load_take_two_collectives_each(start: Start) -> None:
-    run = start(4, "pipe2", async_mode="async")
+    run, size = start(8, "pipe2", async_mode="async"), 8
     run("train", 1)
-    before = run("counts")
-    assert before == [{"calls": {"all_gather": 1}, "flushes": {}}] * 4
-    assert saved(run, 1) == [None] * 4
-    messages = [{"recv": 1}, {}, {"send": 1}, {}]
-    calls = {"all_gather": 1, "all_reduce": 1}
-    assert run("counts") == [{"calls": calls, "flushes": {"all_reduce": 1, **said}} for said in messages]
+    begun = run("counts")
+    assert [calls["collectives"] for calls, _ in begun] == [1] * size  # to compare the groups they were given
+    assert saved(run, 1) == [None] * size
+    after = run("counts")
     run("load")
-    calls = {"all_gather": 1, "all_reduce": 2, "broadcast": 1}
-    assert [count["calls"] for count in run("counts")] == [calls] * 4
+    loaded = run("counts")
+    for rank, ((calls, _), (more, flushes), (most, unchanged)) in enumerate(zip(begun, after, loaded, strict=True)):
+        assert flushes == unchanged
+        staged, read = more - calls, most - more
+        assert [staged["collectives"], flushes["collectives"], read["collectives"]] == [1, 1, 2]
+        neighbours = len(channel.children(rank, size)) + (rank > 0)
+        for count in (staged, flushes):
+            assert count["sent"] == count["received"] == neighbours <= math.log2(size)
+
+
+def test_only_rank_0_touches_more_than_the_shards(start: Start) -> None:
+    run = start(8)
+    run("train", 1)
+    at_save, at_load = run("touched", "save", 1), run("touched", "load")
+    assert {"latest", "metadata.json", "step_1"} <= {*at_save[0], *at_load[0]}
+    for rank in range(1, 8):
+        assert at_save[rank] == [f"__{rank}_0.distcp"]
+        assert at_load[rank] == [".metadata", "__0_0.distcp", f"__{rank}_0.distcp"]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 13, 1000, 16000])
+def test_the_tree_reaches_every_rank_once_and_nobody_has_many_neighbours(size: int) -> None:
+    below = {rank: channel.children(rank, size) for rank in range(size)}
+    assert sorted(itertools.chain.from_iterable(below.values())) == list(range(1, size))
+    assert all(channel.parent(child) == rank < child for rank, found in below.items() for child in found)
+    assert max(map(len, below.values())) == math.ceil(math.log2(size))
 
 
 # -- one rank fails -----------------------------------------------------------
@@ -176,6 +209,19 @@ def test_what_one_rank_refuses_is_refused_by_all_at_once(start: Start, mode: str
     assert run("digest") == before
     assert saved(run, 2) == [None, None]
     assert names(run.folder) == ["latest", "step_1", "step_2"]
+
+
+@pytest.mark.parametrize("failing", [[3], [3, 2], [1, 2, 3], [0, 3]])
+def test_of_several_failures_all_hear_of_the_lowest_ranks(start: Start, failing: list[int]) -> None:
+    run = start(4)
+    run("save", 1)
+    before = run("digest", loader=False)
+    for rank in failing:
+        run.on(rank, "loader_refuses")
+    for method in (partial(run, "save", 2), partial(run, "load")):
+        everywhere(method(), "LookupError", f"rank {min(failing)}: this loader refuses")
+    assert names(run.folder) == ["latest", "step_1"]
+    assert run("digest", loader=False) == before
 
 
 @MODES
@@ -259,23 +305,35 @@ def test_ranks_land_on_what_rank_0_sees(start: Start, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "size", "dying", "mode"), [("fsdp", 4, 2, "async"), ("pipe2", 4, 3, "disabled"), ("fsdp", 2, 0, "async")]
+    ("kind", "size", "dying", "mode"),
+    [("fsdp", 4, 2, "async"), ("pipe2", 4, 3, "disabled"), ("fsdp", 2, 0, "async"), ("pipe2", 8, 0, "async")],
 )
 def test_a_rank_that_dies_while_it_writes_takes_the_save_with_it(
     start: Start, kind: str, size: int, dying: int, mode: str
 ) -> None:
-    run = start(size, kind, async_mode=mode, timeout=SHORT)
+    run = start(size, kind, async_mode=mode, timeout=LONG)
     run("train", 1)
     assert saved(run, 1) == [None] * size
     run.on(dying, "limit_files", 700, deadly=True)
     found = [error for error in (*run("save", 2), *run("wait")) if error is not None]
-    assert [error.kind for error in found] == ["RanksLostError"] * len(run.alive) == ["RanksLostError"] * (size - 1)
+    lost(found, run, size - 1)
     assert os.readlink(run.folder / "latest") == "step_1"
     assert "step_2" not in names(run.folder)
     again = start(size, kind)  # as torchrun starts the job again
     assert again("load") == [(1, 10, {})] * size
     assert saved(again, 2) == [None] * size
     assert names(run.folder) == ["latest", "step_1", "step_2"]
+
+
+@pytest.mark.parametrize("method", ["save", "load"])
+@pytest.mark.parametrize(("size", "dying"), [(4, 3), (4, 2), (4, 0), (8, 7), (8, 4), (8, 0)])
+def test_a_death_is_known_to_all_long_before_the_timeout(start: Start, size: int, dying: int, method: str) -> None:
+    run = start(size, "ddp", timeout=LONG)
+    assert saved(run, 1) == [None] * size
+    run.on(dying, "loader_kills")
+    lost(run(method, *([2] if method == "save" else [])), run, size - 1)
+    lost(run("load"), run, size - 1)
+    assert [name for name in names(run.folder) if not name.startswith(".")] == ["latest", "step_1"]
 
 
 def test_a_rank_that_is_killed_or_stands_still_is_not_waited_for(start: Start) -> None:

@@ -1,0 +1,495 @@
+"""What coordination costs with many ranks: counted in real processes where there are few, derived where there are many.
+
+    python benchmarks/run.py scale                        print it
+    python benchmarks/run.py scale --write docs/SCALE.md  and write it down
+
+Counted are the manager's messages (by its own counters), what DCP hands to
+its collectives, and the file operations of every rank (under strace, which
+has to be installed).  Derived are the manager's messages for many ranks: the
+same code runs for each of them, over a wire that is a dictionary; and the
+result is compared with what was counted before it is believed.  DCP's share
+is extrapolated by a line through two counted sizes, and says so.
+"""
+
+import multiprocessing
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+import forge_ref
+from forge_ref import layout, ranks
+from forge_ref.channel import Channel
+
+COUNTED = ((2, 0), (4, 0), (8, 0), (16, 0), (4, 2), (16, 4))
+"""Ranks and pipeline stages of the runs that are counted."""
+DERIVED = ((8, 0), (1_000, 0), (16_000, 0), (16_000, 16))
+PHASES = ("construct", "save", "load")
+STEP = 7
+LAYERS, WIDTH = 4, 64
+
+
+# -- counted ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was counted in a run of real processes; lists are by rank, then by phase."""
+
+    size: int
+    stages: int
+    said: list[dict[str, Counter[str]]]
+    dcp: list[dict[str, Counter[str]]]
+    files: list[dict[str, Counter[tuple[str, str]]]]
+    sockets: list[int]
+    entries: dict[str, int]
+    source_bytes: int
+    """The length of what rank 0 tells the others at a load."""
+
+
+def count(size: int, stages: int, is_lazy: bool = False) -> Run:
+    """A save and a load in `size` processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder, "trace")
+        strace = ["strace", "-f", "-y", "-qq", "--seccomp-bpf", "-e", "trace=%file", "-o", str(trace)]
+        environment = {**os.environ, "TORCH_GLOO_LAZY_INIT": str(int(is_lazy)), "OMP_NUM_THREADS": "1"}
+        me = [sys.executable, __file__, folder, str(size), str(stages)]
+        done = subprocess.run([*strace, *me], env=environment, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"{size} ranks could not be counted:\n{done.stdout}{done.stderr}")
+        found = pickle.loads(Path(folder, "found").read_bytes())
+        checkpoint = Path(folder, "checkpoints", layout.step_name(STEP))
+        entries = {
+            str(path.relative_to(checkpoint)): len(os.listdir(path)) for path in (checkpoint, *checkpoint.glob("pp*"))
+        }
+        of_task = _operations(trace, folder)
+    return Run(
+        size,
+        stages,
+        said=[one["said"] for one in found],
+        dcp=[one["dcp"] for one in found],
+        files=[of_task[one["pid"]] for one in found],
+        sockets=[one["sockets"] for one in found],
+        entries=entries,
+        source_bytes=found[0]["source_bytes"],
+    )
+
+
+def _main(folder: str, size: int, stages: int) -> None:
+    """The processes of a run; this is what strace follows."""
+    torch.set_num_threads(1)
+    forks = multiprocessing.get_context("fork")
+    pipes, processes = [], []
+    for rank in range(size):
+        ours, theirs = forks.Pipe()
+        process = forks.Process(target=_rank, args=(theirs, folder, rank, size, stages))
+        process.start()
+        theirs.close()
+        pipes.append(ours)
+        processes.append(process)
+    found = [pipe.recv() for pipe in pipes]
+    for process in processes:
+        process.join()
+    Path(folder, "found").write_bytes(pickle.dumps(found))
+
+
+def _rank(pipe: Any, folder: str, rank: int, size: int, stages: int) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
+    mesh = init_device_mesh("cpu", (stages or 1, size // (stages or 1)), mesh_dim_names=("pp", "dp"))
+    model = torch.nn.Sequential(*(torch.nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS)))
+    fully_shard(model, mesh=mesh["dp"])
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.randn(2, WIDTH)).sum().backward()
+    optimizer.step()
+    group, stage = (mesh["dp"].get_group(), mesh.get_local_rank("pp")) if stages else (None, None)
+    config = forge_ref.CheckpointConfig(dir=f"{folder}/checkpoints")
+    before = _sockets()
+    dcp, found = _count_dcp(), {"pid": threading.get_native_id(), "said": {}, "dcp": {}}
+
+    def enter(phase: str) -> None:
+        """File operations from here on belong to this phase; said to whoever reads the trace by asking for a file."""
+        os.path.exists(f"{folder}/phase/{phase}")
+
+    enter("construct")
+    manager = forge_ref.CheckpointManager(config, model, optimizer, group, stage)
+    channels = (manager._ranks.calls, manager._ranks.flushes)
+    jobs = {"construct": lambda: None, "save": lambda: manager.save(STEP), "load": manager.load}
+    counted, handed = Counter[str](), Counter[str]()
+    for phase, job in jobs.items():
+        enter(phase)
+        job()
+        now = channels[0].counted + channels[1].counted
+        found["said"][phase], found["dcp"][phase] = now - counted, dcp - handed
+        counted, handed = now, dcp.copy()
+    enter("over")
+    found["sockets"] = _sockets() - before
+    found["source_bytes"] = len(pickle.dumps(manager._find(None, None)))
+    dist.barrier()
+    pipe.send(found)
+    pipe.close()
+    os._exit(0)  # the processes' libraries have nothing to say at their end
+
+
+def _sockets() -> int:
+    links = (Path("/proc/self/fd", name) for name in os.listdir("/proc/self/fd"))
+    return sum(os.path.lexists(link) and os.readlink(link).startswith("socket:") for link in links)
+
+
+def _count_dcp() -> Counter[str]:
+    """Sizes of what DCP, the only caller of these, hands to the collectives of objects from here on."""
+    handed = Counter[str]()
+
+    def counting(name: str, argument: str) -> None:
+        collective = getattr(dist, name)
+
+        def counted(*arguments: Any, **named: Any) -> Any:
+            handed[name] += len(pickle.dumps(named[argument]))
+            return collective(*arguments, **named)
+
+        setattr(dist, name, counted)
+
+    counting("gather_object", "obj")
+    counting("scatter_object_list", "scatter_object_input_list")
+    counting("broadcast_object_list", "object_list")
+    return handed
+
+
+_CALL = re.compile(r"(?P<task>\d+) +(?P<name>\w+)\((?P<arguments>.*)")
+_CHANGES = ("mkdir", "rename", "unlink", "rmdir", "symlink", "link", "chmod")
+
+
+def _operations(trace: Path, folder: str) -> dict[int, dict[str, Counter[tuple[str, str]]]]:
+    """By task and phase: how often it did what in which directory below the folder."""
+    found: dict[int, dict[str, Counter[tuple[str, str]]]] = {}
+    phase: dict[int, str] = {}
+    for line in trace.read_text().splitlines():
+        call = _CALL.match(line)
+        if call is None or folder not in line:
+            continue
+        task, path = int(call["task"]), _path(call["arguments"], folder)
+        if path.startswith("phase/"):
+            phase[task] = path.removeprefix("phase/")
+        kind = _kind(call["name"], call["arguments"])
+        if task in phase and path.startswith("checkpoints") and kind is not None:
+            where = path if kind == "scan" else os.path.dirname(path)
+            found.setdefault(task, {}).setdefault(phase[task], Counter())[kind, where] += 1
+    return found
+
+
+def _path(arguments: str, folder: str) -> str:
+    """The first path of a call, below the folder; what is relative to a descriptor is put together."""
+    base, name = re.match(r'(?:(?:AT_FDCWD|\d+)(?:<([^>]*)>)?, )?"([^"]*)"', arguments).groups()  # type: ignore[union-attr]  # every call of strace's class %file names a path
+    whole = os.path.join(base or "", name)
+    return os.path.relpath(whole, folder) if whole.startswith(folder) else ""
+
+
+def _kind(name: str, arguments: str) -> str | None:
+    if name.startswith("open"):
+        return "create" if "O_CREAT" in arguments else "scan" if "O_DIRECTORY" in arguments else "open"
+    if name.startswith(_CHANGES):
+        return "change"
+    asks_of_descriptor = ', "",' in arguments
+    return None if asks_of_descriptor else "stat"
+
+
+# -- derived ------------------------------------------------------------------
+
+
+class _NotYet(BaseException):
+    """A message is waited for that has not been sent; not an error, so nothing handles it."""
+
+
+class _Arrived:
+    def wait(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Simulated(Channel):
+    """The channel itself, except that its wire is a dictionary; remembers the longest chain of messages up to here."""
+
+    wire: dict[tuple[int, int, int], tuple[int, torch.Tensor]] = field(default_factory=dict)
+    so_far: Counter[Any] = field(default_factory=Counter)
+
+    def _send(self, packet: torch.Tensor, peer: int) -> Any:
+        self.wire[self.rank, peer, self.so_far["to", peer]] = (self.so_far["chain"], packet)
+        self.so_far["to", peer] += 1
+        return _Arrived()
+
+    def _receive(self, packet: torch.Tensor, peer: int) -> None:
+        chain, sent = self.wire.get((peer, self.rank, self.so_far["from", peer]), (0, None))
+        if sent is None:
+            raise _NotYet
+        packet.copy_(sent)
+        self.so_far["from", peer] += 1
+        self.so_far["chain"] = max(self.so_far["chain"], chain + 1)
+
+
+def simulate(size: int, talk: Callable[[Channel], object]) -> list[Simulated]:
+    """What each rank's channel counts when all of them talk: one after the other, again from the start if one waits."""
+    wire: dict[tuple[int, int, int], tuple[int, torch.Tensor]] = {}
+    finished: dict[int, Simulated] = {}
+    order = range(size)
+    while len(finished) < size:
+        order = order[::-1]
+        for rank in order:
+            channel = Simulated(rank, size, object(), wire=wire)  # type: ignore[arg-type]  # any group will do
+            try:
+                talk(channel)
+            except _NotYet:
+                continue
+            finished[rank] = channel
+    return [finished[rank] for rank in range(size)]
+
+
+def talks(size: int, stages: int, source: Any) -> dict[str, Callable[[Channel], object]]:
+    """What the ranks say to one another in each phase; the words are as long as the real ones."""
+    each = size // (stages or 1)
+
+    def construct(channel: Channel) -> None:
+        first = channel.rank // each * each
+        row = (first // each if stages else -1, first, each, 0xC0FFEE11)
+        channel.merged({row: (1, (channel.rank,))}, ranks._both)
+
+    def save(channel: Channel) -> None:
+        channel.together(lambda: STEP, lambda step: frozenset({step}))
+        stage = channel.rank // each if stages else None
+        marker = [(stage, "c0ffee11")] if channel.rank % each == 0 else []
+        channel.together(lambda: marker, frozenset)
+
+    def load(channel: Channel) -> None:
+        channel.from_first(lambda: source)
+        channel.together(lambda: None)
+
+    return {"construct": construct, "save": save, "load": load}
+
+
+def derive(size: int, stages: int, source_bytes: int) -> dict[str, list[Simulated]]:
+    """The channels of all ranks in each phase."""
+    frame = len(pickle.dumps(bytes(source_bytes))) - source_bytes
+    source = bytes(source_bytes - frame)
+    return {phase: simulate(size, talk) for phase, talk in talks(size, stages, source).items()}
+
+
+def markers_bytes(stages: int) -> int:
+    """How much the record of the stages' markers adds to what is told at a load."""
+    return len(pickle.dumps({layout.stage_name(stage): f"{stage:08x}" for stage in range(stages)}))
+
+
+def check(run: Run) -> None:
+    """The simulation is believed because it says of every rank what was counted there."""
+    for phase, channels in derive(run.size, run.stages, run.source_bytes).items():
+        for rank, channel in enumerate(channels):
+            said = run.said[rank][phase]
+            if channel.counted != said:
+                sys.exit(
+                    f"{run.size} ranks, {run.stages} stages, {phase}, rank {rank}: {said} was counted and "
+                    f"{channel.counted} derived"
+                )
+
+
+# -- told ---------------------------------------------------------------------
+
+
+def study() -> str:
+    """The whole study as Markdown."""
+    if shutil.which("strace") is None:
+        sys.exit("file operations are counted under strace, which is not installed here")
+    runs = {(size, stages): count(size, stages) for size, stages in COUNTED}
+    for run in runs.values():
+        check(run)
+    largest = runs[16, 0]
+    lazy = count(16, 0, is_lazy=True)
+    longer = {0: 0, 16: runs[16, 4].source_bytes - largest.source_bytes + markers_bytes(16) - markers_bytes(4)}
+    derived = {(size, stages): derive(size, stages, largest.source_bytes + longer[stages]) for size, stages in DERIVED}
+    return "".join(
+        [
+            _INTRODUCTION,
+            _messages(derived),
+            _connections(runs, lazy),
+            _dcp(runs),
+            _entries(runs),
+            _file_operations(runs),
+            _storm(largest),
+        ]
+    )
+
+
+_INTRODUCTION = f"""# What coordination costs at scale
+
+Written by `python benchmarks/run.py scale --write docs/SCALE.md`; nothing here is typed in by hand.
+
+Counted: runs of {", ".join(f"{size} ranks" + (f" in {stages} stages" if stages else "") for size, stages in COUNTED)},
+each rank a process of its own, with FSDP over gloo. Derived: the same code, run for every one of the ranks over a
+wire that is a dictionary; for each counted run, rank and phase it gives exactly the messages and bytes that were
+counted.
+"""
+
+
+def _scale(size: int, stages: int) -> str:
+    return f"{size:,} ranks" + (f", {stages} stages" if stages else "")
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    shown = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *shown]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _messages(derived: dict[tuple[int, int], dict[str, list[Simulated]]]) -> str:
+    rows = []
+    for scale, phases in derived.items():
+        for phase, channels in phases.items():
+            first = channels[0].counted
+            rows.append(
+                (
+                    f"{_scale(*scale)}: {phase}",
+                    first["collectives"],
+                    first["sent"] + first["received"],
+                    max(channel.counted["sent"] + channel.counted["received"] for channel in channels),
+                    max(channel.so_far["chain"] for channel in channels),
+                    first["sent_bytes"] + first["received_bytes"],
+                    sum(channel.counted["sent"] for channel in channels),
+                )
+            )
+    head = (
+        "",
+        "collectives",
+        "messages, rank 0",
+        "busiest rank",
+        "longest chain",
+        "bytes through rank 0",
+        "all messages",
+    )
+    most = max(size for size, _ in derived)
+    return f"""
+## Messages of the manager
+
+Beside DCP's own. A collective is one pass down the tree, or one up and down. The longest chain is that of messages
+each of which has to wait for the one before; round a ring of {most:,} ranks, as the library's own reduction goes, it
+would be {2 * (most - 1):,} for each collective. What a load tells everybody (the train state and `metadata.json`)
+takes two messages to each neighbour, because it is longer than a packet.
+
+{_table(head, rows)}"""
+
+
+def _connections(runs: dict[tuple[int, int], Run], lazy: Run) -> str:
+    rows = [(_scale(*scale), max(run.sockets), run.sockets[0]) for scale, run in runs.items()]
+    rows.append((f"{_scale(16, 0)}, TORCH_GLOO_LAZY_INIT=1", max(lazy.sockets), lazy.sockets[0]))
+    return f"""
+## Connections
+
+A gloo group connects every rank with every other when it is made. One such group DCP forces, since its plans go to
+rank 0 over it; the calling thread's is the second, and each stage has its own. Jobs of thousands of ranks should set
+PyTorch's `TORCH_GLOO_LAZY_INIT=1`, with which only those connect that talk. Sockets that the manager has added to a
+process after a save and a load:
+
+{_table(("", "busiest rank", "rank 0"), rows)}"""
+
+
+def _dcp(runs: dict[tuple[int, int], Run]) -> str:
+    flat = {size: run for (size, stages), run in runs.items() if not stages}
+    parts = {
+        "plans and results gathered": lambda run: sum(one["save"]["gather_object"] for one in run.dcp),
+        "plans scattered": lambda run: run.dcp[0]["save"]["scatter_object_list"],
+        "marker's content broadcast, once": lambda run: run.dcp[0]["save"]["broadcast_object_list"],
+    }
+    rows = []
+    for name, of in parts.items():
+        found = {size: of(run) for size, run in flat.items()}
+        slope = (found[16] - found[8]) / 8
+        guess = round(found[8] - 4 * slope)
+        far = [round(found[16] + (size - 16) * slope) for size in (1_000, 16_000)]
+        rows.append((name, *found.values(), f"{100 * (guess / found[4] - 1):+.0f} %", *(f"{n:,}" for n in far)))
+    loads = sum(sum(one["load"].values()) for run in runs.values() for one in run.dcp)
+    head = ("", *(f"{size} ranks" for size in flat), "line's error at 4", "1,000, extrapolated", "16,000, extrapolated")
+    return f"""
+## Bytes through rank 0 by DCP itself
+
+In a save, for {3 * 2 * LAYERS} sharded tensors; it grows with their number as well. Pickled sizes of what DCP hands
+to its collectives, counted up to 16 ranks; beyond, a straight line through 8 and 16 ranks, which is an
+**extrapolation**. Pipeline stages divide it, since each has its own DCP save. In the loads DCP handed {loads} bytes to
+collectives: ranks read on their own.
+
+{_table(head, rows)}"""
+
+
+def _entries(runs: dict[tuple[int, int], Run]) -> str:
+    beside = {run.entries["."] - run.size for (_, stages), run in runs.items() if not stages}
+    in_stage = {
+        n - run.size // stages for (_, stages), run in runs.items() if stages for n in list(run.entries.values())[1:]
+    }
+    (more,), (marker,) = beside, in_stage
+    rows = [(_scale(size, stages), size // stages + marker if stages else size + more) for size, stages in DERIVED]
+    return f"""
+## Files in the fullest directory
+
+DCP writes one file a rank. Counted in every run: {more} more beside them without stages, {marker} in a stage's
+directory.
+
+{_table(("", "files"), rows)}"""
+
+
+_KINDS = ("open", "create", "scan", "stat", "change")
+
+
+def _sum(counts: Counter[tuple[str, str]]) -> dict[str, int]:
+    return {kind: sum(n for (found, _), n in counts.items() if found == kind) for kind in _KINDS}
+
+
+def _file_operations(runs: dict[tuple[int, int], Run]) -> str:
+    rows = []
+    for scale, run in runs.items():
+        for phase in PHASES:
+            by_rank = [_sum(one.get(phase, Counter())) for one in run.files]
+            others = [max(one[kind] for one in by_rank[1:]) for kind in _KINDS]
+            if any(by_rank[0].values()) or any(others):
+                rows.append((f"{_scale(*scale)}: {phase}, rank 0", *by_rank[0].values()))
+                rows.append((f"{_scale(*scale)}: {phase}, each other, at most", *others))
+    return f"""
+## File operations
+
+System calls that name a path in the checkpoints' folder, counted under strace; questions about an open file are not
+among them.
+
+{_table(("", *_KINDS), rows)}"""
+
+
+def _storm(run: Run) -> str:
+    first, other = (run.files[rank]["load"] for rank in (0, run.size - 1))
+    shared = ("open", "scan", "stat")
+    alone = {kind: _sum(first)[kind] - _sum(other)[kind] for kind in shared}
+    by_place = Counter[str]()
+    for (_, place), n in (first - other).items():
+        by_place[place] += n
+    total, each, busiest = sum(alone.values()), sum(_sum(other).values()), max(by_place.values())
+    rows = [
+        (_scale(size, 0), total, total * size, busiest * size, each * size) for size, stages in DERIVED if not stages
+    ]
+    return f"""
+## A storm of questions at a load
+
+What rank 0 alone does at a load is to find where to resume and whether that is whole, and to read the train state:
+{", ".join(f"{kind} {n}" for kind, n in alone.items())}. All would do it, in the same instant and the same directories,
+if every rank resolved by itself. What every rank has to do is to read the marker and its values: {each} files, whatever
+the number of ranks.
+
+{_table(("", "now", "if every rank resolved", "of these in one directory", "files opened for the shards"), rows)}"""
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
