@@ -21,9 +21,9 @@ _OTHER = 9
 
 
 @judges("resume.exact", "resume.lands", "resume.dataloader", needs=("distributed",))
-def test_a_resumed_run_goes_on_as_the_uninterrupted_one(run: Scenario, shape: Shape, mode: str) -> None:
-    run.world(shape, mode=mode).commit_at(3)
-    again = run.world(shape, mode=mode, seed=_OTHER)
+def test_a_resumed_run_goes_on_as_the_uninterrupted_one(run: Scenario, shape: Shape) -> None:
+    run.world(shape).commit_at(3)
+    again = run.world(shape, seed=_OTHER)
     run.expect_landings("resume.lands", again.load(), {3}, "its save was completed")
     run.expect_states("resume.exact", again, 3, kinds=STATE)
     run.expect_states("resume.dataloader", again, 3, kinds=["loader"])
@@ -34,16 +34,16 @@ def test_a_resumed_run_goes_on_as_the_uninterrupted_one(run: Scenario, shape: Sh
 
 
 @judges("resume.rng-per-rank")
-def test_each_rank_gets_its_own_streams_back(run: Scenario, team: Shape, mode: str) -> None:
-    run.world(team, mode=mode).commit_at(3)
-    again = run.world(team, mode=mode, seed=_OTHER)
+def test_each_rank_gets_its_own_streams_back(run: Scenario, team: Shape) -> None:
+    run.world(team).commit_at(3)
+    again = run.world(team, seed=_OTHER)
     again.load()
     run.expect_states("resume.rng-per-rank", again, 3, kinds=["rng"])
 
 
 @judges("resume.fresh", needs=("distributed",))
-def test_with_nothing_to_load_no_rank_changes(run: Scenario, team: Shape, mode: str) -> None:
-    world = run.world(team, mode=mode)
+def test_with_nothing_to_load_no_rank_changes(run: Scenario, team: Shape) -> None:
+    world = run.world(team)
     before = world.digest()
     run.expect_landings("resume.fresh", world.load(), {None}, "the folder is empty")
     run.expect_same("resume.fresh", world.digest(), before, ALL_KINDS, "every rank's state before the load")
@@ -98,42 +98,45 @@ _VIEWS: dict[str, tuple[Callable[[Path, Scenario], None], bool]] = {
 """What one rank does not see yet, and whether all that it has to read itself is there nevertheless."""
 
 
-@pytest.mark.parametrize("lacks", _VIEWS)
 @pytest.mark.parametrize("who", ["first", "last"])
 @judges("resume.agreement", needs=("layout", "pointer"))
 def test_ranks_that_see_different_folders_land_on_the_same_step(
-    run: Scenario, ranks: int, who: str, lacks: str, tmp_path: Path
+    run: Scenario, ranks: int, who: str, tmp_path: Path
 ) -> None:
     shape = Shape(ranks)
     run.world(shape).commit_at(2, 4)
-    view = tmp_path / "view"
-    run.folder.copy_to(view)
-    change, could_land = _VIEWS[lacks]
-    change(view, run)
     rank = 0 if who == "first" else shape.last
-    again = run.world(shape, seed=_OTHER, views={rank: view})
-    found = again.load_outcomes()
+    for lacks, (change, could_land) in _VIEWS.items():
+        view = tmp_path / lacks
+        run.folder.copy_to(view)
+        change(view, run)
+        run.retell(f"{shape} have committed steps 2 and 4, and rank {rank} does not see {lacks.replace('-', ' ')} yet")
+        with run.world(shape, seed=_OTHER, views={rank: view}) as again:
+            _expect_agreement(run, again, must_land=could_land and rank != 0)
+
+
+def _expect_agreement(run: Scenario, world: World, must_land: bool) -> None:
+    found = world.load_outcomes()
     landed = {_landing(outcome) for outcome in found}
-    must_land = could_land and who == "last"
     run.expect(
         "resume.agreement",
         len(landed) == 1 and not (must_land and landed == {"an error"}),
-        expected=f"all ranks at the same step, or an error on all, when rank {rank} does not see {lacks}",
+        expected="all ranks to come back at the same step" + ("" if must_land else ", or an error on all of them"),
         seen="; ".join(f"rank {outcome.rank}: {_landing(outcome)}" for outcome in found),
     )
     if found[0].fault is None and not found[0].value.is_fresh:
-        run.expect_states("resume.agreement", again, found[0].value.step, kinds=STATE)
+        run.expect_states("resume.agreement", world, world.step, kinds=STATE)
 
 
 @pytest.mark.parametrize("torn", [0, 1])
 @judges("resume.agreement-across-stages")
-def test_stages_land_on_the_newest_step_that_all_of_them_have(run: Scenario, ranks: int, mode: str, torn: int) -> None:
+def test_stages_land_on_the_newest_step_that_all_of_them_have(run: Scenario, ranks: int, torn: int) -> None:
     shape = staged(ranks)
-    run.world(shape, mode=mode).commit_at(2, 4)
+    run.world(shape).commit_at(2, 4)
     for name in run.folder.layout.required_of_stage:
         (run.folder.of(4) / run.folder.stage(torn) / name).unlink()
     run.judge.tell(f"step 4 is torn in stage {torn} alone, and latest is at it: {run.folder}")
-    again = run.world(shape, mode=mode, seed=_OTHER)
+    again = run.world(shape, seed=_OTHER)
     run.expect_landings("resume.agreement-across-stages", again.load(), {2}, f"stage {torn} has no complete step 4")
     run.expect_states("resume.agreement-across-stages", again, 2, kinds=STATE)
 
@@ -147,15 +150,17 @@ def test_a_named_path_that_is_missing_is_an_error_on_every_rank(run: Scenario, t
     _expect_refused(run, team, run.folder.of(7), f"that {run.folder.of(7).name} does not exist")
 
 
-@pytest.mark.parametrize("file", ["train_state.pt", ".metadata", "a shard"])
 @judges("resume.error-everywhere", "resume.all-or-nothing", needs=("explicit", "layout"))
-def test_a_damaged_file_is_an_error_on_every_rank(run: Scenario, ranks: int, file: str) -> None:
-    run.world(Shape(ranks)).commit_at(2)
-    path = _shards(run.folder.of(2))[-1] if file == "a shard" else run.folder.of(2) / file
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])
-    run.judge.tell(f"{path.name} of step 2 is cut short")
-    _expect_refused(run, Shape(ranks), run.folder.of(2), f"that {path.name} is damaged")
+def test_a_damaged_file_is_an_error_on_every_rank(run: Scenario, ranks: int) -> None:
+    shape = Shape(ranks)
+    run.world(shape).commit_at(2)
+    step = run.folder.of(2)
+    for path in (step / "train_state.pt", step / ".metadata", _shards(step)[-1]):
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        run.retell(f"{shape} have committed step 2, and {path.name} of it is cut short")
+        _expect_refused(run, shape, step, f"that {path.name} is damaged")
+        path.write_bytes(content)
 
 
 @judges("resume.error-everywhere", "resume.all-or-nothing", needs=("explicit", "layout", "trust"))
@@ -186,19 +191,19 @@ def test_a_shard_that_one_rank_does_not_see_is_an_error_on_every_rank(
 
 @pytest.mark.parametrize("kind", ["sharded", "replicated", "tensor"])
 @judges("resume.reshard", "resume.continue")
-def test_a_run_resumes_on_more_ranks_and_on_fewer(run: Scenario, ranks: int, mode: str, kind: str) -> None:
-    saved = run.world(Shape(ranks, kind), mode=mode)
+def test_a_run_resumes_on_more_ranks_and_on_fewer(run: Scenario, ranks: int, kind: str) -> None:
+    saved = run.world(Shape(ranks, kind))
     saved.commit_at(2)
     full = saved.whole()[0]
     saved.kill()
     sizes = [size for size in (1, 2, 4) if size != ranks]
     for number, size in enumerate(sizes):
-        again = run.world(Shape(size, kind), mode=mode, seed=_OTHER)
+        again = run.world(Shape(size, kind), seed=_OTHER)
         _expect_full(run, again, [full] * size, 2 + number)
         again.commit_at(3 + number)
         full = again.whole()[0]
         again.kill()
-    last = run.world(Shape(ranks, kind), mode=mode, seed=_OTHER)
+    last = run.world(Shape(ranks, kind), seed=_OTHER)
     run.expect_landings("resume.continue", last.load(), {2 + len(sizes)}, "the run went on with other numbers of ranks")
 
 
@@ -211,14 +216,14 @@ def test_a_run_resumes_with_its_work_divided_otherwise(run: Scenario, ranks: int
 
 
 @judges("resume.reshard", needs=("pipeline",))
-def test_a_pipeline_resumes_with_other_numbers_of_replicas(run: Scenario, ranks: int, mode: str) -> None:
+def test_a_pipeline_resumes_with_other_numbers_of_replicas(run: Scenario, ranks: int) -> None:
     shape = staged(ranks)
-    saved = run.world(shape, mode=mode)
+    saved = run.world(shape)
     saved.commit_at(2)
     whole = saved.whole()
     by_stage = [whole[shape.members(stage)[0]] for stage in range(2)]
     for other in [Shape(size, stages=2) for size in (2, 4) if size != ranks]:
-        again = run.world(other, mode=mode, seed=_OTHER)
+        again = run.world(other, seed=_OTHER)
         expected = [by_stage[rank // (other.ranks // 2)] for rank in range(other.ranks)]
         _expect_full(run, again, expected, 2)
 

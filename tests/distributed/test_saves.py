@@ -11,11 +11,9 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
-import pytest
-
 from forge_conformance.harness.gate import Operation, Picks, in_background
 from forge_conformance.harness.judge import Unreached, judges
-from forge_conformance.harness.ranks import Shape, World
+from forge_conformance.harness.ranks import Shape, World, values
 from forge_conformance.harness.scenario import ALL_KINDS, Scenario
 from forge_spec import commit
 
@@ -51,8 +49,8 @@ def test_each_pipeline_stage_has_a_directory_of_its_own(run: Scenario, ranks: in
 
 
 @judges("commit.inert", needs=("distributed",))
-def test_ranks_that_save_train_as_ranks_that_do_not(run: Scenario, shape: Shape, mode: str) -> None:
-    world = run.world(shape, mode=mode)
+def test_ranks_that_save_train_as_ranks_that_do_not(run: Scenario, team: Shape, mode: str) -> None:
+    world = run.world(team, mode=mode)
     for step in (1, 3):
         _expect_losses(run, world, "commit.inert", world.train_to(step))
         before = world.digest()
@@ -126,30 +124,11 @@ def test_latest_waits_for_a_stage_that_is_held_back(run: Scenario, ranks: int, m
 
 
 @judges("commit.own-group", "resume.exact")
-def test_training_and_back_to_back_saves_never_meet_a_flush_in_their_groups(
-    run: Scenario, shape: Shape, flush_mode: str
-) -> None:
-    world = run.world(shape, mode=flush_mode, gated=[shape.last])
+def test_training_and_back_to_back_saves_never_meet_a_flush_in_their_groups(run: Scenario, team: Shape) -> None:
+    world = run.world(team, mode="async", gated=[team.last])
     world.train_to(2)
-    gate = world.gate_of(shape.last)
-    gate.close(in_background)
-    world.tell(f"goes on, but the flush of rank {shape.last} is held")
-    world.begin_save()
-    is_back = len(world.ranks.settled()) == shape.ranks
-    if not (is_back and gate.wait_held(run.patience_s)):
-        raise Unreached(f"save does not return while the flush of rank {shape.last} is held; see commit.overlap")
-    world.ranks.ends()
-    world.tell("trains from step 2 to 4")
-    world.ranks.begin("train", steps=2)
-    done = world.ranks.settled()
-    run.expect(
-        "commit.own-group",
-        len(done) == shape.ranks,
-        expected="training to go on on every rank while a flush of the manager is held on one",
-        seen=f"it stands still on all but rank {done}: its collectives wait for those of the flush",
-    )
-    world.step = 4
-    _expect_losses(run, world, "commit.own-group", [outcome.value for outcome in world.ranks.ends()])
+    _save_held(run, world, team.last)
+    _expect_losses(run, world, "commit.own-group", world.train_to(4))  # or it hangs, and the watchdog says so
     world.open_gates()
     for step in range(5, 9):
         world.train_to(step)
@@ -161,29 +140,22 @@ def test_training_and_back_to_back_saves_never_meet_a_flush_in_their_groups(
         expected="every save of the run complete: 2, 5, 6, 7 and 8",
         seen=str(run.folder),
     )
-    again = run.world(shape, mode=flush_mode, seed=9)
+    again = run.world(team, mode="async", seed=9)
     run.expect_landings("commit.own-group", again.load(), {8})
     run.expect_states("resume.exact", again, 8)
 
 
-@judges("commit.snapshot", needs=("distributed",))
-def test_what_ranks_change_after_save_has_returned_does_not_reach_the_disk(
-    run: Scenario, ranks: int, flush_mode: str
-) -> None:
+@judges("commit.snapshot", needs=("distributed", "async"))
+def test_what_ranks_change_after_save_has_returned_does_not_reach_the_disk(run: Scenario, ranks: int) -> None:
     shape = Shape(ranks)
-    world = run.world(shape, mode=flush_mode, gated=[shape.last])
+    world = run.world(shape, mode="async", gated=[shape.last])
     world.train_to(3)
-    gate = world.gate_of(shape.last)
-    gate.close(in_background)
-    world.begin_save()
-    if len(world.ranks.settled()) < shape.ranks or not gate.wait_held(run.patience_s):
-        raise Unreached(f"save does not return while the flush of rank {shape.last} is held; see commit.overlap")
-    world.ranks.ends()
+    _save_held(run, world, shape.last)
     world.tell(f"overwrites its state in place on all ranks while the flush of rank {shape.last} is held")
     world.ranks.together("scramble")
     world.open_gates()
     world.wait()
-    again = run.world(shape, mode=flush_mode, seed=9)
+    again = run.world(shape, mode="async", seed=9)
     run.expect_landings("commit.snapshot", again.load(), {3})
     run.expect_states("commit.snapshot", again, 3)
 
@@ -225,12 +197,17 @@ def test_one_rank_deletes_and_no_rank_sees_the_resume_point_without_its_files(
 # -- one of them fails --------------------------------------------------------
 
 
-@pytest.mark.parametrize("failing", ["first", "last"])
 @judges("commit.rank-failure", "commit.failed-flush", "commit.failed-save")
-def test_a_full_disk_on_one_rank_is_raised_on_all_and_commits_nothing(
-    run: Scenario, team: Shape, mode: str, failing: str
-) -> None:
-    shape, rank = team, 0 if failing == "first" else team.last
+def test_a_full_disk_on_one_rank_is_raised_on_all_and_commits_nothing(run: Scenario, team: Shape, mode: str) -> None:
+    _expect_full_disk_to_be_told(run, team, mode, team.last)
+
+
+@judges("commit.rank-failure", "commit.failed-flush", "commit.failed-save")
+def test_a_full_disk_on_rank_0_is_raised_on_all_and_commits_nothing(run: Scenario, fewest: int, mode: str) -> None:
+    _expect_full_disk_to_be_told(run, Shape(fewest), mode, 0)
+
+
+def _expect_full_disk_to_be_told(run: Scenario, shape: Shape, mode: str, rank: int) -> None:
     world = run.world(shape, mode=mode, gated=[rank], timeout_s=_IMPATIENT_S)
     world.commit_at(2)
     world.train_to(4)
@@ -249,19 +226,27 @@ def test_a_full_disk_on_one_rank_is_raised_on_all_and_commits_nothing(
     run.expect_landings("commit.failed-save" if mode == "sync" else "commit.failed-flush", landed, {6})
 
 
-@pytest.mark.parametrize("lost", ["first", "last"])
 @judges("commit.rank-failure", "resume.continue", "resume.exact")
 def test_a_rank_that_is_killed_in_a_save_takes_it_with_it_and_nobody_waits_for_ever(
-    run: Scenario, team: Shape, mode: str, lost: str
+    run: Scenario, team: Shape, mode: str
 ) -> None:
-    shape, rank = team, 0 if lost == "first" else team.last
+    _expect_death_to_be_told(run, team, mode, team.last)
+
+
+@judges("commit.rank-failure", "resume.continue", "resume.exact")
+def test_rank_0_killed_in_a_save_takes_it_with_it_and_nobody_waits_for_ever(
+    run: Scenario, fewest: int, mode: str
+) -> None:
+    _expect_death_to_be_told(run, Shape(fewest), mode, 0)
+
+
+def _expect_death_to_be_told(run: Scenario, shape: Shape, mode: str, rank: int) -> None:
     world = run.world(shape, mode=mode, gated=[rank], timeout_s=_IMPATIENT_S)
     world.commit_at(2)
     world.train_to(4)
     gate = world.gate_of(rank)
     gate.close(lambda operation: operation.writes)
     world.begin_save()
-    world.ranks.settled()
     if not gate.wait_held(run.patience_s):
         raise Unreached(f"rank {rank} does nothing with files in a save, so it can't be killed at it")
     world.tell(f"is about to do {gate.held()[0]} on rank {rank}")
@@ -279,8 +264,8 @@ def test_a_rank_that_is_killed_in_a_save_takes_it_with_it_and_nobody_waits_for_e
 
 
 @judges("commit.rank-failure", needs=("sync",))
-def test_a_rank_that_stands_still_is_not_waited_for_longer_than_the_timeout(run: Scenario, ranks: int) -> None:
-    world = run.world(Shape(ranks), mode="sync", timeout_s=_IMPATIENT_S)
+def test_a_rank_that_stands_still_is_not_waited_for_longer_than_the_timeout(run: Scenario, fewest: int) -> None:
+    ranks, world = fewest, run.world(Shape(fewest), mode="sync", timeout_s=_IMPATIENT_S)
     world.commit_at(2)
     world.train_to(4)
     world.strike(ranks - 1, signal.SIGSTOP)
@@ -292,8 +277,9 @@ def test_a_rank_that_stands_still_is_not_waited_for_longer_than_the_timeout(run:
 
 
 @judges("commit.same-step")
-def test_ranks_that_save_different_steps_are_all_told_so(run: Scenario, team: Shape, mode: str) -> None:
-    shape, world = team, run.world(team, mode=mode, timeout_s=_IMPATIENT_S)
+def test_ranks_that_save_different_steps_are_all_told_so(run: Scenario, ranks: int, mode: str) -> None:
+    shape = Shape(ranks)
+    world = run.world(shape, mode=mode, timeout_s=_IMPATIENT_S)
     world.commit_at(2)
     world.train_to(4)
     raised = world.saved_or_raised(step=lambda rank: 4 + (rank == shape.last))
@@ -354,6 +340,17 @@ def _expect_losses(run: Scenario, world: World, clause: str, losses: list[list[s
         expected=f"each rank's losses of a run that never saves, up to step {world.step}",
         seen=f"{losses} instead of {expected}",
     )
+
+
+def _save_held(run: Scenario, world: World, rank: int) -> None:
+    """A save that has returned on all ranks, while the flush of one is held at a file operation."""
+    gate = world.gate_of(rank)
+    gate.close(in_background)
+    world.tell(f"goes on, but the flush of rank {rank} is held")
+    world.begin_save()
+    if not (world.ranks.replied(run.patience_s) and gate.wait_held(run.patience_s)):
+        raise Unreached(f"save does not return while the flush of rank {rank} is held; see commit.overlap")
+    values(world.ranks.ends())
 
 
 def _expect_all_wait(run: Scenario, world: World, holds: Picks, doing: str) -> None:

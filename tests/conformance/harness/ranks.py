@@ -124,6 +124,16 @@ class Ranks:
         done = settle([self.workers[rank] for rank in running])
         return [rank for rank in running if self.workers[rank] in done]
 
+    def replied(self, timeout_s: float) -> bool:
+        """Whether the running command comes to an end on every rank within this time."""
+        deadline = time.monotonic() + timeout_s
+        while waiting := [worker for worker in self.workers if worker.pending is not None and not worker.has_word()]:
+            left_s = deadline - time.monotonic()
+            if left_s < 0:
+                return False
+            select.select([fd for worker in waiting for fd in worker.descriptors()], [], [], left_s)
+        return True
+
     def kill(self, ranks: Collection[int] | None = None) -> None:
         """SIGKILL to all of these at once, or to every rank."""
         struck = self.living if ranks is None else list(ranks)
@@ -217,6 +227,12 @@ class World:
         self.settings = settings
         self.seed = seed
         self.step = 0
+
+    def __enter__(self) -> "World":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ranks.kill()
 
     def tell(self, sentence: str) -> None:
         """Add to the story."""

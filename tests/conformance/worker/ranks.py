@@ -89,31 +89,34 @@ class RankWorkload(Workload):
         self.place = place
         where = torch.device(f"cuda:{place.rank % torch.cuda.device_count()}" if device == "cuda" else device)
         join(place, where)
-        stages = max(1, place.stages)
-        mesh = init_device_mesh(where.type, (stages, place.size // stages), mesh_dim_names=("stages", "replicas"))
-        self._mesh: DeviceMesh = mesh["replicas"]
-        stage = mesh.get_local_rank("stages")
-        if place.stages:
-            self.stage = stage
-            self.process_group = self._mesh.get_group()
+        self._mesh = self._replicas(where.type)
         if place.is_alone:
             self.process_group = [dist.new_group([rank]) for rank in range(place.size)][place.rank]
-        super().__init__(1000 * seed + stage, str(where))
+        super().__init__(1000 * seed + (self.stage or 0), str(where))
         own = 1000 * seed + 100 + (0 if place.kind == "tensor" else place.rank)
         seed_streams(own)
         self.dataloader = Loader(own)
 
+    def _replicas(self, device_type: str) -> DeviceMesh:
+        """The ranks that share this one's layers; in a pipeline they have a group of their own."""
+        if not self.place.stages:
+            return init_device_mesh(device_type, (self.place.size,))
+        by_stage = (self.place.stages, self.place.size // self.place.stages)
+        mesh = init_device_mesh(device_type, by_stage, mesh_dim_names=("stages", "replicas"))
+        self.stage = mesh.get_local_rank("stages")
+        self.process_group = mesh.get_group("replicas")
+        return mesh["replicas"]
+
     def _made_model(self) -> nn.Module:
         hidden = _EVEN if self.place.kind == "tensor" else _UNEVEN
-        first, last = nn.Linear(FEATURES, hidden), nn.Linear(hidden, CLASSES)
-        return nn.Sequential(first, Ticks(), nn.Dropout(0.2), nn.Tanh(), last, nn.LayerNorm(CLASSES))
+        first, last = nn.Linear(FEATURES, hidden, bias=False), nn.Linear(hidden, CLASSES)
+        return nn.Sequential(first, Ticks(), nn.Dropout(0.2), nn.Tanh(), last)
 
     def _spread(self) -> None:
         layers: Any = self.model
         match self.place.kind:
             case "sharded":
-                for layer in (layers[0], layers[4], layers):
-                    fully_shard(layer, mesh=self._mesh)
+                fully_shard(layers, mesh=self._mesh)
             case "tensor":
                 parallelize_module(layers, self._mesh, {"0": ColwiseParallel(), "4": RowwiseParallel()})
             case "replicated":
