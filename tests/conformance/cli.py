@@ -7,7 +7,7 @@
 
 `run` exits with 0 when every judged clause holds, 1 when one fell (or an
 expected failure is stale), 2 when nothing could be judged, 3 for an error of
-the suite itself.
+the suite itself or an interruption, after which the report is partial.
 """
 
 import argparse
