@@ -136,9 +136,9 @@ def scale(kept: Path | None = None) -> None:
     from scale import study
 
     found = study()
-    print(found)
     if kept is not None:
         kept.write_text(found)
+    print(found)
 
 
 def _timed(call: Callable[[], object]) -> float:

@@ -394,9 +394,10 @@ def _connections(runs: dict[tuple[int, int], Run], lazy: Run) -> str:
 ## Connections
 
 A gloo group connects every rank with every other when it is made. One such group DCP forces, since its plans go to
-rank 0 over it; the calling thread's is the second, and each stage has its own. Jobs of thousands of ranks should set
-PyTorch's `TORCH_GLOO_LAZY_INIT=1`, with which only those connect that talk. Sockets that the manager has added to a
-process after a save and a load:
+rank 0 over it; the calling thread's is the second, and each stage has its own. With PyTorch's
+`TORCH_GLOO_LAZY_INIT=1` only those connect that talk; but in the tests of dying ranks, with PyTorch 2.13, gloo then
+ended some of the surviving processes, which without it raise an error. Sockets that the manager has added to a process
+after a save and a load:
 
 {_table(("", "busiest rank", "rank 0"), rows)}"""
 
