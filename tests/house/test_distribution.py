@@ -14,12 +14,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROOMS = {"spec": "forge_spec", "forge_ref": "forge_ref", "tests/conformance": "forge_conformance"}
+ROOMS = {
+    "spec": "forge_spec",
+    "forge_ref": "forge_ref",
+    "tests/conformance": "forge_conformance",
+    "tests/distributed": "forge_distributed",
+}
 DATA = {
     "forge_spec/py.typed",
     "forge_spec/BOOK.md",
     "forge_ref/py.typed",
     "forge_conformance/py.typed",
+    "forge_distributed/py.typed",
     "forge_conformance/pytest.ini",
     "forge_conformance/PROTOCOL.md",
     "forge_conformance/report/schema.json",

@@ -34,6 +34,9 @@ ROOMS = (
     Room(f"{SUITE}/__init__.py", "forge_conformance", ()),
     Room(f"{SUITE}/adapter.py", "forge_conformance.adapter", ()),
     Room(f"{SUITE}/worker/workload.py", "forge_conformance.worker.workload", (*WORKER, "torch", "numpy")),
+    Room(f"{SUITE}/worker/ranks.py", "forge_conformance.worker.ranks", (*WORKER, "torch")),
+    Room(f"{SUITE}/worker/gpu.py", "forge_conformance.worker.gpu", (*WORKER, "torch")),
+    Room(f"{SUITE}/worker/job.py", "forge_conformance.worker.job", (*WORKER, "torch")),
     Room(f"{SUITE}/worker/server.py", "forge_conformance.worker.server", (*WORKER, "torch")),
     Room(f"{SUITE}/worker/", "forge_conformance.worker", WORKER),
     Room(
@@ -41,13 +44,17 @@ ROOMS = (
         "forge_conformance.adapters",
         ("forge_conformance.adapter", "torch", "greenlet", "pytorch_lightning"),
     ),
+    Room(f"{SUITE}/plugin.py", "forge_conformance", ("forge_conformance", "forge_distributed", "forge_spec", "pytest")),
     Room(SUITE + "/", "forge_conformance", ("forge_conformance", "forge_spec", "pytest", "hypothesis")),
+    Room("tests/distributed/", "forge_distributed", ("forge_conformance", "forge_spec", "pytest")),
 )
 
 
 def sources() -> list[Path]:
-    """Every module of the three packages."""
-    return sorted(path for where in ("spec", "forge_ref", SUITE) for path in (ROOT / where).rglob("*.py"))
+    """Every module of the packages."""
+    return sorted(
+        path for where in ("spec", "forge_ref", SUITE, "tests/distributed") for path in (ROOT / where).rglob("*.py")
+    )
 
 
 def room_of(path: Path) -> Room:
