@@ -33,7 +33,9 @@ _IMPATIENT_S = 5
 @judges("layout.stage-dirs")
 def test_each_pipeline_stage_has_a_directory_of_its_own(run: Scenario, ranks: int, mode: str) -> None:
     world = run.world(_staged(ranks), mode=mode)
-    world.commit_at(2)
+    world.train_to(2)
+    world.save()
+    world.wait()
     path = run.folder.of(2)
     stages = [run.folder.stage(number) for number in range(2)]
     shared = {name for name in run.folder.layout.required if name not in run.folder.layout.required_of_stage}
