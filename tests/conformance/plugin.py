@@ -113,10 +113,15 @@ class Session:
 
     @property
     def shapes(self) -> list[Shape]:
-        """The ways in which runs of so many ranks divide their work."""
-        kinds = [Shape(ranks, kind) for ranks in self.ranks for kind in ("sharded", "replicated", "tensor")]
-        staged = [Shape(ranks, stages=2) for ranks in self.ranks if ranks % 2 == 0]
-        return kinds + (staged if "pipeline" in self.capabilities else [])
+        """How runs divide their work: in every way by the fewest ranks, in shards and in stages by all numbers."""
+        few = [Shape(min(self.ranks), kind) for kind in ("replicated", "tensor")] if self.ranks else []
+        staged = [Shape(ranks, stages=2) for ranks in self.ranks if ranks % 2 == 0 and "pipeline" in self.capabilities]
+        return [*(Shape(ranks) for ranks in self.ranks), *few, *staged]
+
+    @property
+    def teams(self) -> list[Shape]:
+        """Those of the shapes that differ in how ranks coordinate: shards alone, and stages of several ranks each."""
+        return [shape for shape in self.shapes if shape.kind == "sharded" and shape.stages in (0, shape.ranks // 2)]
 
     def is_judged(self, slug: str) -> bool:
         """Whether the level and the claims cover this clause."""
@@ -165,7 +170,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     `mode`: claimed ways to save; `any_mode`: the pinned one as well;
     `flush_mode`: those with a background flush; `ranks`: the numbers of ranks
     that were asked for; `fewest`: the least of them; `shape`: these, and each way to divide the work;
-    `team`: the same with shards only, in stages and without.
+    `team`: the same with shards only, and in stages where these have several ranks.
     """
     wanted = {"mode": MODES[:2], "any_mode": MODES, "flush_mode": MODES[1:]}
     session = metafunc.config.stash.get(_SESSION, None)
@@ -176,8 +181,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "shape" in metafunc.fixturenames and session is not None:
         metafunc.parametrize("shape", session.shapes, ids=[shape.label for shape in session.shapes])
     if "team" in metafunc.fixturenames and session is not None:
-        teams = [shape for shape in session.shapes if shape.stages or shape.kind == "sharded"]
-        metafunc.parametrize("team", teams, ids=[shape.label for shape in teams])
+        metafunc.parametrize("team", session.teams, ids=[shape.label for shape in session.teams])
     for name, modes in wanted.items():
         if name in metafunc.fixturenames and session is not None:
             metafunc.parametrize(name, [mode for mode in modes if mode in session.capabilities])

@@ -39,8 +39,19 @@ class _Record:
 
 @judges("resume.exact", "resume.rng-per-rank", "commit.whole", "resume.continue", needs=("distributed",))
 def test_killed_at_random_operations_the_run_stays_the_same(
-    run: Scenario, team: Shape, mode: str, request: pytest.FixtureRequest
+    run: Scenario, team: Shape, request: pytest.FixtureRequest
 ) -> None:
+    _expect_to_survive(run, team, run.background_mode, request)
+
+
+@judges("resume.exact", "resume.rng-per-rank", "commit.whole", "resume.continue", needs=("distributed", "sync"))
+def test_killed_at_random_operations_of_synchronous_saves_the_run_stays_the_same(
+    run: Scenario, fewest: int, request: pytest.FixtureRequest
+) -> None:
+    _expect_to_survive(run, Shape(fewest), "sync", request)
+
+
+def _expect_to_survive(run: Scenario, team: Shape, mode: str, request: pytest.FixtureRequest) -> None:
     asked = request.config.getoption("--forge-examples")
     dice = random.Random(None if asked else f"{team.label} {mode}")
     settings: dict[str, Any] = {"mode": mode, "keep_last_n": 2 if run.has("retention") else 0}

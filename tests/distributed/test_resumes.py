@@ -9,8 +9,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from forge_conformance.harness.judge import Unreached, judges
 from forge_conformance.harness.ranks import Outcome, Shape, World
 from forge_conformance.harness.scenario import ALL_KINDS, STATE, Scenario
@@ -50,15 +48,15 @@ def test_with_nothing_to_load_no_rank_changes(run: Scenario, team: Shape) -> Non
 
 
 @judges("resume.fallback", "resume.one-step", "resume.continue", needs=("distributed", "pointer"))
-def test_all_ranks_fall_back_to_the_newest_complete_step_and_save_on(run: Scenario, ranks: int, mode: str) -> None:
+def test_all_ranks_fall_back_to_the_newest_complete_step_and_save_on(run: Scenario, ranks: int) -> None:
     shape = Shape(ranks)
-    run.world(shape, mode=mode).commit_at(2, 4)
+    run.world(shape).commit_at(2, 4)
     run.judge.tell(f"a kill has left step 4 {run.tear(4)}, and latest is at it")
-    again = run.world(shape, mode=mode, seed=_OTHER)
+    again = run.world(shape, seed=_OTHER)
     run.expect_landings("resume.fallback", again.load(), {2}, "4 is torn")
     run.expect_states("resume.one-step", again, 2, kinds=STATE)
     again.commit_at(4, 5)
-    last = run.world(shape, mode=mode, seed=_OTHER)
+    last = run.world(shape, seed=_OTHER)
     run.expect_landings("resume.continue", last.load(), {5}, "the run went on over the debris")
 
 
@@ -79,10 +77,6 @@ def _without_train_state(view: Path, run: Scenario) -> None:
     (view / run.folder.of(4).name / "train_state.pt").unlink()
 
 
-def _without_metadata(view: Path, run: Scenario) -> None:
-    (view / run.folder.of(4).name / "metadata.json").unlink()
-
-
 def _without_anything(view: Path, run: Scenario) -> None:
     shutil.rmtree(view)
     view.mkdir()
@@ -92,20 +86,27 @@ _VIEWS: dict[str, tuple[Callable[[Path, Scenario], None], bool]] = {
     "the-newest-step": (_without_newest, False),
     "the-pointer": (_without_pointer, True),
     "the-train-state": (_without_train_state, True),
-    "the-metadata": (_without_metadata, True),
     "anything": (_without_anything, False),
 }
 """What one rank does not see yet, and whether all that it has to read itself is there nevertheless."""
 
 
-@pytest.mark.parametrize("who", ["first", "last"])
 @judges("resume.agreement", needs=("layout", "pointer"))
-def test_ranks_that_see_different_folders_land_on_the_same_step(
-    run: Scenario, ranks: int, who: str, tmp_path: Path
+def test_ranks_land_on_the_same_step_when_one_does_not_see_all_of_the_folder(
+    run: Scenario, ranks: int, tmp_path: Path
 ) -> None:
-    shape = Shape(ranks)
+    _expect_agreement_over_views(run, Shape(ranks), ranks - 1, tmp_path)
+
+
+@judges("resume.agreement", needs=("layout", "pointer"))
+def test_ranks_land_on_the_same_step_when_rank_0_does_not_see_all_of_the_folder(
+    run: Scenario, fewest: int, tmp_path: Path
+) -> None:
+    _expect_agreement_over_views(run, Shape(fewest), 0, tmp_path)
+
+
+def _expect_agreement_over_views(run: Scenario, shape: Shape, rank: int, tmp_path: Path) -> None:
     run.world(shape).commit_at(2, 4)
-    rank = 0 if who == "first" else shape.last
     for lacks, (change, could_land) in _VIEWS.items():
         view = tmp_path / lacks
         run.folder.copy_to(view)
@@ -128,38 +129,42 @@ def _expect_agreement(run: Scenario, world: World, must_land: bool) -> None:
         run.expect_states("resume.agreement", world, world.step, kinds=STATE)
 
 
-@pytest.mark.parametrize("torn", [0, 1])
 @judges("resume.agreement-across-stages")
-def test_stages_land_on_the_newest_step_that_all_of_them_have(run: Scenario, ranks: int, torn: int) -> None:
+def test_stages_land_on_the_newest_step_that_all_of_them_have(run: Scenario, ranks: int, tmp_path: Path) -> None:
     shape = staged(ranks)
     run.world(shape).commit_at(2, 4)
-    for name in run.folder.layout.required_of_stage:
-        (run.folder.of(4) / run.folder.stage(torn) / name).unlink()
-    run.judge.tell(f"step 4 is torn in stage {torn} alone, and latest is at it: {run.folder}")
-    again = run.world(shape, seed=_OTHER)
-    run.expect_landings("resume.agreement-across-stages", again.load(), {2}, f"stage {torn} has no complete step 4")
-    run.expect_states("resume.agreement-across-stages", again, 2, kinds=STATE)
+    run.folder.copy_to(tmp_path / "whole")
+    for torn in range(2):
+        run.folder.become(tmp_path / "whole")
+        for name in run.folder.layout.required_of_stage:
+            (run.folder.of(4) / run.folder.stage(torn) / name).unlink()
+        run.retell(f"{shape} have committed steps 2 and 4; 4 is torn in stage {torn} alone, and latest is at it")
+        with run.world(shape, seed=_OTHER) as again:
+            landed = again.load()
+            run.expect_landings("resume.agreement-across-stages", landed, {2}, f"stage {torn} has no complete step 4")
+            run.expect_states("resume.agreement-across-stages", again, 2, kinds=STATE)
 
 
 # -- refusals -----------------------------------------------------------------
 
 
 @judges("resume.error-everywhere", "resume.all-or-nothing", needs=("explicit",))
-def test_a_named_path_that_is_missing_is_an_error_on_every_rank(run: Scenario, team: Shape) -> None:
-    run.world(team).commit_at(2)
-    _expect_refused(run, team, run.folder.of(7), f"that {run.folder.of(7).name} does not exist")
+def test_a_named_path_that_is_missing_is_an_error_on_every_rank(run: Scenario, ranks: int) -> None:
+    run.world(Shape(ranks)).commit_at(2)
+    world = _trained(run, Shape(ranks))
+    _expect_refused(run, world, run.folder.of(7), f"that {run.folder.of(7).name} does not exist")
 
 
 @judges("resume.error-everywhere", "resume.all-or-nothing", needs=("explicit", "layout"))
 def test_a_damaged_file_is_an_error_on_every_rank(run: Scenario, ranks: int) -> None:
     shape = Shape(ranks)
     run.world(shape).commit_at(2)
-    step = run.folder.of(2)
+    step, world = run.folder.of(2), _trained(run, shape)
     for path in (step / "train_state.pt", step / ".metadata", _shards(step)[-1]):
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2])
-        run.retell(f"{shape} have committed step 2, and {path.name} of it is cut short")
-        _expect_refused(run, shape, step, f"that {path.name} is damaged")
+        run.judge.tell(f"of the files of step 2, {path.name} is cut short")
+        _expect_refused(run, world, step, f"that {path.name} is damaged")
         path.write_bytes(content)
 
 
@@ -170,7 +175,8 @@ def test_a_refused_pickle_is_an_error_on_every_rank(run: Scenario, ranks: int) -
     run.world(Shape(ranks)).commit_at(2)
     os.chown(run.folder.of(2) / "train_state.pt", 12345, 12345)
     run.judge.tell("train_state.pt of step 2 belongs to another owner")
-    _expect_refused(run, Shape(ranks), run.folder.of(2), "that train_state.pt is not trusted")
+    world = _trained(run, Shape(ranks))
+    _expect_refused(run, world, run.folder.of(2), "that train_state.pt is not trusted")
 
 
 @judges("resume.error-everywhere", "resume.all-or-nothing", needs=("explicit", "layout"))
@@ -183,15 +189,24 @@ def test_a_shard_that_one_rank_does_not_see_is_an_error_on_every_rank(
     run.folder.copy_to(view)
     for shard in _shards(view / run.folder.of(2).name):
         shard.unlink()
-    _expect_refused(run, shape, run.folder.of(2), "that its shards are missing there", views={shape.last: view})
+    world = _trained(run, shape, views={shape.last: view})
+    _expect_refused(run, world, run.folder.of(2), f"that rank {shape.last} finds no shards")
 
 
 # -- other worlds -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["sharded", "replicated", "tensor"])
 @judges("resume.reshard", "resume.continue")
-def test_a_run_resumes_on_more_ranks_and_on_fewer(run: Scenario, ranks: int, kind: str) -> None:
+def test_a_run_resumes_on_more_ranks_and_on_fewer(run: Scenario, ranks: int) -> None:
+    _expect_to_move(run, ranks, "sharded")
+
+
+@judges("resume.reshard", "resume.continue")
+def test_a_tensor_parallel_run_resumes_on_more_ranks_and_on_fewer(run: Scenario, fewest: int) -> None:
+    _expect_to_move(run, fewest, "tensor")
+
+
+def _expect_to_move(run: Scenario, ranks: int, kind: str) -> None:
     saved = run.world(Shape(ranks, kind))
     saved.commit_at(2)
     full = saved.whole()[0]
@@ -238,11 +253,12 @@ def test_a_checkpoint_whose_stages_are_not_those_of_the_run_is_refused_by_all(ru
     shutil.rmtree(run.folder.of(6) / second)
     shutil.copytree(run.folder.of(2) / second, run.folder.of(6) / second)
     run.judge.tell(f"step 4 loses {second}; {second} of step 6 is replaced by that of step 2; step 1 has no stages")
-    clause = "resume.stages-fit"
-    _expect_refused(run, shape, run.folder.of(4), f"that {second} is missing", clause)
-    _expect_refused(run, shape, run.folder.of(6), f"that {second} is of another step than {first}", clause)
-    _expect_refused(run, shape, run.folder.of(1), "that the checkpoint has no stages", clause)
-    _expect_refused(run, flat, run.folder.of(2), "that the checkpoint has stages, and the run none", clause)
+    clause, world = "resume.stages-fit", _trained(run, shape)
+    _expect_refused(run, world, run.folder.of(4), f"that {second} is missing", clause)
+    _expect_refused(run, world, run.folder.of(6), f"that {second} is of another step than {first}", clause)
+    _expect_refused(run, world, run.folder.of(1), "that the checkpoint has no stages", clause)
+    flat_world = _trained(run, flat)
+    _expect_refused(run, flat_world, run.folder.of(2), "that the checkpoint has stages, and the run none", clause)
 
 
 # -- looking ------------------------------------------------------------------
@@ -265,21 +281,21 @@ def _landing(outcome: Outcome) -> str:
     return "fresh" if outcome.value.is_fresh else f"step {outcome.value.step}"
 
 
-def _expect_refused(
-    run: Scenario,
-    shape: Shape,
-    path: Path,
-    what: str,
-    clause: str = "resume.error-everywhere",
-    views: dict[int, Path] | None = None,
-) -> None:
-    """A load of this path raises on every rank, and leaves all of them as they were.
+def _trained(run: Scenario, shape: Shape, views: dict[int, Path] | None = None) -> World:
+    """A run with state of its own, which a refused load has to leave alone.
 
     Groups of processes wait far longer than the suite does: a rank that is
     left to its timeout is caught as a hang.
     """
     world = run.world(shape, seed=_OTHER, views=views)
     world.train_to(1)
+    return world
+
+
+def _expect_refused(
+    run: Scenario, world: World, path: Path, what: str, clause: str = "resume.error-everywhere"
+) -> None:
+    """A load of this path raises on every rank, and leaves all of them as they were."""
     before = world.digest()
     found = world.load_outcomes(path, parts=["scheduler"])
     run.expect(
@@ -289,7 +305,6 @@ def _expect_refused(
         seen="; ".join(f"rank {outcome.rank}: {_landing(outcome)}" for outcome in found),
     )
     _expect_untouched(run, world, before)
-    world.kill()
 
 
 def _expect_untouched(run: Scenario, world: World, before: dict[str, str]) -> None:

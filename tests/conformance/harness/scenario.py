@@ -285,6 +285,11 @@ class Scenario:
         """The mode that scenarios use which are about something else."""
         return "sync" if self.has("sync") else "async"
 
+    @property
+    def background_mode(self) -> str:
+        """The mode with a flush in the background, if there is one."""
+        return "async" if self.has("async") else self.mode
+
     def start(self, *, gated: bool = False, reads: bool = False, seed: int = 0, **settings: Any) -> Life:
         """A fresh process that has made its manager over the scenario's folder and loaded nothing."""
         if gated:

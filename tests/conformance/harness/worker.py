@@ -318,11 +318,11 @@ def settle(workers: Sequence[Worker]) -> list[Worker]:
     """
     quiet, before = 0, ""
     deadline = time.monotonic() + max((worker.patience_s for worker in workers), default=0)
-    while quiet < 20 and time.monotonic() < deadline:
+    while quiet < 10 and time.monotonic() < deadline:
         running = [worker for worker in workers if not worker.has_word()]
         if not running:
             break
-        select.select([fd for worker in running for fd in worker.descriptors()], [], [], 0.005)
+        select.select([fd for worker in running for fd in worker.descriptors()], [], [], 0.01)
         now = "\n".join(_activity(worker.pid) for worker in running)
         is_still = now == before and "R (running)" not in now
         quiet, before = (quiet + 1 if is_still else 0), now

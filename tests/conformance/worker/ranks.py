@@ -83,7 +83,8 @@ class Ticks(nn.Module):
 class RankWorkload(Workload):
     """One rank of a training run; all ranks have to make theirs, and train, together."""
 
-    _is_uniform = False
+    _is_fused = True
+    """Of operations on sharded tensors, the first of each kind in a process is slow."""
 
     def __init__(self, seed: int, place: Place, device: str = "cpu") -> None:
         self.place = place

@@ -81,7 +81,7 @@ class Workload:
         self.optimizer = torch.optim.AdamW(
             [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
             lr=0.01,
-            foreach=self._is_uniform,
+            fused=self._is_fused,
         )
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=1000)
         self.dataloader: Any = Loader(seed)
@@ -93,8 +93,8 @@ class Workload:
 
     # -- what several ranks do otherwise ----------------------------------------
 
-    _is_uniform: bool | None = None
-    """False where parameters of several kinds share a group, which fused updates don't take."""
+    _is_fused: bool | None = None
+    """Whether the optimizer updates a whole group in one operation."""
 
     def _made_model(self) -> nn.Module:
         return nn.Sequential(
