@@ -8,9 +8,10 @@ another save has been acknowledged.
 """
 
 import random
+import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from forge_spec.disk import Mark, Storage
@@ -59,8 +60,8 @@ class Bad:
 
     state: State
     verdict: Verdict
-    disks: int = 1
-    """How many distinct disks came out so."""
+    states: int = 1
+    """How many ways to end came out so."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,11 @@ class Explored:
     totals: Totals
     bad: tuple[Bad, ...]
     cuts: dict[int, tuple[int, int]]
-    """Per cut: disks first met there, and how many of them are bad."""
+    """Per cut: disks first met there, and how many ways to end there are bad."""
     contradiction: str = ""
     """Why nothing of this can be believed; "" if nothing speaks against it."""
+    is_cut_short: bool = False
+    """Whether there was no time for all cuts."""
 
 
 @dataclass
@@ -129,20 +132,20 @@ class Explorer:
         begun, before = time.perf_counter(), self._resumer.resumes
         states = States(self._recorded.trace, self._storage, self._effort.coalesce)
         allowed: dict[int, frozenset[int | None]] = {}
+        is_cut_short = False
         for state in states:
             if state.cut not in allowed:
-                allowed = {state.cut: self._allowed(state.cut)}
-                if time.perf_counter() - begun > self._effort.seconds or self.contradiction:
+                allowed = {state.cut: allowed_after(self._recorded, state.cut)}
+                is_cut_short = time.perf_counter() - begun > self._effort.seconds
+                if is_cut_short or self.contradiction:
                     break
             self._visit(states, state, allowed[state.cut])
             self.totals.seconds = time.perf_counter() - begun
         self.totals.resumes = self._resumer.resumes - before
         self.totals.left_out = states.counts.left_out
         name = self._storage.name if self._storage else "kill"
-        return Explored(self._recorded, name, self.totals, tuple(self._bad.values()), self.cuts, self.contradiction)
-
-    def _allowed(self, cut: int) -> frozenset[int | None]:
-        return may_come_back(effect for effect in self._recorded.trace.effects[:cut] if isinstance(effect, Mark))
+        bad = tuple(self._bad.values())
+        return Explored(self._recorded, name, self.totals, bad, self.cuts, self.contradiction, is_cut_short)
 
     def _visit(self, states: States, state: State, allowed: frozenset[int | None]) -> None:
         disk = states.disk(state)
@@ -157,13 +160,14 @@ class Explorer:
             if self.totals.disks % 50 == 0:
                 self._progress(self.totals)
         verdict = verdict_of(known.landing, known.going_on, allowed, self._recorded.saves, state.is_power_cut)
-        if not verdict.is_good:
+        is_bad = not verdict.is_good and (state.is_power_cut or self._storage is None)  # a kill is judged as a kill
+        if is_bad:
             self._blame(state, verdict, known)
         met, bad = self.cuts.get(state.cut, (0, 0))
-        self.cuts[state.cut] = (met + is_new, bad + (is_new and not verdict.is_good))
+        self.cuts[state.cut] = (met + is_new, bad + is_bad)
 
     def _blame(self, state: State, verdict: Verdict, known: _Known) -> None:
-        key = (verdict.word, verdict.clause, verdict.seen)
+        key = (verdict.word, verdict.clause, re.sub(r"[0-9]+", "N", verdict.seen))
         found = self._bad.get(key)
         if not known.is_bad:
             known.is_bad = True
@@ -171,8 +175,9 @@ class Explorer:
         if found is None:
             self._bad[key] = Bad(state, verdict)
         else:
-            simpler = min(found.state, state, key=_complexity)
-            self._bad[key] = Bad(simpler, verdict, found.disks + 1)
+            is_simpler = _complexity(state) < _complexity(found.state)
+            kept = Bad(state, verdict) if is_simpler else found
+            self._bad[key] = replace(kept, states=found.states + 1)
 
     def _learn(self, disk: Disk) -> _Known:
         landing, going_on = self._landings.find(disk), self._goings_on.find(disk)
@@ -220,6 +225,11 @@ def _apart_from_paths(outcome: Any) -> Any:
     return bool(outcome.trouble) if isinstance(outcome, GoingOn) else outcome
 
 
+def allowed_after(recorded: Recorded, cut: int) -> frozenset[int | None]:
+    """Which saves may come back after a death there; None stands for a fresh start."""
+    return may_come_back(effect for effect in recorded.trace.effects[:cut] if isinstance(effect, Mark))
+
+
 def _complexity(state: State) -> tuple[int, int]:
     """The fewest missing effects first, then the earliest cut."""
     return len(state.lost) + len(state.content), state.cut
@@ -239,3 +249,15 @@ class Exploration:
         """All disks of one storage; None for kills alone."""
         explorer = Explorer(self.recorded, storage, self.resumer, self.effort, self.landings, self.goings_on, progress)
         return explorer.explore()
+
+    def allowed(self, cut: int) -> frozenset[int | None]:
+        """Which saves may come back after a death there."""
+        return allowed_after(self.recorded, cut)
+
+    def outcome(self, disk: Disk, goes_on: bool) -> tuple[Landing, GoingOn | None]:
+        """What comes of a disk, from memory or tried now."""
+        landing, going_on = self.landings.find(disk), self.goings_on.find(disk)
+        if landing is not None and (going_on is not None or not goes_on):
+            return landing, going_on
+        tried = self.resumer.attempt(disk, goes_on)
+        return tried.landing, tried.going_on

@@ -50,8 +50,16 @@ class Recording:
     """A run that goes on."""
 
     def __init__(
-        self, scenario: str, server: Server, folder: Path, mode: str, kinds: tuple[str, ...], timeline: Timeline
+        self,
+        scenario: str,
+        server: Server,
+        folder: Path,
+        mode: str,
+        kinds: tuple[str, ...],
+        timeline: Timeline,
+        is_recorded: bool = True,
     ) -> None:
+        """Without `is_recorded` the same happens and nobody looks: to know what recording costs."""
         self.scenario = scenario
         self.server = server
         self.folder = folder
@@ -63,15 +71,17 @@ class Recording:
         self.every = 2
         self._kinds = kinds
         self._timeline = timeline
+        self._is_recorded = is_recorded
         self._recorder: Recorder | None = None
 
     @contextlib.contextmanager
     def life(self, **settings: Any) -> Iterator["RecordedLife"]:
         """A fresh process; killed at the end.  Its settings are those of later resumes as well."""
         self.settings = {"mode": self.mode, **settings}
-        worker = self.server.spawn(self.folder, watch="storing", supervise=self._supervise)
+        watched = self.folder if self._is_recorded else None
+        worker = self.server.spawn(watched, watch="storing", supervise=self._supervise)
         try:
-            if self._recorder is None:
+            if self._is_recorded and self._recorder is None:
                 raise CannotJudge(f"The manager's file operations can't be recorded: {self.server.filter_refusal}.")
             self.control.dies = worker.kill_now
             worker.open({"folder": str(self.folder), **self.settings}, seed=0)

@@ -192,10 +192,24 @@ class States:
             if self.storage is not None:
                 yield from self._power_cuts(cut, self.storage)
 
+    def walk_to(self, cut: int) -> None:
+        """Reach a cut without iterating."""
+        self._walk.go_to(cut)
+
     def disk(self, state: State) -> Disk:
-        """The disk of a state at the cut that the iteration has reached, or before."""
+        """The disk of a state at the cut that has been reached."""
         paths = self._named(state)
         return Disk({path: self._node(number, state) for path, number in paths.items()})
+
+    def paths(self, state: State) -> dict[str, int]:
+        """The paths of a state at the cut that has been reached, and the files they stand for."""
+        return self._named(state)
+
+    def unsafe(self) -> tuple[frozenset[int], frozenset[int]]:
+        """Files whose content, and what of whose names some, are not safe at the cut that has been reached."""
+        changes = (self.trace.effects[at] for at in self._walk.unsafe_names)
+        named = {number for change in changes if isinstance(change, Entries) for *_, number in change.changes}
+        return frozenset(self._walk.unsafe_files), frozenset(number for number in named if number is not None)
 
     def identity(self, disk: Disk) -> Identity:
         """Equal for disks with the same paths, kinds and contents."""
