@@ -273,7 +273,7 @@ def versions(trace: Trace, cut: int, file: int, initial: bytes, storage: Storage
 
 
 def may_hold(content: bytes, versions: Sequence[bytes], storage: Storage) -> bool:
-    """Whether a file may hold this after a loss of power: each block as some version had it, or as zeros.
+    """Whether a file may hold this after a loss of power: each block as some version had it, or as zeros if it is new.
 
     Its length is that of a version, or lies at the end of a block between them.
 
@@ -281,8 +281,9 @@ def may_hold(content: bytes, versions: Sequence[bytes], storage: Storage) -> boo
     >>> torn = new[:BLOCK]
     >>> [may_hold(content, [old, new], STORAGES["ext4"]) for content in (old, new, torn, b"", bytes(2 * BLOCK))]
     [True, True, True, False, False]
-    >>> may_hold(bytes(2 * BLOCK), [old, new], STORAGES["posix-strict"])
-    True
+    >>> strict = STORAGES["posix-strict"]
+    >>> [may_hold(content, [old, new], strict) for content in (torn + bytes(BLOCK), bytes(2 * BLOCK))]
+    [True, False]
     """
     sizes = [len(version) for version in versions]
     at_block = len(content) % BLOCK == 0 and min(sizes) <= len(content) <= max(sizes)
@@ -290,7 +291,7 @@ def may_hold(content: bytes, versions: Sequence[bytes], storage: Storage) -> boo
         return False
     return all(
         any(version[start : start + BLOCK].startswith(block) for version in versions)
-        or (storage.zeros and not any(block))
+        or (storage.zeros and start >= len(versions[0]) and not any(block))
         for start, block in blocks(content)
     )
 

@@ -8,6 +8,7 @@ folder is in memory where there is room (`/dev/shm`), else where temporary files
 import argparse
 import contextlib
 import multiprocessing
+import re
 import shutil
 import sys
 import tempfile
@@ -31,9 +32,10 @@ from .order import disorders
 from .recording import Recorded, Recording
 from .replay import script
 from .report import Found, Result
-from .resume import Resumer
+from .resume import Landing, Resumer
 from .scenarios import SCENARIOS
 from .story import disk_of, shrink, tell
+from .trace import Disk
 from .verdicts import verdict_of
 
 KILL = "kill"
@@ -41,13 +43,20 @@ _ROOM_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
+class Manager:
+    """How to start what is explored; see `Server`."""
+
+    impl: str
+    python: str | None = None
+    timeout_s: float = 20
+    import_timeout_s: float = 120
+
+
+@dataclass(frozen=True)
 class Job:
     """One recording and what is asked of it."""
 
-    impl: str
-    python: str | None
-    timeout_s: float
-    import_timeout_s: float
+    manager: Manager
     scenario: str
     mode: str
     storages: tuple[str, ...]
@@ -70,6 +79,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--going-on", type=int, default=40, metavar="N", help="runs to go on with after a resume, per storage (40)"
     )
     parser.add_argument(
+        "--second-deaths",
+        type=int,
+        default=2,
+        metavar="N",
+        help="resumed runs that are killed again, per recording (2)",
+    )
+    parser.add_argument(
         "--seconds", type=float, default=600, metavar="S", help="time for one recording under one storage (600)"
     )
 
@@ -77,15 +93,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, level_named: Any) -> int:
     """The exit status, as for `run`."""
     begun = time.perf_counter()
-    with contextlib.closing(Server(options.impl, options.python, options.timeout, options.import_timeout)) as server:
-        implementation = server.implementation
-    level: Level = level_named(options.level or implementation.level)
-    jobs = list(_jobs(options, implementation, level))
-    if not jobs:
-        raise CannotJudge(f"{options.impl} claims none of the capabilities that the scenarios asked for need.")
-    out = options.out or Path("reports") / "crash"
-    out.mkdir(parents=True, exist_ok=True)
-    results = list(_results(jobs, options.n))
+    manager = Manager(options.impl, options.python, options.timeout, options.import_timeout)
+    with workplace(manager) as place:
+        implementation = place.server.implementation
+        level: Level = level_named(options.level or implementation.level)
+        jobs = list(_jobs(options, manager, implementation, level))
+        if not jobs:
+            raise CannotJudge(f"{options.impl} does not claim what the scenarios that were asked for need.")
+        out = options.out or Path("reports") / "crash"
+        out.mkdir(parents=True, exist_ok=True)
+        results = list(_results(jobs, options.n, place))
     written = report.write(implementation, level, results, out, time.perf_counter() - begun)
     print(report.console(implementation, level, results, out, time.perf_counter() - begun))
     print(f"written: {', '.join(written)}")
@@ -94,25 +111,23 @@ def run(options: argparse.Namespace, level_named: Any) -> int:
     return Status.FAILED if report.counted(results, level) else Status.PASSED
 
 
-def _jobs(options: argparse.Namespace, implementation: Implementation, level: Level) -> Iterator[Job]:
+def _jobs(options: argparse.Namespace, manager: Manager, implementation: Implementation, level: Level) -> Iterator[Job]:
     claimed = [mode for mode in ("sync", "async") if mode in implementation.capabilities]
     chosen = options.storage or ["all" if level >= Level.DURABLE else KILL]
     storages = (KILL, *STORAGES) if "all" in chosen else tuple(dict.fromkeys(chosen))
-    effort = Effort(not options.every_write, options.going_on, options.seconds)
+    effort = Effort(not options.every_write, options.going_on, options.seconds, options.second_deaths)
     for name in options.scenario or SCENARIOS:
         if SCENARIOS[name].needs <= implementation.capabilities:
             for mode in [options.mode] if options.mode else claimed:
-                shared = (options.impl, options.python, options.timeout, options.import_timeout)
-                yield Job(*shared, name, mode, storages, effort)
+                yield Job(manager, name, mode, storages, effort)
 
 
-def _results(jobs: Sequence[Job], processes: int) -> Iterator[Result]:
+def _results(jobs: Sequence[Job], processes: int, place: "Place") -> Iterator[Result]:
     progress = _Progress(len(jobs))
     try:
         if processes == 1:
-            with _workplace(jobs[0]) as place:
-                for job in jobs:
-                    yield progress.shown(_explore(job, place))
+            for job in jobs:
+                yield progress.shown(explore(job, place))
             return
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(min(processes, len(jobs)), context) as pool:
@@ -137,7 +152,7 @@ class _Progress:
         for explored in result.explored:
             self._sum.add(explored.totals)
         filled = 24 * self._done // self._jobs
-        line = f"[{'#' * filled}{'.' * (24 - filled)}] {self._done}/{self._jobs} recordings, {self._sum.disks:,} disks"
+        line = f"[{'#' * filled}{'.' * (24 - filled)}] {self._done}/{self._jobs} recordings, {self._sum.new:,} disks"
         line += f", {self._sum.bad:,} bad" if self._sum.bad else ""
         end = "" if self._is_terminal else "\n"
         print(("\r\033[K" if self._is_terminal else "") + line, end=end, file=sys.stderr, flush=True)
@@ -150,7 +165,7 @@ class _Progress:
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """A warm server, a folder to build disks in, and the undisturbed run."""
 
     server: Server
@@ -161,14 +176,15 @@ class _Place:
 
 
 @contextlib.contextmanager
-def _workplace(job: Job) -> Iterator[_Place]:
-    server = Server(job.impl, job.python, job.timeout_s, job.import_timeout_s)
+def workplace(manager: Manager) -> Iterator["Place"]:
+    """A place to explore in, gone afterwards."""
+    server = Server(manager.impl, manager.python, manager.timeout_s, manager.import_timeout_s)
     base = Path(tempfile.mkdtemp(prefix="forge-crash-", dir=_roomy()))
     try:
         claimed = server.implementation.capabilities
         server.rehearse([mode for mode in ("sync", "async") if mode in claimed])
         kinds = kinds_claimed(server.implementation.capabilities)
-        yield _Place(server, base / "checkpoints", kinds, Timeline(server, 0), Timeline(server, 999).digest(0))
+        yield Place(server, base / "checkpoints", kinds, Timeline(server, 0), Timeline(server, 999).digest(0))
     finally:
         server.close()
         shutil.rmtree(base, ignore_errors=True)
@@ -184,23 +200,26 @@ def _roomy() -> str | None:
 
 
 def _explore_alone(job: Job) -> Result:
-    with _workplace(job) as place:
-        return _explore(job, place)
+    with workplace(job.manager) as place:
+        return explore(job, place)
 
 
-def _explore(job: Job, place: _Place) -> Result:
+def explore(job: Job, place: Place) -> Result:
+    """Record, and visit what a death can leave of it."""
     begun = time.perf_counter()
     unrecorded_s = min(_unrecorded_s(job, place) for _ in range(2))
     recorded, recorded_s = record(job.scenario, job.mode, place)
     resumer = Resumer(place.server, place.folder, recorded, place.kinds, place.fresh)
     exploration = Exploration(recorded, resumer, job.effort)
     explored = [exploration.under(STORAGES.get(name)) for name in job.storages]
+    again = [explore_again(job, place, exploration, *death) for death in exploration.deaths(job.effort.deaths_again)]
     found = [one for result in explored for one in _found(job, place, exploration, result)]
+    found += [one for _, stories in again for one in stories]
     disordered, looked = disorders(recorded.trace, place.server.implementation.layout)
     return Result(
         job.scenario,
         job.mode,
-        tuple(explored),
+        (*explored, *(second for second, _ in again)),
         tuple(found),
         tuple(disordered),
         looked,
@@ -210,7 +229,35 @@ def _explore(job: Job, place: _Place) -> Result:
     )
 
 
-def record(scenario: str, mode: str, place: "_Place") -> tuple[Recorded, float]:
+def explore_again(
+    job: Job, place: Place, before: Exploration, disk: Disk, landing: Landing
+) -> tuple[Explored, list[Found]]:
+    """A second death: the run that resumes from a disk and goes on is killed as well, at each of its operations."""
+    before.resumer.rebuild(disk)
+    recorded = before.recorded
+    recording = Recording(
+        f"{recorded.scenario}, second death", place.server, place.folder, job.mode, place.kinds, place.timeline,
+        saves=recorded.saves,
+    )  # fmt: skip
+    recording.every = recorded.every
+    settings = {name: value for name, value in recorded.settings.items() if name != "mode"}
+    if landing.saves:
+        recording.journal.mark("acknowledged", max(landing.saves))
+    with recording.life(**settings) as life:
+        life.load()
+        first = (landing.step // recorded.every + 1) * recorded.every
+        try:
+            life.save_at(first, first + recorded.every)
+            life.wait()
+        except ManagerFault:
+            pass  # that it can't go on was found out before; here it is about how far it got
+    second = recording.end()
+    exploration = Exploration(second, Resumer(place.server, place.folder, second, place.kinds, place.fresh), job.effort)
+    explored = exploration.under(None)
+    return explored, list(_found(job, place, exploration, explored))
+
+
+def record(scenario: str, mode: str, place: Place) -> tuple[Recorded, float]:
     """Let the manager go through a scenario; what it did, and how long that took in seconds."""
     _empty(place.folder)
     recording = Recording(scenario, place.server, place.folder, mode, place.kinds, place.timeline)
@@ -226,7 +273,7 @@ def record(scenario: str, mode: str, place: "_Place") -> tuple[Recorded, float]:
     return recording.end(), seconds
 
 
-def _unrecorded_s(job: Job, place: _Place) -> float:
+def _unrecorded_s(job: Job, place: Place) -> float:
     """How long the scenario takes when nobody records; 0 where it needs the recorder to happen at all."""
     if job.scenario in ("fallback", "disk-full"):
         return 0.0
@@ -243,11 +290,12 @@ def _empty(folder: Path) -> None:
     folder.mkdir()
 
 
-def _found(job: Job, place: _Place, exploration: Exploration, explored: Explored) -> Iterator[Found]:
+def _found(job: Job, place: Place, exploration: Exploration, explored: Explored) -> Iterator[Found]:
     recorded = exploration.recorded
     storage = STORAGES.get(explored.storage)
     for number, bad in enumerate(explored.bad, start=1):
         state = bad.state
+        says = SCENARIOS[job.scenario].says
         if storage is not None:
             allowed = exploration.allowed(state.cut)
 
@@ -257,9 +305,9 @@ def _found(job: Job, place: _Place, exploration: Exploration, explored: Explored
 
             state = shrink(recorded.trace, storage, state, is_bad)
         disk = disk_of(recorded.trace, storage, state)
-        title = f"scenario {recorded.scenario}, {recorded.mode}: {SCENARIOS[recorded.scenario].says}"
+        title = f"scenario {recorded.scenario}, {recorded.mode}: {says}"
         steps = tuple(saved.step for saved in recorded.saves)
         story = tell(recorded.trace, storage, state, disk, bad.verdict, steps, title)
-        name = f"{recorded.scenario}-{recorded.mode}-{explored.storage}-{number}"
-        replay = script(job.impl, place.folder, recorded, disk, story)
+        name = re.sub(r"[^a-z]+", "-", f"{recorded.scenario}-{recorded.mode}-{explored.storage}") + f"-{number}"
+        replay = script(job.manager.impl, place.folder, recorded, disk, story)
         yield Found(name, explored.storage, bad.verdict, bad.states, story.missing, story.text, replay)

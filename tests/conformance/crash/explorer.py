@@ -10,7 +10,6 @@ another save has been acknowledged.
 import random
 import re
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -36,6 +35,8 @@ class Totals:
     """Ways to end that were looked at; many leave the same disk."""
     disks: int = 0
     """Distinct ones."""
+    new: int = 0
+    """Of these, the ones that no storage before had left."""
     bad: int = 0
     """Distinct disks with at least one bad verdict."""
     resumes: int = 0
@@ -88,6 +89,8 @@ class Effort:
     goes_on: int = 60
     """Runs that go on after a resume; each takes two more processes."""
     seconds: float = 600
+    deaths_again: int = 2
+    """Resumed runs that are recorded, to be killed in their turn."""
 
 
 @dataclass
@@ -110,7 +113,8 @@ class Explorer:
         effort: Effort,
         landings: Memory[Landing],
         going_on: Memory[GoingOn],
-        progress: Callable[[Totals], None] = lambda totals: None,
+        met: set[Identity],
+        interned: dict[tuple[str, str, bytes], int],
     ) -> None:
         self._recorded = recorded
         self._storage = storage
@@ -118,8 +122,9 @@ class Explorer:
         self._effort = effort
         self._landings = landings
         self._goings_on = going_on
-        self._progress = progress
         self._known: dict[Identity, _Known] = {}
+        self._met = met
+        self._interned = interned
         self._bad: dict[tuple[str, str, str], Bad] = {}
         self._random = random.Random(0)
         self._left_to_go_on = effort.goes_on
@@ -130,7 +135,7 @@ class Explorer:
     def explore(self) -> Explored:
         """Visit them all, or as many as there is time for."""
         begun, before = time.perf_counter(), self._resumer.resumes
-        states = States(self._recorded.trace, self._storage, self._effort.coalesce)
+        states = States(self._recorded.trace, self._storage, self._effort.coalesce, self._interned)
         allowed: dict[int, frozenset[int | None]] = {}
         is_cut_short = False
         for state in states:
@@ -156,9 +161,9 @@ class Explorer:
         if known is None:
             known = self._known[identity] = self._learn(disk)
             self.totals.disks += 1
+            self.totals.new += identity not in self._met
+            self._met.add(identity)
             self.totals.went_on += known.going_on is not None
-            if self.totals.disks % 50 == 0:
-                self._progress(self.totals)
         verdict = verdict_of(known.landing, known.going_on, allowed, self._recorded.saves, state.is_power_cut)
         is_bad = not verdict.is_good and (state.is_power_cut or self._storage is None)  # a kill is judged as a kill
         if is_bad:
@@ -244,15 +249,27 @@ class Exploration:
     effort: Effort
     landings: Memory[Landing] = field(default_factory=Memory)
     goings_on: Memory[GoingOn] = field(default_factory=Memory)
+    met: set[Identity] = field(default_factory=set)
+    interned: dict[tuple[str, str, bytes], int] = field(default_factory=dict)
 
-    def under(self, storage: Storage | None, progress: Callable[[Totals], None] = lambda totals: None) -> Explored:
+    def under(self, storage: Storage | None) -> Explored:
         """All disks of one storage; None for kills alone."""
-        explorer = Explorer(self.recorded, storage, self.resumer, self.effort, self.landings, self.goings_on, progress)
-        return explorer.explore()
+        memories = (self.landings, self.goings_on, self.met, self.interned)
+        return Explorer(self.recorded, storage, self.resumer, self.effort, *memories).explore()
 
     def allowed(self, cut: int) -> frozenset[int | None]:
         """Which saves may come back after a death there."""
         return allowed_after(self.recorded, cut)
+
+    def deaths(self, most: int) -> list[tuple[Disk, Landing]]:
+        """Disks that a kill leaves and that a run can go on from, spread evenly over the recording."""
+        found: list[tuple[Disk, Landing]] = []
+        states = States(self.recorded.trace, None)
+        everything = [(disk, self.landings.find(disk)) for disk in map(states.disk, states)]
+        alive = [(disk, landing) for disk, landing in everything if landing is not None and landing.is_alive]
+        for number in range(most):
+            found += alive[len(alive) * (2 * number + 1) // (2 * most) :][:1]
+        return found
 
     def outcome(self, disk: Disk, goes_on: bool) -> tuple[Landing, GoingOn | None]:
         """What comes of a disk, from memory or tried now."""

@@ -279,7 +279,8 @@ class Recorder:
             self._journal.add(Close(number), call)
 
     def _note_outside(self, name: str, arguments: Arguments, paths: tuple[str, ...]) -> None:
-        if name == "openat" and arguments[2] & _WRITING and not paths[0].startswith(("/dev/", "/proc/", "/sys/")):
+        is_system = paths != () and paths[0].startswith(("/proc/", "/sys/"))
+        if name == "openat" and arguments[2] & _WRITING and not is_system and calls.is_regular(paths[0]):
             self._journal.outside.append(paths[0])
 
     def _shown(self, paths: tuple[str, ...]) -> tuple[str, ...]:

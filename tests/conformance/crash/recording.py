@@ -6,7 +6,7 @@ manager does not know.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,15 +58,20 @@ class Recording:
         kinds: tuple[str, ...],
         timeline: Timeline,
         is_recorded: bool = True,
+        saves: Sequence[Saved] = (),
     ) -> None:
-        """Without `is_recorded` the same happens and nobody looks: to know what recording costs."""
+        """What the folder holds already was saved by `saves`.
+
+        Without `is_recorded` the same happens and nobody looks: to know what
+        recording costs.
+        """
         self.scenario = scenario
         self.server = server
         self.folder = folder
         self.mode = mode
         self.journal = Journal(folder)
         self.control = Control()
-        self.saves: list[Saved] = []
+        self.saves: list[Saved] = list(saves)
         self.settings: dict[str, Any] = {"mode": mode}
         self.every = 2
         self._kinds = kinds

@@ -19,6 +19,7 @@ from .order import Disorder
 from .verdicts import Verdict
 
 _SHOWN = 3
+_COLUMNS = "{:<12}{:<7}{:<15}{:>9}{:>8}{:>6}{:>9}{:>10}"
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,8 @@ def _level(clause: str) -> Level:
 def console(implementation: Implementation, level: Level, results: Sequence[Result], out: Path, seconds: float) -> str:
     """A line for each recording and storage, what is bad by clause, the simplest stories, and the sums."""
     lines = [f"crash exploration of {implementation.name}, level {level}", ""]
-    lines += [
-        f"{'scenario':<12}{'mode':<7}{'storage':<15}{'states':>9}{'disks':>8}{'bad':>6}{'resumes':>9}{'a second':>10}"
-    ]
+    head = ("scenario", "mode", "storage", "states", "disks", "bad", "resumes", "a second")
+    lines.append(_COLUMNS.format(*head))
     for result in results:
         lines += [_line(result, explored) for explored in result.explored]
     lines += ["", *_notes(results), *_by_clause(results, level)]
@@ -84,10 +84,12 @@ def console(implementation: Implementation, level: Level, results: Sequence[Resu
 def _line(result: Result, explored: Explored) -> str:
     totals = explored.totals
     rate = totals.disks / totals.seconds if totals.seconds else 0
-    return (
-        f"{result.scenario:<12}{result.mode:<7}{explored.storage:<15}{totals.states:>9,}{totals.disks:>8,}{totals.bad:>6,}"
-        f"{totals.resumes:>9,}{rate:>10,.0f}"
-    )
+    counts = (totals.states, totals.disks, totals.bad, totals.resumes, round(rate))
+    return _COLUMNS.format(result.scenario, result.mode, _storage(result, explored), *map("{:,}".format, counts))
+
+
+def _storage(result: Result, explored: Explored) -> str:
+    return explored.storage if explored.recorded is result.explored[0].recorded else "second death"
 
 
 def _notes(results: Sequence[Result]) -> Iterator[str]:
@@ -139,9 +141,9 @@ def _sum(results: Sequence[Result], seconds: float) -> str:
     recorded = sum(result.recorded_s for result in results if result.unrecorded_s)
     cost = f"; recording took {recorded / plain:.1f} times as long as not recording" if plain else ""
     return (
-        f"{totals.disks:,} distinct disks out of {totals.states:,} states, {totals.bad:,} bad; {totals.resumes:,} "
+        f"{totals.new:,} distinct disks out of {totals.states:,} states, {totals.bad:,} bad; {totals.resumes:,} "
         f"processes resumed, {totals.confirmed:,} shared outcomes were tried again and confirmed; {seconds:.0f} s, "
-        f"{totals.disks / seconds:,.0f} disks a second{cost}"
+        f"{totals.disks / seconds:,.0f} disks judged a second{cost}"
     )
 
 
@@ -185,7 +187,7 @@ def _recording_json(result: Result) -> dict[str, Any]:
         "orders": {"looked_at": result.orders_looked_at, "disorders": [asdict(one) for one in result.disorders]},
         "storages": [
             {
-                "storage": one.storage,
+                "storage": _storage(result, one),
                 "totals": asdict(one.totals),
                 "is_cut_short": one.is_cut_short,
                 "contradiction": one.contradiction,
@@ -234,17 +236,18 @@ def _section(result: Result) -> Iterator[str]:
     for found in result.found:
         head = f"{found.verdict.word} [{found.verdict.clause}], {found.storage}, {found.states} states"
         yield f"<details open><summary>{html.escape(head)}</summary><pre>{html.escape(found.text)}</pre></details>"
-    names = "".join(f"<th>{html.escape(explored.storage)}</th>" for explored in result.explored)
+    own = [explored for explored in result.explored if explored.recorded is result.explored[0].recorded]
+    names = "".join(f"<th>{html.escape(explored.storage)}</th>" for explored in own)
     yield f"<details><summary>operations</summary><table><tr><th></th><th>operation</th>{names}</tr>"
-    yield from _rows(result)
+    yield from _rows(own)
     yield "</table></details>"
 
 
-def _rows(result: Result) -> Iterator[str]:
-    recorded = result.explored[0].recorded
+def _rows(own: Sequence[Explored]) -> Iterator[str]:
+    recorded = own[0].recorded
     trace, saves = recorded.trace, recorded.saves
     for at, effect in enumerate(trace.effects):
-        cells = [explored.cuts.get(at + 1) for explored in result.explored]
+        cells = [explored.cuts.get(at + 1) for explored in own]
         if isinstance(effect, Bytes) and not any(cells):
             continue
         is_mark = isinstance(effect, Mark)

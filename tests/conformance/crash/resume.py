@@ -5,6 +5,7 @@ the run are made, the second process is killed as well, and a third one resumes.
 What a manager can't do after a death shows only then.
 """
 
+import errno
 import os
 import shutil
 import time
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from forge_conformance.harness.server import Server
+from forge_conformance.harness.server import CannotJudge, Server
 from forge_conformance.harness.worker import Died, Hung, ManagerFault, Worker
 
 from .facts import Fact, Facts
@@ -81,7 +82,15 @@ class Resumer:
                 shutil.rmtree(entry.path)
             else:
                 os.unlink(entry.path)
-        return disk.build(self._folder, self._base_ns)
+        try:
+            return disk.build(self._folder, self._base_ns)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise CannotJudge(
+                f"A disk of {sum(len(node.content) for node in disk.nodes.values()):,} bytes does not fit into "
+                f"{self._folder}. Make room there, or, if that is in memory, give it less to do at once (-n)."
+            ) from None
 
     def attempt(self, disk: Disk, goes_on: bool) -> Tried:
         """Build the disk and resume from it."""

@@ -5,10 +5,11 @@ through, in one pass and quickly.  What is allowed is far more than can be
 looked at, so these are the extreme ones: of the changes of names that are not
 safe none is lost, all, each alone, all but each, every end of them, and every
 pair; and with each of these, of the content that is not safe, everything is
-kept, everything is lost, and each file alone is lost, torn, or full of zeros.
-A burst of writes to one file is entered at its beginning, in its middle and at
-its end.  `Counts.left_out` says how many pairs were not tried because there
-were too many of them.
+kept, everything is lost, and each file alone is lost, torn, full of zeros, or
+has a hole.  A burst of writes to one file is entered at its beginning, in its
+middle and at its end, and the hole is its first block; unless `coalesce` is
+off, then every write and every block has its turn.  `Counts.left_out` says how
+many pairs were not tried because there were too many of them.
 """
 
 import itertools
@@ -31,7 +32,9 @@ class Kept:
 
     effects: int
     form: str = "whole"
-    """`whole`; `torn`: cut at a block; `zeros`: the right length and nothing in it."""
+    """`whole`; `torn`: cut at a block; `zeros`: from a block on it reads as zeros; `hole`: one block does."""
+    block: int = 0
+    """Which block that is."""
 
 
 @dataclass(frozen=True)
@@ -174,16 +177,24 @@ class Walk:
 class States:
     """All states of a trace under one storage, or, without one, after a kill."""
 
-    def __init__(self, trace: Trace, storage: Storage | None, coalesce: bool = True) -> None:
+    def __init__(
+        self,
+        trace: Trace,
+        storage: Storage | None,
+        coalesce: bool = True,
+        interned: dict[tuple[str, str, bytes], int] | None = None,
+    ) -> None:
+        """With the same `interned`, identities can be compared across storages."""
         self.trace = trace
         self.storage = storage
+        self._coalesce = coalesce
         self.counts = Counts()
         self._cuts = cuts(trace, coalesce)
         self._walk = Walk(trace, storage)
         self._contents: dict[tuple[int, int], bytes] = {}
         self._nodes: dict[tuple[int, Kept], Node] = {}
         self._paths: dict[tuple[int, ...], dict[str, int]] = {}
-        self._interned: dict[tuple[str, str, bytes], int] = {}
+        self._interned = {} if interned is None else interned
 
     def __iter__(self) -> Iterator[State]:
         for cut in self._cuts:
@@ -250,12 +261,26 @@ class States:
             count = len(file.effects)
             if count - file.safe > 1:
                 yield {number: Kept((file.safe + count) // 2)}
-            if len(self._content(number, count)) > max(BLOCK, len(self._content(number, file.safe))):
+            if _torn_size(self._content(number, count)) > len(self._content(number, file.safe)):
                 yield {number: Kept(count, "torn")}
             if storage.zeros:
-                yield {number: Kept(count, "zeros")}
+                yield {number: self._zeros(number, file)}
+                yield from ({number: Kept(count, "hole", block)} for block in self._holes(number, file))
         if storage.zeros and len(gone) > 1:
-            yield {number: Kept(len(file.effects), "zeros") for number, file in files.items()}
+            yield {number: self._zeros(number, file) for number, file in files.items()}
+
+    def _zeros(self, number: int, file: _File) -> Kept:
+        return Kept(len(file.effects), "zeros", self._first_new(number, file))
+
+    def _first_new(self, number: int, file: _File) -> int:
+        """The first block that the safe version of a file does not have."""
+        return -(-len(self._content(number, file.safe)) // BLOCK)
+
+    def _holes(self, number: int, file: _File) -> range:
+        """Blocks of a file that may read as zeros, if there are several."""
+        size = len(self._content(number, len(file.effects)))
+        blocks = range(self._first_new(number, file), -(-size // BLOCK)) if size > BLOCK else range(0)
+        return blocks[:1] if self._coalesce else blocks
 
     # -- disks -----------------------------------------------------------------------
 
@@ -284,8 +309,13 @@ class States:
     def _in_form(self, number: int, kept: Kept) -> bytes:
         content = self._content(number, kept.effects)
         if kept.form == "torn":
-            return content[: (len(content) - 1) // BLOCK * BLOCK]
-        return bytes(len(content)) if kept.form == "zeros" else content
+            return content[: _torn_size(content)]
+        if kept.form == "hole":
+            start, end = kept.block * BLOCK, min(len(content), (kept.block + 1) * BLOCK)
+            return content[:start] + bytes(end - start) + content[end:]
+        if kept.form == "zeros":
+            return content[: kept.block * BLOCK].ljust(len(content), b"\0")
+        return content
 
     def _content(self, number: int, effects: int) -> bytes:
         """What the file held after so many of its effects."""
@@ -297,3 +327,8 @@ class States:
             content = after(content, effect)
         self._contents[number, effects] = content
         return content
+
+
+def _torn_size(content: bytes) -> int:
+    """How much of a content is left in bytes when its last block is not."""
+    return max(0, len(content) - 1) // BLOCK * BLOCK

@@ -143,7 +143,9 @@ def _content_synced(trace: Trace, state: State, number: int) -> str:
 
 
 def _form(kept: Kept) -> str:
-    forms = {"torn": "its last blocks are missing", "zeros": "it has its length and reads as zeros"}
+    forms = {"torn": "its last blocks are missing", "zeros": "it has its length, and all that is new reads as zeros"}
+    if kept.form == "hole":
+        return f"its block {kept.block} reads as zeros"
     return forms.get(kept.form, f"only the first {kept.effects} of the writes to it are there")
 
 

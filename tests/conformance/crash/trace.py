@@ -147,13 +147,12 @@ class Trace:
 
     @property
     def begins(self) -> int:
-        """How many effects at the beginning stand for what the folder held before."""
-        return next(
-            (at for at, call in enumerate(self.calls) if call is not None or self._is_mark(at)), len(self.calls)
-        )
+        """How many effects at the beginning stand for what was before: in the folder, and acknowledged."""
+        return next((at for at in range(len(self.effects)) if not self._was_before(at)), len(self.effects))
 
-    def _is_mark(self, at: int) -> bool:
-        return isinstance(self.effects[at], Mark)
+    def _was_before(self, at: int) -> bool:
+        effect = self.effects[at]
+        return effect.word == "acknowledged" if isinstance(effect, Mark) else self.calls[at] is None
 
     def names(self, kept: Iterable[int]) -> dict[str, int]:
         """Paths and the inodes they stand for when just these changes of names have happened, in order."""
