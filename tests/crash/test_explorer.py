@@ -15,7 +15,6 @@ from forge_conformance.crash import report
 from forge_conformance.crash.command import KILL, Job, Manager, Place, explore, workplace
 from forge_conformance.crash.explorer import Effort
 from forge_conformance.crash.report import Result
-from forge_conformance.harness.server import CannotJudge
 from forge_spec.clauses import Level
 
 from .conftest import CAREFUL, needs_recorder
@@ -99,8 +98,22 @@ def test_a_manager_that_can_never_save_again_is_stuck() -> None:
 
 
 def test_a_manager_that_leaves_nothing_in_its_folder_is_told_so() -> None:
-    with pytest.raises(CannotJudge, match=r"without changing anything in the folder.*-beside/"):
-        explored("Elsewhere", "first-save", KILL)
+    refusal = explored("Elsewhere", "first-save", KILL).refusal
+    assert "without changing anything in the folder" in refusal
+    assert "checkpoints-beside" in refusal
+
+
+def test_a_scenario_that_the_manager_refuses_is_told_and_the_others_are_explored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenarios = ["--scenario", "first-save", "--scenario", "resave"]
+    options = [*scenarios, "--storage", "kill", "--going-on", "0", "--second-deaths", "0", "--out", str(tmp_path)]
+    status = main(["crash", "--impl", f"{CAREFUL}:RefusesResave", *options])
+    said = " ".join(capsys.readouterr().out.split())
+    assert status == 2
+    assert "NOT EXPLORED (resave, sync)" in said
+    assert "step 4 is saved already" in said
+    assert "first-save sync kill" in said
 
 
 def test_a_story_names_the_death_and_its_replay_shows_the_same_without_the_suite(tmp_path: Path) -> None:
@@ -121,14 +134,16 @@ def test_a_story_names_the_death_and_its_replay_shows_the_same_without_the_suite
 
 def test_the_command_reports_for_people_and_for_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--scenario", "first-save", "--storage", "posix-strict", "--going-on", "0", "--out", str(tmp_path)]
-    status = main(["crash", "--impl", f"{CAREFUL}:NoSyncOfPointer", *options])
+    status = main(["crash", "--impl", f"{CAREFUL}:NoSyncOfState", *options])
     said = capsys.readouterr().out
     assert status == 1
-    assert "FELL durable.acknowledged" in said
+    assert "FELL durable.power-loss" in said
+    assert "FELL durable.order: 2 ways" in said
     written = json.loads((tmp_path / "crash.json").read_text())
     assert written["totals"]["bad"] > 0
     (recording,) = written["recordings"]
-    assert {bad["clause"] for bad in recording["bad"]} == {"durable.acknowledged"}
+    assert {bad["clause"] for bad in recording["bad"]} == {"durable.power-loss"}
+    assert len(recording["orders"]["disorders"]) == 2
     assert "<table>" in (tmp_path / "crash.html").read_text()
     assert list(tmp_path.glob("replay-*.py"))
 

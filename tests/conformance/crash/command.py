@@ -108,7 +108,9 @@ def run(options: argparse.Namespace, level_named: Any) -> int:
     print(f"written: {', '.join(written)}")
     if any(explored.contradiction for result in results for explored in result.explored):
         return Status.OUR_ERROR
-    return Status.FAILED if report.counted(results, level) else Status.PASSED
+    if report.counted(results, level):
+        return Status.FAILED
+    return Status.NOTHING_JUDGED if any(result.refusal for result in results) else Status.PASSED
 
 
 def _jobs(options: argparse.Namespace, manager: Manager, implementation: Implementation, level: Level) -> Iterator[Job]:
@@ -208,7 +210,10 @@ def explore(job: Job, place: Place) -> Result:
     """Record, and visit what a death can leave of it."""
     begun = time.perf_counter()
     unrecorded_s = min(_unrecorded_s(job, place) for _ in range(2))
-    recorded, recorded_s = record(job.scenario, job.mode, place)
+    try:
+        recorded, recorded_s = record(job.scenario, job.mode, place)
+    except CannotJudge as reason:
+        return Result(job.scenario, job.mode, refusal=str(reason))
     resumer = Resumer(place.server, place.folder, recorded, place.kinds, place.fresh)
     exploration = Exploration(recorded, resumer, job.effort)
     explored = [exploration.under(STORAGES.get(name)) for name in job.storages]

@@ -82,11 +82,11 @@ class Facts:
         found = self._walk(path, follows=_follows(name, arguments))
         if found is None:
             return
-        if name == "newfstatat":
+        if name in ("newfstatat", "faccessat2", "openat"):
             self._note("stat", found)
-        elif name in ("openat", "linkat", "truncate"):
+        if name in ("openat", "linkat", "truncate"):
             self._note("content", found)
-        elif name in ("unlinkat", "renameat2"):
+        if name in ("unlinkat", "renameat2"):
             self._note("names", found)  # whether a directory is empty decides how the call ends
 
     def _walk(self, path: str, follows: bool) -> str | None:

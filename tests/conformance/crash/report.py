@@ -2,6 +2,7 @@
 
 import html
 import json
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ from .explorer import Explored, Totals
 from .order import Disorder
 from .verdicts import Verdict
 
+RECORDER = "seccomp user notification, which sees every call, its data and its result"
 _SHOWN = 3
 _COLUMNS = "{:<12}{:<7}{:<15}{:>9}{:>8}{:>6}{:>9}{:>10}"
 
@@ -41,13 +43,15 @@ class Result:
 
     scenario: str
     mode: str
-    explored: tuple[Explored, ...]
-    found: tuple[Found, ...]
-    disorders: tuple[Disorder, ...]
-    orders_looked_at: int
-    recorded_s: float
-    unrecorded_s: float
-    seconds: float
+    explored: tuple[Explored, ...] = ()
+    found: tuple[Found, ...] = ()
+    disorders: tuple[Disorder, ...] = ()
+    orders_looked_at: int = 0
+    recorded_s: float = 0
+    unrecorded_s: float = 0
+    seconds: float = 0
+    refusal: str = ""
+    """Why nothing could be explored; "" if something was."""
 
 
 def counted(results: Sequence[Result], level: Level) -> list[Found]:
@@ -66,7 +70,7 @@ def _level(clause: str) -> Level:
 
 def console(implementation: Implementation, level: Level, results: Sequence[Result], out: Path, seconds: float) -> str:
     """A line for each recording and storage, what is bad by clause, the simplest stories, and the sums."""
-    lines = [f"crash exploration of {implementation.name}, level {level}", ""]
+    lines = [f"crash exploration of {implementation.name}, level {level}; recorded by {RECORDER}", ""]
     head = ("scenario", "mode", "storage", "states", "disks", "bad", "resumes", "a second")
     lines.append(_COLUMNS.format(*head))
     for result in results:
@@ -96,6 +100,9 @@ def _notes(results: Sequence[Result]) -> Iterator[str]:
     """What was not seen and what was not tried."""
     for result in results:
         where = f"{result.scenario}, {result.mode}"
+        if result.refusal:
+            yield textwrap.fill(f"NOT EXPLORED ({where}): {result.refusal}", 110, subsequent_indent="    ")
+            continue
         trace = result.explored[0].recorded.trace
         yield from (f"UNSEEN ({where}): {sentence}" for sentence in trace.unseen)
         if trace.outside:
@@ -167,7 +174,7 @@ def _json(implementation: Implementation, level: Level, results: Sequence[Result
         "implementation": implementation.name,
         "environment": implementation.environment,
         "level": str(level),
-        "recorder": "seccomp user notification",
+        "recorder": RECORDER,
         "seconds": round(seconds, 3),
         "totals": asdict(_totals(results)),
         "recordings": [_recording_json(result) for result in results],
@@ -175,6 +182,8 @@ def _json(implementation: Implementation, level: Level, results: Sequence[Result
 
 
 def _recording_json(result: Result) -> dict[str, Any]:
+    if result.refusal:
+        return {"scenario": result.scenario, "mode": result.mode, "refusal": result.refusal}
     trace = result.explored[0].recorded.trace
     return {
         "scenario": result.scenario,
@@ -226,7 +235,7 @@ def page(implementation: Implementation, results: Sequence[Result]) -> str:
     body += [f"<p>{html.escape(_sum(results, max(1e-9, sum(result.seconds for result in results))))}</p>"]
     body.append("<p>A cell counts the disks first met if death comes after the operation; red: some are bad.</p>")
     for result in results:
-        body += _section(result)
+        body += _section(result) if result.explored else [f"<p>{html.escape(result.refusal)}</p>"]
     head = f"<!doctype html><meta charset=utf-8><title>Crash exploration</title><style>{_STYLE}</style>"
     return head + "\n".join(body) + "\n"
 

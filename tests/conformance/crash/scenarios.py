@@ -119,7 +119,9 @@ SCENARIOS: dict[str, Scenario] = {
         Scenario(
             "milestones", milestones, "saves inside and after a window, with a limit of one", frozenset({"window"})
         ),
-        Scenario("rewind", rewind, "a run goes back to an older checkpoint and saves on", frozenset({"explicit"})),
+        Scenario(
+            "rewind", rewind, "a run goes back to an older checkpoint and saves on", frozenset({"explicit", "pointer"})
+        ),
         Scenario("disk-full", disk_full, "the disk fills during a save and has room again for the next"),
     )
 }

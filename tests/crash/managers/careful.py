@@ -172,3 +172,8 @@ class Elsewhere(Careful):
         super().__init__(settings, training)
         self.folder = Path(f"{settings.folder}-beside")
         self.folder.mkdir(exist_ok=True)
+
+
+class RefusesResave(Careful):
+    def replace(self, staged: Path, target: Path) -> None:
+        raise FileExistsError(f"step {target.name.removeprefix('step_')} is saved already")
