@@ -24,8 +24,8 @@ QUICK = Effort(goes_on=3, deaths_again=0)
 
 
 @contextmanager
-def place_of(name: str) -> Iterator[tuple[Manager, Place]]:
-    manager = Manager(f"{CAREFUL}:{name}")
+def place_of(name: str, timeout_s: float = 20) -> Iterator[tuple[Manager, Place]]:
+    manager = Manager(f"{CAREFUL}:{name}", timeout_s=timeout_s)
     with workplace(manager) as place:
         yield manager, place
 
@@ -89,6 +89,24 @@ def test_an_old_step_that_is_deleted_before_its_new_self_stands_costs_the_resume
 
 def test_a_step_that_is_rewritten_in_place_is_told_as_torn() -> None:
     assert found(explored("InPlace", "resave", KILL)) == {("refused", "commit.resave")}
+
+
+def test_a_mixture_of_two_saves_is_the_worst_and_is_told_with_what_differs() -> None:
+    result = explored("Mixes", "resave", KILL)
+    assert found(result) == {("mixed", "commit.resave")}
+    assert "parameter/" in result.found[0].verdict.seen or "moment/" in result.found[0].verdict.seen
+
+
+def test_a_resume_that_waits_for_the_dead_is_hung() -> None:
+    with place_of("Waits", timeout_s=2) as (manager, place):
+        result = explore(Job(manager, "first-save", "sync", (KILL,), QUICK), place)
+    assert found(result) == {("hung", "resume.after-kill")}
+    assert "did not return within" in result.found[0].text
+
+
+def test_a_resume_that_depends_on_something_else_than_its_folder_is_found_out() -> None:
+    result = explored("Chancy", "steady", KILL, effort=Effort(goes_on=60, deaths_again=0))
+    assert "depends on something else than its folder, or on chance" in result.explored[0].contradiction
 
 
 def test_a_manager_that_can_never_save_again_is_stuck() -> None:

@@ -8,14 +8,13 @@ folder is in memory where there is room (`/dev/shm`), else where temporary files
 import argparse
 import contextlib
 import multiprocessing
-import re
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +219,7 @@ def explore(job: Job, place: Place) -> Result:
     again = [explore_again(job, place, exploration, *death) for death in exploration.deaths(job.effort.deaths_again)]
     found = [one for result in explored for one in _found(job, place, exploration, result)]
     found += [one for _, stories in again for one in stories]
+    found = [replace(one, name=f"{job.scenario}-{job.mode}-{number}") for number, one in enumerate(found, start=1)]
     disordered, looked = disorders(recorded.trace, place.server.implementation.layout)
     return Result(
         job.scenario,
@@ -298,7 +298,7 @@ def _empty(folder: Path) -> None:
 def _found(job: Job, place: Place, exploration: Exploration, explored: Explored) -> Iterator[Found]:
     recorded = exploration.recorded
     storage = STORAGES.get(explored.storage)
-    for number, bad in enumerate(explored.bad, start=1):
+    for bad in explored.bad:
         state = bad.state
         says = SCENARIOS[job.scenario].says
         if storage is not None:
@@ -313,6 +313,5 @@ def _found(job: Job, place: Place, exploration: Exploration, explored: Explored)
         title = f"scenario {recorded.scenario}, {recorded.mode}: {says}"
         steps = tuple(saved.step for saved in recorded.saves)
         story = tell(recorded.trace, storage, state, disk, bad.verdict, steps, title)
-        name = re.sub(r"[^a-z]+", "-", f"{recorded.scenario}-{recorded.mode}-{explored.storage}") + f"-{number}"
         replay = script(job.manager.impl, place.folder, recorded, disk, story)
-        yield Found(name, explored.storage, bad.verdict, bad.states, story.missing, story.text, replay)
+        yield Found("", explored.storage, bad.verdict, bad.states, story.missing, story.text, replay)

@@ -24,7 +24,7 @@ from .trace import Disk
 from .verdicts import Verdict, verdict_of
 
 CONFIRMED_EVERY = 500
-"""Of so many disks that share an outcome one is tried in earnest."""
+"""Of so many disks that share an outcome one is tried in earnest, and the 1st, 3rd, 9th, 27th and so on besides."""
 
 
 @dataclass
@@ -127,6 +127,8 @@ class Explorer:
         self._interned = interned
         self._bad: dict[tuple[str, str, str], Bad] = {}
         self._random = random.Random(0)
+        self._shared = 0
+        self._next_sample = 1
         self._left_to_go_on = effort.goes_on
         self.totals = Totals()
         self.cuts: dict[int, tuple[int, int]] = {}
@@ -187,10 +189,16 @@ class Explorer:
     def _learn(self, disk: Disk) -> _Known:
         landing, going_on = self._landings.find(disk), self._goings_on.find(disk)
         if landing is not None and (going_on is not None or not self._may_go_on(landing)):
-            if self._random.randrange(CONFIRMED_EVERY) == 0:
+            if self._is_sampled():
                 self._confirm(disk, landing, going_on)
             return _Known(landing, going_on)
         return self._try(disk, landing)
+
+    def _is_sampled(self) -> bool:
+        self._shared += 1
+        while self._next_sample < self._shared:
+            self._next_sample *= 3
+        return self._next_sample == self._shared or self._random.randrange(CONFIRMED_EVERY) == 0
 
     def _may_go_on(self, landing: Landing) -> bool:
         return landing.is_alive and self._left_to_go_on > 0

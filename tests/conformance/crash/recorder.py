@@ -219,8 +219,11 @@ class Recorder:
             fcntl.ioctl(self._listener, _RESPOND, _RESPONSE.pack(identity, value, -error, flags))
 
     def _process(self, thread: int) -> int:
-        """A descriptor for the process of a thread."""
+        """A descriptor for the process of a thread; numbers of threads are used again."""
         pidfd = self._processes.get(thread)
+        if pidfd is not None and _has_ended(pidfd):
+            os.close(self._processes.pop(thread))
+            pidfd = None
         if pidfd is None:
             with open(f"/proc/{thread}/status") as status:
                 leader = next(int(line.split()[1]) for line in status if line.startswith("Tgid"))
@@ -458,6 +461,12 @@ def _become(command: Sequence[str], connection: socket.socket) -> NoReturn:
         os.execvp(command[0], list(command))
     finally:
         os._exit(127)
+
+
+def _has_ended(pidfd: int) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _follows(flags: int) -> bool:

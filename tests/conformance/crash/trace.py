@@ -101,7 +101,7 @@ class Disk:
         return Disk(dict(_nodes(folder)))
 
     def differences(self, other: "Disk") -> list[str]:
-        """Paths at which kind or content differ; of a file that differs, where."""
+        """Paths at which kind or content differ, sorted."""
         paths = sorted(self.nodes.keys() | other.nodes.keys())
         return [path for path in paths if _seen(self.nodes.get(path)) != _seen(other.nodes.get(path))]
 

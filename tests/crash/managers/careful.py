@@ -8,6 +8,7 @@ symbolic link.  Every step is synced before the next.
 import os
 import pickle
 import shutil
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,8 @@ class Careful(Adapter):
         staged, target = self.folder / ".staged", self.folder / f"step_{step}"
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir()
-        state = pickle.dumps([step, [getattr(self.training, part).state_dict() for part in PARTS]])
-        self.write(staged / "state", state, "the state")
+        for name, content in self.files(step).items():
+            self.write(staged / name, content, "the state")
         self.write(staged / "marker", b"whole", "the marker")
         self.sync(staged, "the staged directory")
         if target.exists():
@@ -44,6 +45,13 @@ class Careful(Adapter):
         self.sync(self.folder, "the folder after the rename")
         self.point_at(step)
         self.prune(step)
+
+    def files(self, step: int) -> dict[str, bytes]:
+        return {"state": pickle.dumps([step, [getattr(self.training, part).state_dict() for part in PARTS]])}
+
+    def read(self, source: Path) -> tuple[int, list[Any]]:
+        step, states = pickle.loads((source / "state").read_bytes())
+        return step, states
 
     def replace(self, staged: Path, target: Path) -> None:
         """The old one stays whole, under a name that a resume knows, until the new one stands."""
@@ -99,7 +107,7 @@ class Careful(Adapter):
         source = Path(path) if path is not None else self.find()
         if source is None:
             return Loaded()
-        step, states = pickle.loads((source / "state").read_bytes())
+        step, states = self.read(source)
         for part, state in zip(PARTS, states, strict=True):
             getattr(self.training, part).load_state_dict(state)
         torch.manual_seed(step)
@@ -177,3 +185,45 @@ class Elsewhere(Careful):
 class RefusesResave(Careful):
     def replace(self, staged: Path, target: Path) -> None:
         raise FileExistsError(f"step {target.name.removeprefix('step_')} is saved already")
+
+
+class Mixes(Careful):
+    """Has the model in a file of its own, and replaces file after file when a step is saved again."""
+
+    def files(self, step: int) -> dict[str, bytes]:
+        model, *others = [getattr(self.training, part).state_dict() for part in PARTS]
+        return {"model": pickle.dumps(model), "state": pickle.dumps([step, others])}
+
+    def read(self, source: Path) -> tuple[int, list[Any]]:
+        step, others = pickle.loads((source / "state").read_bytes())
+        return step, [pickle.loads((source / "model").read_bytes()), *others]
+
+    def save(self, step: int, tokens_seen: int, extra: Mapping[str, Any] | None, parts: Sequence[str]) -> None:
+        target = self.folder / f"step_{step}"
+        if not target.exists():
+            super().save(step, tokens_seen, extra, parts)
+            return
+        for name, content in self.files(step).items():
+            self.write(target / f"{name}.new", content, "the state")
+            os.rename(target / f"{name}.new", target / name)
+
+
+class Waits(Careful):
+    """Takes what a killed save left for the lock of one that goes on."""
+
+    def find(self) -> Path | None:
+        while (self.folder / ".staged").exists():
+            signal.pause()
+        return super().find()
+
+
+class Chancy(Careful):
+    """Resumes from the newest checkpoint, and every third time from the oldest."""
+
+    def find(self) -> Path | None:
+        times = Path(f"{self.folder}-times")
+        count = len(times.read_bytes()) if times.exists() else 0
+        times.write_bytes(b"x" * (count + 1))
+        whole = [(step, self.folder / f"step_{step}") for step in self.steps()]
+        standing = sorted((step, path) for step, path in whole if self.is_whole(path))
+        return standing[0 if count % 3 == 2 else -1][1] if standing else None
