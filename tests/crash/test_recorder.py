@@ -146,6 +146,24 @@ def test_an_operation_is_held_until_it_is_released(program: Program) -> None:
     assert (program.folder / "d").is_dir()
 
 
+def test_two_ranks_make_one_trace_in_one_order(program: Program) -> None:
+    journal, control = Journal(program.folder), Control()
+    source = "import os, sys\nos.chdir(sys.argv[1])\nfor n in range(20): open(f'{sys.argv[2]}-{n}', 'w').write('x' * n)"
+    ranks = [
+        launch([sys.executable, "-c", source, str(program.folder), str(rank)], journal, control, rank)
+        for rank in range(2)
+    ]
+    for pid, recorder in ranks:
+        assert os.waitpid(pid, 0)[1] == 0
+        recorder.end()
+        assert recorder.failure is None
+    trace = journal.end()
+    assert trace.unseen == ()
+    assert {call.rank for call in trace.calls if call is not None} == {0, 1}
+    assert len(trace.disk(len(trace.effects)).nodes) == 40
+    assert control.done == 40 + 38  # opened, and written to but for the two of no bytes
+
+
 def test_a_shared_writable_map_is_told_of(program: Program) -> None:
     ran = program(
         "import mmap\nfd = os.open('m', os.O_CREAT | os.O_RDWR); os.ftruncate(fd, 4096)\n"
