@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -145,6 +147,8 @@ def test_a_story_names_the_death_and_its_replay_shows_the_same_without_the_suite
     done = subprocess.run(
         [sys.executable, "-P", script], capture_output=True, text=True, cwd=tmp_path, env=alone, timeout=120
     )
+    (rebuilt,) = re.findall(r"^FOLDER = '(.*)'", stale.replay, re.M)
+    shutil.rmtree(Path(rebuilt).parent)
     assert done.returncode == 0, done.stderr
     assert f"came back at {stale.verdict.seen}" in done.stdout
     assert "the same, bit for bit" in done.stdout
