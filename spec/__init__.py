@@ -11,21 +11,22 @@ Read it in the order of a checkpoint's life.  `schedule` says when one is due.
 it is complete.  `commit` says when it counts: written, complete, and only then
 named by `latest`.  `retention` says what may go once it counts.  `resume` says
 how a run comes back to it.  `freeze` and `trust` say which loads are refused
-before they can do harm.
+before they can do harm.  `durable` says what must hold when the power fails.
 
 `model` puts commit and retention together: given the calls of one run, it
-bounds what its folder may look like after each of them.  `clauses` defines the
-form of a clause, the levels and the capabilities; `book` renders the chapters
-as the document BOOK.md.
+bounds what its folder may look like after each of them.  `disk` says which disks
+a kill or a loss of power may leave, given what was done to a folder.  `clauses`
+defines the form of a clause, the levels and the capabilities; `book` renders
+the chapters as the document BOOK.md.
 """
 
 from collections.abc import Mapping
 from types import MappingProxyType, ModuleType
 
-from forge_spec import commit, freeze, layout, resume, retention, schedule, trust
+from forge_spec import commit, durable, freeze, layout, resume, retention, schedule, trust
 from forge_spec.clauses import CAPABILITIES, Clause, Level
 
-CHAPTERS: tuple[ModuleType, ...] = (schedule, layout, commit, retention, resume, freeze, trust)
+CHAPTERS: tuple[ModuleType, ...] = (schedule, layout, commit, retention, resume, freeze, trust, durable)
 """The chapters in reading order."""
 
 CLAUSES: tuple[Clause, ...] = tuple(clause for chapter in CHAPTERS for clause in chapter.CLAUSES)
@@ -42,6 +43,7 @@ __all__ = [
     "Clause",
     "Level",
     "commit",
+    "durable",
     "freeze",
     "layout",
     "resume",

@@ -2,6 +2,7 @@
 
     smoke    a first contact: does the manager import, save, and come back after a kill?
     run      the suite; verdicts by chapter and clause
+    crash    every disk that a death can leave, and what a resume makes of it
     list     the clauses, or the capabilities
     explain  one clause: what, why, and which tests judge it
 
@@ -30,6 +31,7 @@ from typing import Any, TextIO
 import pytest
 
 from forge_conformance import __version__
+from forge_conformance.crash import command as explorer
 from forge_conformance.harness.folder import Folder
 from forge_conformance.harness.judge import JUDGES, Judges
 from forge_conformance.harness.scenario import kinds_claimed
@@ -138,6 +140,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("-n", type=_count, default=1, metavar="N", help="processes that judge side by side (1)")
     run.set_defaults(command=_run)
+
+    crash = commands.add_parser("crash", help="find every disk that a death can leave, and resume from each")
+    crash.add_argument("--impl", required=True, help="a drop-in module, module:Adapter, or file.py:Adapter")
+    crash.add_argument("--python", help="the Python that the manager lives in (default: this one)")
+    crash.add_argument("--timeout", type=_seconds, default=20, metavar="S", help="until a command counts as hung (20)")
+    crash.add_argument("--import-timeout", type=_seconds, default=120, metavar="S", help="for importing it (120)")
+    crash.add_argument("--level", help="core, strict or durable (default: what the manager claims)")
+    crash.add_argument("--out", type=Path, help="the directory of the report's files (./reports/crash)")
+    crash.add_argument("-n", type=_count, default=1, metavar="N", help="recordings explored side by side (1)")
+    explorer.add_arguments(crash)
+    crash.set_defaults(command=lambda options: explorer.run(options, _level))
 
     listing = commands.add_parser("list", help="the clauses")
     listing.add_argument("--level", help="only up to this level")

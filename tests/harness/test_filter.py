@@ -53,19 +53,21 @@ def answer(program: list[kernel_filter.Instruction], call: Call) -> str:
                 raise AssertionError(f"no such instruction: {code:#x}")
 
 
-@pytest.mark.parametrize("reads", [False, True])
+@pytest.mark.parametrize("watch", kernel_filter.WATCHES)
 @pytest.mark.parametrize("machine", MACHINES)
-def test_every_listed_call_is_handed_over(machine: str, reads: bool) -> None:
-    program = kernel_filter.program(machine, reads)
+def test_every_listed_call_is_handed_over(machine: str, watch: str) -> None:
+    program = kernel_filter.program(machine, watch)
     writing = (0, os.O_WRONLY, os.O_WRONLY, 0, 0, 0)  # the flags are argument 1 of open and 2 of openat
     numbers = kernel_filter._NUMBERS[machine]
     assert {answer(program, Call(number, MACHINES[machine], writing)) for number in numbers.values()} == {NOTIFY}
 
 
-@pytest.mark.parametrize(("reads", "expected"), [(False, ALLOW), (True, NOTIFY)])
+@pytest.mark.parametrize(
+    ("watch", "expected"), [("writes", ALLOW), ("reads", NOTIFY), ("storing", ALLOW), ("looks", NOTIFY)]
+)
 @pytest.mark.parametrize("machine", MACHINES)
-def test_an_open_that_only_reads_passes_unless_reads_are_asked_for(machine: str, reads: bool, expected: str) -> None:
-    program = kernel_filter.program(machine, reads)
+def test_an_open_that_only_reads_passes_unless_reads_are_asked_for(machine: str, watch: str, expected: str) -> None:
+    program = kernel_filter.program(machine, watch)
     numbers = kernel_filter._NUMBERS[machine]
     for name, place in {"open": 1, "openat": 2}.items():
         for flags in (os.O_RDONLY, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY | os.O_NOFOLLOW):
@@ -79,12 +81,42 @@ def test_an_open_that_only_reads_passes_unless_reads_are_asked_for(machine: str,
 def test_an_open_that_may_change_a_file_is_handed_over(machine: str, flags: int) -> None:
     number = kernel_filter._NUMBERS[machine]["openat"]
     call = Call(number, MACHINES[machine], (0, 0, flags, 0, 0, 0))
-    assert answer(kernel_filter.program(machine, False), call) == NOTIFY
+    assert answer(kernel_filter.program(machine, "writes"), call) == NOTIFY
+
+
+@pytest.mark.parametrize(
+    ("watch", "handed_over"),
+    [
+        ("writes", set()),
+        ("storing", {"close", "sync", "syncfs"}),
+        ("looks", {"newfstatat", "statx", "getdents64", "sync"}),
+    ],
+)
+@pytest.mark.parametrize("machine", MACHINES)
+def test_looks_and_what_stores_are_handed_over_on_request(machine: str, watch: str, handed_over: set[str]) -> None:
+    program = kernel_filter.program(machine, watch)
+    more = kernel_filter._STORING[machine] | kernel_filter._LOOKS[machine]
+    found = {name for name, number in more.items() if answer(program, Call(number, MACHINES[machine])) == NOTIFY}
+    assert found >= handed_over
+    assert bool(found) == bool(handed_over)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_of_all_maps_only_shared_writable_ones_are_handed_over(machine: str) -> None:
+    program = kernel_filter.program(machine, "storing")
+    number = kernel_filter._STORING[machine]["mmap"]
+    read, write, shared, private = 1, 2, 1, 2
+    answers = {
+        (protection, flags): answer(program, Call(number, MACHINES[machine], (0, 0, protection, flags, 0, 0)))
+        for protection in (read, read | write)
+        for flags in (shared, private)
+    }
+    assert [kind for kind, found in answers.items() if found == NOTIFY] == [(read | write, shared)]
 
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_what_would_change_files_unseen_is_not_implemented(machine: str) -> None:
-    program = kernel_filter.program(machine, False)
+    program = kernel_filter.program(machine, "writes")
     refused = kernel_filter._REFUSED[machine]
     assert refused.keys() >= {"sendfile", "splice", "copy_file_range", "io_uring_setup", "openat2"}
     assert {answer(program, Call(number, MACHINES[machine])) for number in refused.values()} == {REFUSE}
@@ -92,7 +124,7 @@ def test_what_would_change_files_unseen_is_not_implemented(machine: str) -> None
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_all_other_calls_pass(machine: str) -> None:
-    program = kernel_filter.program(machine, False)
+    program = kernel_filter.program(machine, "writes")
     listed = set(kernel_filter._NUMBERS[machine].values()) | set(kernel_filter._REFUSED[machine].values())
     others = set(range(600)) - listed
     assert {answer(program, Call(number, MACHINES[machine], (0xFFFFFFFF,) * 6)) for number in others} == {ALLOW}
@@ -100,7 +132,7 @@ def test_all_other_calls_pass(machine: str) -> None:
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_calls_of_another_machine_pass_because_their_numbers_mean_something_else(machine: str) -> None:
-    program = kernel_filter.program(machine, True)
+    program = kernel_filter.program(machine, "reads")
     numbers = kernel_filter._NUMBERS[machine].values()
     assert {answer(program, Call(number, 0x40000003)) for number in numbers} == {ALLOW}
 
@@ -119,9 +151,27 @@ def test_the_numbers_are_those_of_this_machines_kernel() -> None:
     headers = [*include.glob("asm/unistd_64.h"), *include.glob("*/asm/unistd_64.h")]
     if machine not in MACHINES or not headers:
         pytest.skip(f"no kernel headers of a machine that the filter knows: {machine}")
-    known = {name: int(number) for name, number in re.findall(r"#define __NR_(\w+) (\d+)", headers[0].read_text())}
-    ours = kernel_filter._NUMBERS[machine] | kernel_filter._REFUSED[machine]
-    assert {name: known.get(name) for name in ours} == ours
+    ours = all_numbers(machine)
+    assert {name: numbers_in(headers[0]).get(name) for name in ours} == ours
+
+
+def test_the_numbers_of_the_newer_machine_are_the_generic_ones() -> None:
+    header = Path("/usr/include/asm-generic/unistd.h")
+    if not header.exists():
+        pytest.skip("no kernel headers with the generic numbers")
+    ours = all_numbers("aarch64")
+    assert {name: numbers_in(header).get(name) for name in ours} == ours
+
+
+def numbers_in(header: Path) -> dict[str, int]:
+    found = re.findall(r"#define __NR(?:3264)?_(\w+) (\d+)", header.read_text())
+    names = {"fstatat": "newfstatat"}
+    return {names.get(name, name): int(number) for name, number in found}
+
+
+def all_numbers(machine: str) -> dict[str, int]:
+    tables = (kernel_filter._NUMBERS, kernel_filter._REFUSED, kernel_filter._STORING, kernel_filter._LOOKS)
+    return {name: number for table in tables for name, number in table[machine].items()}
 
 
 def test_a_machine_without_a_table_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,8 +31,8 @@ def test_every_link_to_a_file_leads_to_one() -> None:
 
 
 def test_every_option_that_the_readme_names_exists() -> None:
-    shown = [sys.executable, "-m", "forge_conformance.cli", "run", "--help"]
-    known = subprocess.run(shown, capture_output=True, text=True, check=True).stdout
+    shown = [[sys.executable, "-m", "forge_conformance.cli", command, "--help"] for command in ("run", "crash")]
+    known = "".join(subprocess.run(one, capture_output=True, text=True, check=True).stdout for one in shown)
     named = set(re.findall(r"`(--[a-z-]+)", README)) - {"--pyargs"}
     assert named
     assert [option for option in sorted(named) if option not in known] == []

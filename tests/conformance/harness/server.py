@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from forge_conformance.adapter import Layout
 from forge_conformance.worker.channel import Channel, Closed
 from forge_spec.clauses import CAPABILITIES, Level
 
-from .worker import Worker, connect, ending, readable, stacks_of
+from .gate import Gate
+from .worker import Supervisor, Worker, connect, ending, readable, stacks_of
 
 LEVELS = [str(level) for level in Level]
 
@@ -144,16 +146,23 @@ class Server:
         request = {"do": "rehearse", "modes": modes, "timeout_s": self._timeout_s, "with_ranks": with_ranks}
         self._ask(request, timeout_s=seconds + self._import_timeout_s)
 
-    def spawn(self, folder: Path | None = None, reads: bool = False) -> Worker:
-        """A fresh process life; with a folder, its file operations pass through a gate."""
+    def spawn(
+        self,
+        folder: Path | None = None,
+        reads: bool = False,
+        watch: str | None = None,
+        supervise: Callable[[int, Path, int], Supervisor] = Gate,
+    ) -> Worker:
+        """A fresh process life; with a folder, its file operations pass through a gate, or another supervisor."""
         ours, theirs = connect()
         self._lives += 1
         log = self._directory / f"worker-{self._lives}.log"
         with open(log, "wb") as output, theirs:
-            request = {"do": "spawn", "filter": None if folder is None else ("reads" if reads else "writes")}
+            watched = watch or ("reads" if reads else "writes")
+            request = {"do": "spawn", "filter": None if folder is None else watched}
             pid = self._ask(request, descriptors=(theirs.fileno(), output.fileno()))["pid"]
         worker = Worker(pid, Channel(ours), self._reap, log, self._patience_s)
-        reason = worker.greet(folder)
+        reason = worker.greet(folder, supervise)
         self.filter_refusal = self.filter_refusal or reason
         return worker
 

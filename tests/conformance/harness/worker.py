@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from forge_conformance.worker.channel import Channel, Closed
 
@@ -81,6 +81,16 @@ class Loaded:
         return (self.step, self.tokens_seen, self.extra) == (0, 0, {})
 
 
+class Supervisor(Protocol):
+    """Whoever answers for a worker's file operations."""
+
+    def open(self) -> None:
+        """Let everything go, now and from now on."""
+
+    def end(self) -> None:
+        """Return when the last operation of the dead worker was answered."""
+
+
 class Worker:
     """Killed at the latest when its scenario ends."""
 
@@ -96,19 +106,21 @@ class Worker:
         self._status: int | None = None
         self._process = os.pidfd_open(pid)
         """Readable when the process has ended; a child of it may hold the channel open for longer."""
+        self._supervisor: Supervisor | None = None
         self.gate: Gate | None = None
         self.warnings: list[str] = []
         """Everything that the manager warned of in its last command."""
 
     # -- life and death ---------------------------------------------------------
 
-    def greet(self, folder: Path | None) -> str | None:
+    def greet(self, folder: Path | None, supervise: Callable[[int, Path, int], Supervisor] = Gate) -> str | None:
         """Finish the start; with a folder, take over its file operations. The reason if that is not possible."""
         reason = None
         if folder is not None:
             filtered = self._receive("starting")
             if filtered["filtered"]:
-                self.gate = Gate(self._channel.take_descriptor(), folder, self.pid)
+                self._supervisor = supervise(self._channel.take_descriptor(), folder, self.pid)
+                self.gate = self._supervisor if isinstance(self._supervisor, Gate) else None
             else:
                 reason = str(filtered["reason"])
         self._receive("starting")
@@ -146,9 +158,9 @@ class Worker:
     def _bury(self) -> int:
         if self._status is None:
             self._status = self._reap(self.pid)  # with everything that it started
-            if self.gate is not None:
-                self.gate.open()
-                self.gate.end()
+            if self._supervisor is not None:
+                self._supervisor.open()
+                self._supervisor.end()
             self._channel.close()
             os.close(self._process)
         return self._status

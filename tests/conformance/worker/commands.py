@@ -55,7 +55,7 @@ class Worker:
         """Serve commands until told to end; the exit status of the process."""
         try:
             if request.get("filter"):
-                self._hand_over_file_calls(reads=request["filter"] == "reads")
+                self._hand_over_file_calls(request["filter"])
             self._channel.send({"value": os.getpid()})
             while True:
                 command = self._channel.receive()
@@ -70,10 +70,10 @@ class Worker:
                 os.write(2, b"The connection to the suite is closed, so this process ends.\n")
             os._exit(0)
 
-    def _hand_over_file_calls(self, reads: bool) -> None:
+    def _hand_over_file_calls(self, watch: str) -> None:
         """The suite must answer for the filter before this process does anything else with files."""
         try:
-            listener = kernel_filter.install(reads)
+            listener = kernel_filter.install(watch)
         except OSError as error:
             self._channel.send({"filtered": False, "reason": str(error)})
             return

@@ -6,6 +6,8 @@ holder of the listener answers; see the suite's `harness/gate.py` for the other
 end.  Needs Linux 5.5 and no privilege (`PR_SET_NO_NEW_PRIVS`).
 
 Opening for reading is handed over only on request: imports would pay for it.
+So are calls that only look, and those that decide what a loss of power may
+leave; the crash explorer asks for them.
 Copying inside the kernel (`sendfile` and its kin) and io_uring would change
 files unseen, so they answer "not implemented", and programs fall back to
 plain writes.
@@ -39,28 +41,68 @@ _REFUSED = {
     "aarch64": {"sendfile": 71, "splice": 76, "copy_file_range": 285, "io_uring_setup": 425, "openat2": 437},
 }
 
+_STORING = {
+    "x86_64": {"close": 3, "mmap": 9, "sync": 162, "syncfs": 306},
+    "aarch64": {"close": 57, "sync": 81, "mmap": 222, "syncfs": 267},
+}
+"""What brings data to storage beside `fsync`, and shared writable maps, whose changes nobody sees."""
+
+_LOOKS = {
+    "x86_64": {
+        "stat": 4, "lstat": 6, "access": 21, "getdents": 78, "chdir": 80, "readlink": 89, "getdents64": 217,
+        "newfstatat": 262, "readlinkat": 267, "faccessat": 269, "statx": 332, "faccessat2": 439,
+    },
+    "aarch64": {
+        "faccessat": 48, "chdir": 49, "getdents64": 61, "readlinkat": 78, "newfstatat": 79, "statx": 291,
+        "faccessat2": 439,
+    },
+}  # fmt: skip
+"""What tells a process of a file without opening it."""
+
+WATCHES = ("writes", "reads", "storing", "looks")
+"""How much is handed over: what changes files; and opening for reading; or what stores; or all of it and looks."""
+
 _ALLOW, _NOTIFY, _ERRNO = 0x7FFF0000, 0x7FC00000, 0x00050000
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _LOAD, _JUMP_EQUAL, _JUMP_ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
-_SET_MODE_FILTER, _NEW_LISTENER, _NO_NEW_PRIVS = 1, 8, 38
+_SET_MODE_FILTER, _NEW_LISTENER, _WAIT_KILLABLE, _NO_NEW_PRIVS = 1, 8, 32, 38
+_MAP_ARGUMENTS = ((3, 1), (2, 2))  # flags: MAP_SHARED; protection: PROT_WRITE
 
 Instruction = tuple[int, int, int, int]
 
 
 def names() -> dict[int, str]:
     """System-call number -> name, of the calls that the filter hands over on this machine."""
-    return {number: name for name, number in _NUMBERS.get(platform.machine(), {}).items()}
+    machine = platform.machine()
+    tables = (_NUMBERS, _STORING, _LOOKS)
+    return {number: name for table in tables for name, number in table.get(machine, {}).items()}
 
 
-def program(machine: str, reads: bool) -> list[Instruction]:
+def _watched(machine: str, watch: str) -> dict[str, int]:
+    more = {"storing": (_STORING,), "looks": (_STORING, _LOOKS)}.get(watch, ())
+    found = dict(_NUMBERS[machine])
+    for table in more:
+        found |= table[machine]
+    if watch == "looks":
+        del found["close"]  # it stores only what was written, and who looks has written nothing yet
+    return found
+
+
+def program(machine: str, watch: str) -> list[Instruction]:
     """The filter as classic BPF over `struct seccomp_data` (number at 0, machine at 4, arguments from 16)."""
+    reads = watch in ("reads", "looks")
     audit, _ = _ARCHITECTURES[machine]
     code: list[Instruction] = [(_LOAD, 0, 0, 4), (_JUMP_EQUAL, 1, 0, audit), (_RETURN, 0, 0, _ALLOW), (_LOAD, 0, 0, 0)]
     for number in _REFUSED[machine].values():
         code += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
-    for name, number in _NUMBERS[machine].items():
+    for name, number in _watched(machine, watch).items():
         flags_argument = {"open": 1, "openat": 2}.get(name)
-        if flags_argument is None or reads:
+        if name == "mmap":
+            code += [(_JUMP_EQUAL, 0, 7, number)]
+            for argument, bit in _MAP_ARGUMENTS:
+                code += [(_LOAD, 0, 0, 16 + 8 * argument), (_JUMP_ANY_BIT, 1, 0, bit), (_RETURN, 0, 0, _ALLOW)]
+            code += [(_RETURN, 0, 0, _NOTIFY)]
+        elif flags_argument is None or reads:
             code += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _NOTIFY)]
         else:
             code += [
@@ -73,8 +115,11 @@ def program(machine: str, reads: bool) -> list[Instruction]:
     return [*code, (_RETURN, 0, 0, _ALLOW)]
 
 
-def install(reads: bool = False) -> int:
+def install(watch: str = "writes") -> int:
     """Filter the calling thread and all that it starts; the listener's descriptor, which the caller sends away.
+
+    A call that was handed over waits for its answer even if a signal comes,
+    where the kernel can do that (5.19): who answers may have made it already.
 
     `OSError` where the kernel or a container forbids it; then nothing is filtered.
     """
@@ -82,11 +127,14 @@ def install(reads: bool = False) -> int:
     if machine not in _ARCHITECTURES:
         raise OSError(errno.ENOSYS, f"no system-call table for {machine}; known are {', '.join(_ARCHITECTURES)}")
     libc = ctypes.CDLL(None, use_errno=True)
-    instructions = program(machine, reads)
+    instructions = program(machine, watch)
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *i) for i in instructions))
     header = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(instructions), ctypes.addressof(code)))
     libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0)
-    listener: int = libc.syscall(_ARCHITECTURES[machine][1], _SET_MODE_FILTER, _NEW_LISTENER, header)
+    listener = -1
+    for flags in (_NEW_LISTENER | _WAIT_KILLABLE, _NEW_LISTENER):
+        if listener < 0:
+            listener = libc.syscall(_ARCHITECTURES[machine][1], _SET_MODE_FILTER, flags, header)
     if listener < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"the kernel does not let this process filter its system calls: {os.strerror(number)}")

@@ -1,0 +1,128 @@
+"""What managers are put through while they are recorded: a table, from the first save to a disk that fills."""
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from forge_conformance.harness.worker import Raised
+
+from .recorder import Operation
+from .recording import Recording
+
+_WRITES = ("write", "pwrite64", "writev", "pwritev", "pwritev2", "fallocate", "mkdirat", "openat")
+
+
+def _limit(run: Recording, keep_last_n: int) -> dict[str, int]:
+    """The limit, where the manager has one."""
+    return {"keep_last_n": keep_last_n} if "retention" in run.server.implementation.capabilities else {}
+
+
+def first_save(run: Recording) -> None:
+    with run.life() as life:
+        life.save_at(2)
+        life.wait()
+
+
+def steady(run: Recording) -> None:
+    with run.life(**_limit(run, 2)) as life:
+        life.save_at(2, 4, 6, 8, 10)
+        life.wait()
+
+
+def keep_one(run: Recording) -> None:
+    with run.life(**_limit(run, 1)) as life:
+        life.save_at(2, 4, 6)
+        life.wait()
+
+
+def resave(run: Recording) -> None:
+    """The second save of step 4 holds another state, or a mixture of the two could not be told."""
+    with run.life(**_limit(run, 3)) as life:
+        life.save_at(2, 4)
+        life.train_to(5)
+        life.save(4)
+        life.wait()
+        life.train_to(6)
+        life.save()
+        life.wait()
+
+
+def fallback(run: Recording) -> None:
+    """A run that died in a save resumes and goes on over what that left."""
+    with run.life(**_limit(run, 2)) as life:
+        life.save_at(2, 4)
+        life.wait()
+        life.train_to(6)
+        life.dies_in_save(after=5)
+    with run.life(**_limit(run, 2)) as life:
+        life.load()
+        life.save_at(6, 8)
+        life.wait()
+
+
+def milestones(run: Recording) -> None:
+    with run.life(**_limit(run, 1), window={"start": 0, "stop": 4, "strategy": "power2"}) as life:
+        life.save_at(1, 2, 3, 4, 6, 8)
+        life.wait()
+
+
+def rewind(run: Recording) -> None:
+    """The run goes back to an older checkpoint and saves its steps again."""
+    with run.life(**_limit(run, 3)) as life:
+        life.save_at(2, 4, 6)
+        life.wait()
+    layout = run.server.implementation.layout
+    with run.life(**_limit(run, 3)) as life:
+        life.load(str(run.folder / layout.name.format(step=2)))
+        life.save_at(4, 6)
+        life.wait()
+
+
+def disk_full(run: Recording) -> None:
+    """The disk is full during one save, and has room again for the next."""
+    with run.life(**_limit(run, 2)) as life:
+        life.save_at(2)
+        life.wait()
+        life.train_to(4)
+        with life.failing(_full_from(run.control.done + 4)):
+            try:
+                life.save()
+                life.wait()
+            except Raised:
+                pass
+        life.save_at(6)
+        life.wait()
+
+
+def _full_from(number: int) -> Callable[[Operation], int]:
+    return lambda operation: errno.ENOSPC if operation.number >= number and operation.name in _WRITES else 0
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A scenario, in words, and the capabilities that it needs."""
+
+    name: str
+    run: Callable[[Recording], None]
+    says: str
+    needs: frozenset[str] = frozenset()
+
+
+SCENARIOS: dict[str, Scenario] = {
+    scenario.name: scenario
+    for scenario in (
+        Scenario("first-save", first_save, "the first save ever, into an empty folder"),
+        Scenario("steady", steady, "five saves with a limit of two, so that each deletes an older one"),
+        Scenario("keep-one", keep_one, "three saves with a limit of one", frozenset({"retention"})),
+        Scenario("resave", resave, "a step is saved again with another state, and the run goes on"),
+        Scenario("fallback", fallback, "a run dies in a save; the next one resumes and saves that step again"),
+        Scenario(
+            "milestones", milestones, "saves inside and after a window, with a limit of one", frozenset({"window"})
+        ),
+        Scenario(
+            "rewind", rewind, "a run goes back to an older checkpoint and saves on", frozenset({"explicit", "pointer"})
+        ),
+        Scenario("disk-full", disk_full, "the disk fills during a save and has room again for the next"),
+    )
+}
+"""Every scenario under its name."""

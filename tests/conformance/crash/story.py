@@ -1,0 +1,188 @@
+"""Tells of a bad disk: shrunk to what matters, with the operations around the death and the sync that was missing."""
+
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from forge_spec.disk import ROOT, Bytes, Entries, Mark, Size, Storage, Sync, may_lose
+
+from .states import Kept, State, States
+from .trace import Disk, Trace
+from .verdicts import WORDS, Verdict
+
+_AROUND = 8
+_MOST_PATHS = 24
+
+
+@dataclass(frozen=True)
+class Story:
+    """A bad disk, as far as it could be shrunk."""
+
+    state: State
+    disk: Disk
+    verdict: Verdict
+    missing: tuple[str, ...]
+    """What did not reach the disk, and which sync would have brought it there."""
+    text: str
+
+
+def disk_of(trace: Trace, storage: Storage | None, state: State) -> Disk:
+    """The disk of one state."""
+    states = States(trace, storage)
+    states.walk_to(state.cut)
+    return states.disk(state)
+
+
+def shrink(trace: Trace, storage: Storage | None, state: State, is_bad: Callable[[Disk], bool]) -> State:
+    """The same death with fewer missing effects, each of which the disk needs to be bad."""
+    if storage is None:
+        return state
+    goes_on = True
+    while goes_on:
+        goes_on = False
+        for smaller in _smaller(trace, storage, state):
+            if is_bad(disk_of(trace, storage, smaller)):
+                state, goes_on = smaller, True
+                break
+    return state
+
+
+def _smaller(trace: Trace, storage: Storage, state: State) -> Iterator[State]:
+    for number in state.content:
+        yield replace(state, content={other: kept for other, kept in state.content.items() if other != number})
+    for change in sorted(state.lost):
+        fewer = state.lost - {change}
+        if may_lose(trace.effects, state.cut, fewer, storage):
+            yield replace(state, lost=fewer)
+
+
+def tell(
+    trace: Trace,
+    storage: Storage | None,
+    state: State,
+    disk: Disk,
+    verdict: Verdict,
+    steps: tuple[int, ...],
+    title: str,
+) -> Story:
+    """The whole story; `steps` are the steps of the saves, by their numbers."""
+    missing = tuple(_missing(trace, state))
+    death = "the power is cut" if state.is_power_cut else "the process is killed"
+    where = f"{title}; {death} after operation {state.cut} of {len(trace.effects)}"
+    kind = f"storage {storage.name}" if storage and state.is_power_cut else "nothing is lost of what had happened"
+    lines = [
+        f"{verdict.word}: {WORDS[verdict.word]}  [{verdict.clause}]",
+        *_wrapped(f"{where}; {kind}"),
+        "",
+        "  what happened around the death",
+        *_around(trace, state, steps),
+    ]
+    if missing:
+        lines += ["", "  what did not reach the disk", *(f"    {line}" for line in missing)]
+    lines += ["", "  the folder as it is left", *(f"    {line}" for line in _shown(disk))]
+    lines += ["", *_wrapped(f"the resume: {verdict.seen}"), *_wrapped(f"it should have: {_should(verdict)}")]
+    return Story(state, disk, verdict, missing, "\n".join(lines))
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 110, initial_indent="  ", subsequent_indent="    ")
+
+
+def _should(verdict: Verdict) -> str:
+    return verdict.expected if verdict.word == "stuck" else f"come back at {verdict.expected}"
+
+
+def _around(trace: Trace, state: State, steps: tuple[int, ...]) -> Iterator[str]:
+    first = max(0, min([state.cut - _AROUND, *state.lost]))
+    told = [at for at in range(first, min(len(trace.effects), state.cut + 3)) if _is_told(trace, at)]
+    shown = told if len(told) < 3 * _AROUND else [*told[:_AROUND], -1, *told[-2 * _AROUND :]]
+    is_past = False
+    for at in shown:
+        if at >= state.cut and not is_past:
+            is_past = True
+            yield "    ---- here ----"
+        yield "      ..." if at < 0 else f"    {'x' if at in state.lost else ' '} {at:5} {_named(trace, at, steps)}"
+    if not is_past:
+        yield "    ---- here ----"
+
+
+def _is_told(trace: Trace, at: int) -> bool:
+    """Of a burst of writes to a file only the last."""
+    effect, after = trace.effects[at], trace.effects[at + 1 : at + 2]
+    return not (isinstance(effect, Bytes) and after and isinstance(after[0], Bytes) and after[0].file == effect.file)
+
+
+def _named(trace: Trace, at: int, steps: tuple[int, ...]) -> str:
+    effect = trace.effects[at]
+    if isinstance(effect, Mark):
+        return f"the save of step {steps[effect.save]} {'is ' if effect.word == 'acknowledged' else ''}{effect.word}"
+    call = trace.calls[at]
+    return str(call) if call is not None else "was there before"
+
+
+def _missing(trace: Trace, state: State) -> Iterator[str]:
+    for change in sorted(state.lost):
+        effect = trace.effects[change]
+        assert isinstance(effect, Entries), "only names are lost here"
+        directories = {directory for directory, _, _ in effect.changes}
+        names = sorted({_path(trace, change, directory) or "the folder itself" for directory in directories})
+        then = _synced_later(trace, change, directories)
+        yield f"{trace.calls[change]}: its directory ({' and '.join(names)}) was not synced; {then}"
+    for number, kept in state.content.items():
+        path = _path(trace, state.cut, number)
+        yield f"the content of {path}: {_form(kept)}; {_content_synced(trace, state, number)}"
+
+
+def _content_synced(trace: Trace, state: State, number: int) -> str:
+    last = max(
+        at
+        for at, effect in enumerate(trace.effects[: state.cut])
+        if isinstance(effect, Bytes | Size) and effect.file == number
+    )
+    return f"the file was not synced; {_synced_later(trace, last, {number})}"
+
+
+def _form(kept: Kept) -> str:
+    forms = {"torn": "its last blocks are missing", "zeros": "it has its length, and all that is new reads as zeros"}
+    if kept.form == "hole":
+        return f"its block {kept.block} reads as zeros"
+    return forms.get(kept.form, f"only the first {kept.effects} of the writes to it are there")
+
+
+def _synced_later(trace: Trace, at: int, wanted: set[int]) -> str:
+    for later, effect in enumerate(trace.effects[at:], start=at):
+        if isinstance(effect, Sync) and (effect.of is None or effect.of in wanted):
+            return f"an fsync of it came only as operation {later}"
+    return "no fsync of it ever came"
+
+
+def _path(trace: Trace, cut: int, number: int) -> str:
+    """What a file or directory was called when that had happened; its last name if it had none any more."""
+    if number == ROOT:
+        return ""
+    for upto in range(cut + 1, 0, -1):
+        paths = trace.names(at for at, effect in enumerate(trace.effects[:upto]) if isinstance(effect, Entries))
+        for path, inode in paths.items():
+            if inode == number:
+                return path
+    return f"file {number}"
+
+
+def _shown(disk: Disk) -> Iterator[str]:
+    paths = sorted(disk.nodes)
+    for path in paths[:_MOST_PATHS]:
+        node = disk.nodes[path]
+        yield {
+            "d": f"{path}/",
+            "l": f"{path} -> {node.content.decode(errors='replace')}",
+            "f": f"{path}  {_size(node.content)}",
+        }[node.kind]
+    if len(paths) > _MOST_PATHS:
+        yield f"and {len(paths) - _MOST_PATHS} more"
+    if not paths:
+        yield "(empty)"
+
+
+def _size(content: bytes) -> str:
+    zeros = ", all zeros" if content and not any(content) else ""
+    return f"{len(content)} bytes{zeros}"

@@ -1,0 +1,61 @@
+"""Chapter durable: a run is recorded, and the manager resumes from every disk that a loss of power may have left of it.
+
+What is explored here is one scenario; `forge-conformance crash` does them all,
+with every write, and writes a script that replays each bad disk.
+"""
+
+import pytest
+
+from forge_conformance.crash.command import Job, Manager, Place, explore
+from forge_conformance.crash.explorer import Effort
+from forge_conformance.crash.report import Result
+from forge_conformance.harness.judge import Unreached, judges
+from forge_conformance.harness.scenario import Scenario
+
+_EFFORT = Effort(goes_on=5, deaths_again=0)
+_STORAGES = ("ext4", "posix-strict", "nfs")
+
+
+@pytest.mark.parametrize("storage", _STORAGES)
+@judges("durable.power-loss", "durable.acknowledged")
+def test_a_run_resumes_from_every_disk_that_a_loss_of_power_leaves(run: Scenario, mode: str, storage: str) -> None:
+    result = _explored(run, mode, storage)
+    disks = sum(explored.totals.disks for explored in result.explored)
+    run.judge.tell(
+        f"a run of five saves is recorded in mode {mode}, and {disks} disks are built by the rules of {storage}"
+    )
+    for clause in ("durable.power-loss", "durable.acknowledged"):
+        bad = [found for found in result.found if found.verdict.clause == clause]
+        run.expect(
+            clause,
+            not bad,
+            expected=f"to come back at {bad[0].verdict.expected}" if bad else "",
+            seen="; ".join([bad[0].verdict.seen, *bad[0].missing]) if bad else "",
+            detail=bad[0].text if bad else "",
+        )
+
+
+@judges("durable.order")
+def test_a_checkpoint_is_on_storage_before_it_is_complete_and_complete_before_it_is_named(
+    run: Scenario, mode: str
+) -> None:
+    result = _explored(run, mode)
+    if not result.orders_looked_at:
+        raise Unreached("no checkpoint was made complete while the run was recorded")
+    run.judge.tell(f"a run of five saves is recorded in mode {mode}")
+    run.expect(
+        "durable.order",
+        not result.disorders,
+        expected="everything on storage before what depends on it",
+        seen="; ".join(disorder.what for disorder in result.disorders[:3]),
+    )
+
+
+def _explored(run: Scenario, mode: str, *storages: str) -> Result:
+    run.require_gate()
+    fresh = run.timeline(999).digest(0)
+    place = Place(run.server, run.folder.path, run.kinds(), run.timeline(), fresh)
+    result = explore(Job(Manager(run.implementation.name), "steady", mode, storages, _EFFORT), place)
+    if result.refusal:
+        raise Unreached(result.refusal)
+    return result

@@ -1,0 +1,176 @@
+"""The explorer over a manager that is right in everything, and over mutants of it that lack one thing each."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from forge_conformance.cli import main
+from forge_conformance.crash import report
+from forge_conformance.crash.command import KILL, Job, Manager, Place, explore, workplace
+from forge_conformance.crash.explorer import Effort
+from forge_conformance.crash.report import Result
+from forge_spec.clauses import Level
+
+from .conftest import CAREFUL, needs_recorder
+
+pytestmark = needs_recorder
+QUICK = Effort(goes_on=3, deaths_again=0)
+
+
+@contextmanager
+def place_of(name: str, timeout_s: float = 20) -> Iterator[tuple[Manager, Place]]:
+    manager = Manager(f"{CAREFUL}:{name}", timeout_s=timeout_s)
+    with workplace(manager) as place:
+        yield manager, place
+
+
+def explored(name: str, scenario: str, *storages: str, effort: Effort = QUICK) -> Result:
+    with place_of(name) as (manager, place):
+        return explore(Job(manager, scenario, "sync", storages, effort), place)
+
+
+def found(result: Result) -> set[tuple[str, str]]:
+    return {(one.verdict.word, one.verdict.clause) for one in result.found}
+
+
+@pytest.fixture(scope="module")
+def careful() -> Iterator[tuple[Manager, Place]]:
+    with place_of("Careful") as place:
+        yield place
+
+
+@pytest.mark.parametrize("scenario", ["first-save", "steady", "resave", "fallback", "rewind", "disk-full"])
+def test_a_manager_that_is_right_has_no_bad_disk(careful: tuple[Manager, Place], scenario: str) -> None:
+    manager, place = careful
+    storages = (KILL, "ext4", "posix-strict", "nfs")
+    result = explore(Job(manager, scenario, "sync", storages, Effort(goes_on=4, deaths_again=1)), place)
+    assert [one.text for one in result.found] == []
+    assert result.disorders == ()
+    assert result.orders_looked_at > 0
+    assert all(one.totals.disks > 5 for one in result.explored)
+    assert [one.contradiction for one in result.explored] == [""] * 5
+
+
+MISSING = [
+    ("NoSyncOfState", "posix-strict", "the content of step_2/state", "no fsync of it ever came"),
+    ("NoSyncOfState", "ext4", "the content of step_2/state", "no fsync of it ever came"),
+    ("NoSyncOfStaged", "posix-strict", "openat(.staged/", "its directory"),
+    ("NoSyncOfPointer", "posix-strict", "renameat2(.latest -> latest)", "its directory (the folder itself)"),
+]
+
+
+@pytest.mark.parametrize(("name", "storage", "what", "why"), MISSING, ids=[f"{one[0]}-{one[1]}" for one in MISSING])
+def test_one_missing_fsync_is_found_and_named(name: str, storage: str, what: str, why: str) -> None:
+    result = explored(name, "steady", storage)
+    missing = {line for one in result.found for line in one.missing}
+    assert any(what in line and why in line and "was not synced" in line for line in missing), missing
+    assert {clause for _, clause in found(result)} <= {"durable.power-loss", "durable.acknowledged"}
+
+
+def test_a_name_that_is_not_safe_before_the_pointer_is_out_of_order_even_if_no_resume_falls_for_it() -> None:
+    result = explored("NoSyncOfRename", "steady", KILL)
+    assert found(result) == set()
+    assert {disorder.what.partition(" by ")[0] for disorder in result.disorders} == {
+        f"the pointer came to name step_{step}" for step in (2, 4, 6, 8, 10)
+    }
+    assert len(report.counted([result], Level.DURABLE)) == 5
+    assert report.counted([result], Level.STRICT) == []
+
+
+def test_an_old_step_that_is_deleted_before_its_new_self_stands_costs_the_resume_point() -> None:
+    assert found(explored("DeletesFirst", "resave", KILL)) == {("stale", "commit.resave")}
+
+
+def test_a_step_that_is_rewritten_in_place_is_told_as_torn() -> None:
+    assert found(explored("InPlace", "resave", KILL)) == {("refused", "commit.resave")}
+
+
+def test_a_mixture_of_two_saves_is_the_worst_and_is_told_with_what_differs() -> None:
+    result = explored("Mixes", "resave", KILL)
+    assert found(result) == {("mixed", "commit.resave")}
+    assert "parameter/" in result.found[0].verdict.seen or "moment/" in result.found[0].verdict.seen
+
+
+def test_a_resume_that_waits_for_the_dead_is_hung() -> None:
+    with place_of("Waits", timeout_s=2) as (manager, place):
+        result = explore(Job(manager, "first-save", "sync", (KILL,), QUICK), place)
+    assert found(result) == {("hung", "resume.after-kill")}
+    assert "did not return within" in result.found[0].text
+
+
+def test_a_resume_that_depends_on_something_else_than_its_folder_is_found_out() -> None:
+    result = explored("Chancy", "steady", KILL, effort=Effort(goes_on=60, deaths_again=0))
+    assert "depends on something else than its folder, or on chance" in result.explored[0].contradiction
+
+
+def test_a_manager_that_can_never_save_again_is_stuck() -> None:
+    result = explored("NeverAgain", "steady", KILL, effort=Effort(goes_on=60, deaths_again=0))
+    assert found(result) == {("stuck", "resume.continue")}
+    assert ".staged stands there already" in result.found[0].text
+
+
+def test_a_manager_that_leaves_nothing_in_its_folder_is_told_so() -> None:
+    refusal = explored("Elsewhere", "first-save", KILL).refusal
+    assert "without changing anything in the folder" in refusal
+    assert "checkpoints-beside" in refusal
+
+
+def test_a_scenario_that_the_manager_refuses_is_told_and_the_others_are_explored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenarios = ["--scenario", "first-save", "--scenario", "resave"]
+    options = [*scenarios, "--storage", "kill", "--going-on", "0", "--second-deaths", "0", "--out", str(tmp_path)]
+    status = main(["crash", "--impl", f"{CAREFUL}:RefusesResave", *options])
+    said = " ".join(capsys.readouterr().out.split())
+    assert status == 2
+    assert "NOT EXPLORED (resave, sync)" in said
+    assert "step 4 is saved already" in said
+    assert "first-save sync kill" in said
+
+
+def test_a_story_names_the_death_and_its_replay_shows_the_same_without_the_suite(tmp_path: Path) -> None:
+    result = explored("NoSyncOfPointer", "steady", "posix-strict")
+    stale = next(one for one in result.found if one.verdict.word == "stale")
+    assert "---- here ----" in stale.text
+    assert f"the resume: {stale.verdict.seen}" in stale.text
+    script = tmp_path / "replay.py"
+    script.write_text(stale.replay)
+    alone = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-P", script], capture_output=True, text=True, cwd=tmp_path, env=alone, timeout=120
+    )
+    (rebuilt,) = re.findall(r"^FOLDER = '(.*)'", stale.replay, re.M)
+    shutil.rmtree(Path(rebuilt).parent)
+    assert done.returncode == 0, done.stderr
+    assert f"came back at {stale.verdict.seen}" in done.stdout
+    assert "the same, bit for bit" in done.stdout
+
+
+def test_the_command_reports_for_people_and_for_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--scenario", "first-save", "--storage", "posix-strict", "--going-on", "0", "--out", str(tmp_path)]
+    status = main(["crash", "--impl", f"{CAREFUL}:NoSyncOfState", *options])
+    said = capsys.readouterr().out
+    assert status == 1
+    assert "FELL durable.power-loss" in said
+    assert "FELL durable.order: 2 ways" in said
+    written = json.loads((tmp_path / "crash.json").read_text())
+    assert written["totals"]["bad"] > 0
+    (recording,) = written["recordings"]
+    assert {bad["clause"] for bad in recording["bad"]} == {"durable.power-loss"}
+    assert len(recording["orders"]["disorders"]) == 2
+    assert "<table>" in (tmp_path / "crash.html").read_text()
+    assert list(tmp_path.glob("replay-*.py"))
+
+
+def test_a_storage_that_does_not_exist_is_refused_with_those_that_do(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["crash", "--impl", "x", "--storage", "floppy"])
+    assert "posix-strict" in capsys.readouterr().err
