@@ -122,13 +122,20 @@ def save() -> None:
 
 
 def suite() -> None:
-    """The whole suite at level strict, two processes."""
+    """The whole suite at level strict, two processes, without the tests for several ranks and with them."""
+    alone, said = _judged("--ranks", "none")
+    print(f"the suite against forge_ref, -n 2: {alone:.1f} s without several ranks; {said}")
+    both, said = _judged()
+    print(f"  with 2 and 4 ranks: {both:.1f} s, which is {both - alone:.1f} s more; {said}")
+
+
+def _judged(*options: str) -> tuple[float, str]:
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-m", "forge_conformance.cli", "run", "--impl", "forge_ref", "--level", "strict"]
+        command += ["-n", "2", "--out", out, *options]
         begun = time.perf_counter()
-        done = subprocess.run([*command, "-n", "2", "--out", out], capture_output=True, text=True, cwd=Path(out))
-        seconds = time.perf_counter() - begun
-    print(f"the suite against forge_ref, -n 2: {seconds:.1f} s; {done.stdout.splitlines()[-2]}")
+        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(out))
+        return time.perf_counter() - begun, done.stdout.splitlines()[-2]
 
 
 def scale(kept: Path | None = None) -> None:
