@@ -1,9 +1,11 @@
 """Ranks die at file operations, again and again, and the run always goes on as if nothing had happened.
 
 A run is killed, resumed, trained on, saved and killed again, over one folder.
-Each death is at a random operation of a random rank; what the next resume
-lands on must be the last committed step or the one that was being saved, and
-every rank's losses and state from there on those of the uninterrupted run.
+Each death is at a random operation of a random rank, and takes all ranks at
+once or that one alone, in which case the others have to come to an end.  What
+the next resume lands on must be the last committed step or the one that was
+being saved, and every rank's losses and state from there on those of the
+uninterrupted run.
 """
 
 import random
@@ -16,6 +18,7 @@ from forge_conformance.harness.gate import Operation, at
 from forge_conformance.harness.judge import Unreached, judges
 from forge_conformance.harness.ranks import Shape, World
 from forge_conformance.harness.scenario import STATE, Scenario
+from forge_conformance.harness.worker import Hung
 
 _DEATHS = 3
 """How often a run is killed unless `--examples` says otherwise."""
@@ -59,7 +62,7 @@ def _expect_to_survive(run: Scenario, team: Shape, mode: str, request: pytest.Fi
     for life in range(asked or _DEATHS):
         rank = dice.randrange(team.ranks)
         run.retell(f"after {life} deaths step {record.committed} is committed, and {record.saving} was being saved")
-        world = run.world(team, seed=_OTHER if life else 0, gated=[rank], **settings)
+        world = run.world(team, seed=_OTHER if life else 0, gated=[rank], timeout_s=_IMPATIENT_S, **settings)
         _expect_back(run, world, record)
         _save_and_die(run, world, record, rank, dice)
     last = run.world(team, seed=_OTHER, **settings)
@@ -95,10 +98,22 @@ def _save_and_die(run: Scenario, world: World, record: _Record, rank: int, dice:
     record.saving = world.step
     world.ranks.settled()
     world.wait_held([rank], 0.2)  # the flush of an asynchronous save may begin late; then it dies before that
-    world.tell(
-        f"dies before operation {operation} of rank {rank}: {', '.join(map(str, gate.held())) or 'none is left'}"
-    )
+    held = ", ".join(map(str, gate.held())) or "none is left"
+    world.tell(f"is about to do operation {operation} of rank {rank}: {held}")
+    if dice.random() < 0.5:
+        _lose(run, world, rank)
     world.kill()
+
+
+def _lose(run: Scenario, world: World, rank: int) -> None:
+    """One rank dies alone; whatever becomes of the save, the others have to hear of it."""
+    world.kill(rank)
+    try:
+        for outcome in (*world.ranks.ends(), *world.ranks.outcomes("wait")):
+            run.judge.tell(str(outcome)[:160])
+    except Hung as hang:
+        expected = f"every other rank to come to an end when rank {rank} has died"
+        run.judge.fall("commit.rank-failure", expected=expected, seen=str(hang))
 
 
 @judges("resume.error-everywhere", needs=("distributed",))
