@@ -37,6 +37,17 @@ def _target_markers(folder: Folder, latest: int) -> list[int]:
     return [part.marker for part in directory.parts] if directory else []
 
 
+def _is_undescribed(directory: Directory | None) -> bool:
+    """It has its markers, and the files beside them have not been written."""
+    if directory is None or not all(part.marker > 0 for part in directory.parts):
+        return False
+    return ABSENT in (directory.train_state, directory.metadata)
+
+
+def _is_damaged(directory: Directory | None) -> bool:
+    return directory is not None and LOST in (directory.train_state, *(part.marker for part in directory.parts))
+
+
 def _has_one_generation(directory: Directory | None) -> bool:
     return not is_complete(directory) or len(generations(directory)) == 1
 
@@ -92,13 +103,7 @@ INVARIANTS: tuple[Invariant, ...] = (
         "commit.whole",
         "what `latest` names, or a resume has chosen, has train state and metadata if it has its markers",
         lambda folder, latest, target: (
-            all(
-                directory is None
-                or not all(part.marker > 0 for part in directory.parts)
-                or ABSENT not in (directory.train_state, directory.metadata)
-                for directory in [at(folder, latest)]
-            )
-            and (target is None or target.step == 0 or target.generation > 0)
+            not _is_undescribed(at(folder, latest)) and (target in (None, FRESH) or target.generation > 0)
         ),
         lambda job, folder: job is Job.LOADING and any(found and found.train_state == LOST for found in folder),
     ),
@@ -145,15 +150,7 @@ INVARIANTS: tuple[Invariant, ...] = (
     Invariant(
         "commit.deferred",
         "what `latest` names is complete, unless a file of it was lost",
-        lambda folder, latest: (
-            not latest
-            or is_complete(at(folder, latest))
-            or any(
-                LOST in (directory.train_state, *(part.marker for part in directory.parts))
-                for directory in [at(folder, latest)]
-                if directory
-            )
-        ),
+        lambda folder, latest: not latest or is_complete(at(folder, latest)) or _is_damaged(at(folder, latest)),
         lambda flight, latest, is_async: is_async and flight is Flight.FLUSHING and bool(latest),
     ),
     Invariant(

@@ -27,12 +27,14 @@ has been promised so far.
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from itertools import count
 from typing import NamedTuple
 
 from forge_spec import layout, resume, retention
 from forge_spec.machine import Changes, Row
 
 ABSENT, LOST = 0, -1
+"""What stands for the generation of a file that is not there."""
 
 
 class Job(Enum):
@@ -111,7 +113,10 @@ UNKNOWN = Save(0, LOST)
 
 
 class State(NamedTuple):
-    """Everything at one moment: the job, the save in flight, the disk, the resume, and what is remembered."""
+    """Everything at one moment: the job, the save in flight, the disk, the resume, and what is remembered.
+
+    What is over is forgotten (a killed job stands at no step), so that states are the same that go on the same.
+    """
 
     job: Job
     now: int
@@ -164,9 +169,9 @@ def is_complete(directory: Directory | None) -> bool:
         return False
     stages = len(directory.parts)
     *markers, train_state, metadata = layout.required(stages)
-    generations = [*(part.marker for part in directory.parts), directory.train_state, directory.metadata]
-    files = [*markers, train_state, metadata]
-    return layout.is_complete([file for file, found in zip(files, generations, strict=True) if found > 0], stages)
+    found = [*(part.marker for part in directory.parts), directory.train_state, directory.metadata]
+    names = [*markers, train_state, metadata]
+    return layout.is_complete([name for name, number in zip(names, found, strict=True) if number > 0], stages)
 
 
 def complete(folder: Folder) -> frozenset[int]:
@@ -202,15 +207,18 @@ def leaving(folder: Folder, committed: int, keep: int) -> frozenset[int]:
 
 
 def survivors(folder: Folder, committed: int, keep: int) -> frozenset[int]:
+    """The complete steps that a commit leaves standing, as the chapter on retention says."""
     whole = complete(folder)
     return retention.survivors(retention.Folder(whole, torn(folder), latest=committed, committed=committed), keep)
 
 
 def blank(stages: int, replicas: int) -> Directory:
+    """A directory in which nothing has been written."""
     return Directory((Part((ABSENT,) * replicas, ABSENT),) * stages)
 
 
 def with_part(directory: Directory, stage: int, part: Part) -> Directory:
+    """The directory with something else from that stage."""
     return directory._replace(parts=(*directory.parts[:stage], part, *directory.parts[stage + 1 :]))
 
 
@@ -237,7 +245,7 @@ def after_stage(
     """What a dead run left under the hidden name of this step is deleted first."""
     known = {save.generation for save in (vouched, *pending) if save and save.step == now}
     known |= generations(at(folder, now))
-    saving = Save(now, min({1, 2, 3, 4, 5} - known))
+    saving = Save(now, next(number for number in count(1) if number not in known))
     return {
         "job": Job.SAVING,
         "flight": Flight.STAGED,
