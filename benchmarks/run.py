@@ -4,6 +4,7 @@
     python benchmarks/run.py lives      a fresh process life from the warm server
     python benchmarks/run.py save       forge_ref against stock torch.distributed.checkpoint, same bytes
     python benchmarks/run.py suite      the whole suite against forge_ref, two processes
+    python benchmarks/run.py model      the exhaustive search of the specification's model: states, and states a second
     python benchmarks/run.py scale      what coordination costs with many ranks; `--write docs/SCALE.md` to keep it
 
 Absolute times depend on the machine and on who else uses it; where two things
@@ -25,7 +26,7 @@ ROUNDS = 7
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    jobs = {"lives": lives, "save": save, "suite": suite, "scale": scale}
+    jobs = {"lives": lives, "save": save, "suite": suite, "model": model, "scale": scale}
     parser.add_argument("what", nargs="*", choices=[*jobs, []], default=[])
     parser.add_argument("--write", type=Path, help="a file to write the study of scale to, too")
     arguments = parser.parse_args()
@@ -136,6 +137,19 @@ def _judged(*options: str) -> tuple[float, str]:
         begun = time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True, cwd=Path(out))
         return time.perf_counter() - begun, done.stdout.splitlines()[-2]
+
+
+def model() -> None:
+    """The whole scope, and the shortest trace of each broken manager; states and rates of one core."""
+    from forge_spec.explore import explore, tell_scope
+    from forge_spec.model import FULL
+    from forge_spec.variants import VARIANTS
+
+    tell_scope(FULL)
+    begun = time.process_time()
+    states = sum(explore(variant.scope, variant.table).states for variant in VARIANTS)
+    seconds = time.process_time() - begun
+    print(f"{len(VARIANTS)} broken managers: {states:,} states until the shortest trace of each, {seconds:.1f} s")
 
 
 def scale(kept: Path | None = None) -> None:

@@ -205,8 +205,7 @@ class CheckpointManager:
         self._describe(staged, {layout.MARKER_CHECKSUM: by_stage or recorded[None]})
         for directory in (*(staged.path / name for name in self._ranks.stage_names), staged.path):
             publish.sync(directory)
-        publish.publish(staged.path, staged.step)
-        publish.point_latest(self._folder, staged.step)
+        publish.commit(staged.path, staged.step)
         _log.info("committed step %d in %s", staged.step, self._folder)
         retire.sweep(self._folder)
         retire.retire(self._folder, staged.step, self.config.keep_last_n, self.config.is_dynamic_milestone)

@@ -14,7 +14,8 @@ that a resume finds, so it is never lost; only then is `step_N`, and with it
 import ctypes
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from forge_ref import layout
@@ -27,11 +28,14 @@ def stage(folder: Path, step: int, stages: Iterable[str] = ()) -> Path:
     """A new hidden directory to write the checkpoint of a step into, with one in it for each pipeline stage.
 
     What stands there, left by a run that died, makes way for it: the name has
-    to be the one that the other ranks know without being told.
+    to be the one that the other ranks know without being told.  It goes at
+    once, or a run that dies again and again would fill the disk.
     """
     staged = layout.staged_path(folder, step)
     if os.path.lexists(staged):
-        os.rename(staged, _make(folder, step, "retired"))
+        retired = _make(folder, step, "retired")
+        os.rename(staged, retired)
+        discard(retired)
     staged.mkdir()
     for name in stages:
         (staged / name).mkdir()
@@ -65,18 +69,44 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def publish(staged: Path, step: int) -> None:
-    """Make the staged directory the checkpoint of its step.
+def commit(staged: Path, step: int) -> None:
+    """Make the staged directory the checkpoint of its step, and let `latest` point at it.
 
-    What stood there before has a hidden name then; it is swept once the new
-    one is committed.
+    What stood there before has a hidden name then; it is swept afterwards.
+    All that needs room is written before the first name changes; if something
+    fails after that, the names are changed back, so that the resume point is
+    the one it was (commit.failed-save).
     """
-    target = staged.parent / layout.step_name(step)
+    folder, target = staged.parent, staged.parent / layout.step_name(step)
+    pointer = _new_pointer(folder, step)
+    undo = _publish(staged, target, step)
+    try:
+        sync(folder)
+        os.rename(pointer, folder / layout.LATEST)
+    except OSError:
+        undo()
+        raise
+    sync(folder)
+
+
+def _publish(staged: Path, target: Path, step: int) -> Callable[[], None]:
+    """Make the staged directory visible; what takes that back."""
     if not layout.is_real_dir(target):
         os.rename(staged, target)
-    elif not exchange(staged, target):
-        replace_by_two_renames(staged, target, step)
-    sync(staged.parent)
+        return partial(os.rename, target, staged)
+    if exchange(staged, target):
+        return partial(_exchanged_back, staged, target)
+    aside = replace_by_two_renames(staged, target, step)
+
+    def undo() -> None:
+        os.rename(target, staged)
+        os.rename(aside, target)
+
+    return undo
+
+
+def _exchanged_back(staged: Path, target: Path) -> None:
+    exchange(staged, target)
 
 
 def exchange(one: Path, other: Path) -> bool:
@@ -89,8 +119,11 @@ def exchange(one: Path, other: Path) -> bool:
     return not failed
 
 
-def replace_by_two_renames(staged: Path, target: Path, step: int) -> None:
-    """Move the old directory aside and the new one in; the old one returns if the new one can't take its place."""
+def replace_by_two_renames(staged: Path, target: Path, step: int) -> Path:
+    """Move the old directory aside and the new one in; the old one returns if the new one can't take its place.
+
+    Where the old one is now.
+    """
     aside = _make(staged.parent, step, "replaced")
     os.rename(target, aside)  # takes the place of the empty directory
     try:
@@ -98,16 +131,16 @@ def replace_by_two_renames(staged: Path, target: Path, step: int) -> None:
     except OSError:
         os.rename(aside, target)
         raise
+    return aside
 
 
-def point_latest(folder: Path, step: int) -> None:
-    """Swap `latest` to the checkpoint of a step; a reader sees the old one or the new one (commit.atomic-pointer)."""
+def _new_pointer(folder: Path, step: int) -> Path:
+    """What `latest` will be, beside it; one rename swaps it, so no reader finds it missing (commit.atomic-pointer)."""
     layout.check_names_free(folder, step)
     fresh = folder / f".{layout.LATEST}.partial"
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(layout.step_name(step))
-    os.rename(fresh, folder / layout.LATEST)
-    sync(folder)
+    return fresh
 
 
 def discard(hidden: Path) -> None:

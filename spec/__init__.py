@@ -13,11 +13,16 @@ named by `latest`.  `retention` says what may go once it counts.  `resume` says
 how a run comes back to it.  `freeze` and `trust` say which loads are refused
 before they can do harm.  `durable` says what must hold when the power fails.
 
-`model` puts commit and retention together: given the calls of one run, it
-bounds what its folder may look like after each of them.  `disk` says which disks
-a kill or a loss of power may leave, given what was done to a folder.  `clauses`
-defines the form of a clause, the levels and the capabilities; `book` renders
-the chapters as the document BOOK.md.
+`model` puts commit, retention and resume together: the whole manager as one
+table of what it does and what may happen to it.  `invariants` says what has to
+hold in each of its states, `variants` has managers that are wrong in one row,
+and `explore` visits everything that can happen, with `machine` to be fast at it;
+`program` turns a trace of it into what a real manager has to go through.
+`bounds` is for looking at a real one: given the calls of one run, what its folder
+may look like after each of them.  `disk` says which disks a kill or a loss of
+power may leave, given what was done to a folder.  `clauses` defines the form of
+a clause, the levels and the capabilities; `book` renders the chapters as the
+document BOOK.md.
 """
 
 from collections.abc import Mapping

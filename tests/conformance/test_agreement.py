@@ -1,8 +1,8 @@
-"""The manager and the specification's model, side by side, over random programs.
+"""The manager and the specification's bounds, side by side, over random programs.
 
 A program is a list of actions: train, save, wait, kill (between calls, or at
 the n-th file operation of a save), resume, rewind.  After each of them the
-folder has to lie within the model's bounds, and what comes back has to be a
+folder has to lie within these bounds, and what comes back has to be a
 state that was saved at that step, to the bit; for a manager that claims every
 stream there is only one such state, the timeline's.  Every list of actions is a program, so
 Hypothesis can drop any action of a failing one: what a failure tells is the
@@ -25,7 +25,8 @@ from forge_conformance.harness.gate import at
 from forge_conformance.harness.judge import ClauseFailure, judges
 from forge_conformance.harness.scenario import Life, Scenario
 from forge_conformance.harness.worker import Loaded, ManagerFault
-from forge_spec import model, resume, schedule
+from forge_spec import bounds as allowed
+from forge_spec import resume, schedule
 from forge_spec.schedule import Window
 
 USUAL_PROGRAMS = 14
@@ -147,14 +148,14 @@ class _GivingUp:
 
 
 class Run:
-    """One program: the manager's side in `_run`, the model's in `_state`."""
+    """One program: the manager's side in `_run`, the specification's in `_state`."""
 
     def __init__(self, run: Scenario, mode: str, has_window: bool) -> None:
         self._run = run
         self._mode = mode
         self._window: Window | None = schedule.power2_window(*WINDOW) if has_window else None
         limit = 2 if run.has("retention") else 0
-        self._state = model.State(keep_last_n=limit, background=mode != "sync")
+        self._state = allowed.State(keep_last_n=limit, background=mode != "sync")
         self._life: Life | None = None
         self._saved: dict[int, list[dict[str, str]]] = {}
         self._resaved: int | None = None
@@ -171,7 +172,7 @@ class Run:
                     self._save()
                 case Wait():
                     self._alive().wait()
-                    self._agree(*model.after_wait(self._state))
+                    self._agree(*allowed.after_wait(self._state))
                 case Kill():
                     self._kill()
                 case KillInSave(operation):
@@ -196,13 +197,13 @@ class Run:
         life = self._alive()
         self._note(life)
         life.save()
-        self._agree(*model.after_save(self._state, life.step))
+        self._agree(*allowed.after_save(self._state, life.step))
 
     def _kill(self) -> None:
         if self._life is not None:
             self._life.kill()
             self._life = None
-            self._agree(*model.after_kill(self._state))
+            self._agree(*allowed.after_kill(self._state))
 
     def _kill_in_save(self, operation: int) -> None:
         life = self._alive()
@@ -216,11 +217,11 @@ class Run:
         if life.worker.replies_or_blocks() and not life.gate.held():
             life.worker.reply()
             life.open_gate()
-            self._agree(*model.after_save(self._state, life.step))
+            self._agree(*allowed.after_save(self._state, life.step))
             return
         life.kill()
         self._life = None
-        self._agree(*model.after_kill(self._state, saving=life.step))
+        self._agree(*allowed.after_kill(self._state, saving=life.step))
 
     def _resume(self, keep_last_n: int) -> None:
         self._state = _limited(self._state, keep_last_n if self._run.has("retention") else 0)
@@ -281,7 +282,7 @@ class Run:
 
     # -- agreement --------------------------------------------------------------
 
-    def _agree(self, state: model.State, bounds: model.Bounds) -> None:
+    def _agree(self, state: allowed.State, bounds: allowed.Bounds) -> None:
         """A clause is reached where there is something to see: a checkpoint, a deletion, something that has to go."""
         folder = self._run.folder
         complete, latest = folder.complete(), folder.latest_or_newest()
@@ -317,10 +318,10 @@ class Run:
             seen=seen,
             reaches=latest is not None,
         )
-        self._state = model.adopt(state, complete, latest)
+        self._state = allowed.adopt(state, complete, latest)
 
 
-def _limited(state: model.State, keep_last_n: int) -> model.State:
+def _limited(state: allowed.State, keep_last_n: int) -> allowed.State:
     return replace(state, keep_last_n=keep_last_n)
 
 

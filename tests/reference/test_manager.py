@@ -317,3 +317,23 @@ def test_export_casts_weights_and_nothing_else(start: Start, tmp_path: Path) -> 
     assert exported["0.weight"].dtype == torch.bfloat16
     assert exported["1.num_batches_tracked"].dtype == torch.int64
     assert run.model[0].weight.dtype == torch.float32
+
+
+def test_runs_that_die_in_the_same_save_leave_one_directory_and_not_one_each(tmp_path: Path) -> None:
+    for _ in range(4):
+        (publish.stage(tmp_path, 3) / "shard").write_bytes(b"of a run that dies now")
+    assert os.listdir(tmp_path) == [".step_3.partial"]
+    assert os.listdir(tmp_path / ".step_3.partial") == ["shard"]
+
+
+def test_a_pointer_that_can_not_be_made_fails_the_save_before_any_name_changes(start: Start) -> None:
+    run = start()
+    run.save(1)
+    (run.folder / ".latest.partial").mkdir()
+    before = (run.folder / "step_1" / "train_state.pt").read_bytes()
+    run.train(1)
+    for step in (1, 2):
+        with pytest.raises(SaveError, match=r"latest\.partial"):
+            run.save(step)
+    assert (run.folder / "step_1" / "train_state.pt").read_bytes() == before
+    assert sorted(os.listdir(run.folder)) == [".latest.partial", "latest", "step_1"]
