@@ -6,6 +6,7 @@ the thread that flushes, where DCP writes with it as well; pipeline stages, who
 write on their own, have one each for that.
 """
 
+import importlib.util
 import operator
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -76,6 +77,8 @@ def join(process_group: dist.ProcessGroup | None, pp_rank: int | None, timeout: 
     be None for all ranks, do not divide the ranks into stages 0, 1, 2 and so on.
     """
     is_alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
+    if not is_alone and importlib.util.find_spec("numpy") is None:
+        raise ModuleNotFoundError("several ranks need numpy, through which torch.distributed sends objects; install it")
     rank, size = (0, 1) if is_alone else (dist.get_rank(), dist.get_world_size())
     calls = Channel() if is_alone else Channel(rank, size, _group(None, timeout, "calls"))
     peers, row = _place(rank, size, process_group, pp_rank)

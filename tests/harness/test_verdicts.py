@@ -233,12 +233,6 @@ def test_each_exit_status_has_its_reason_and_every_rendering_of_it_is_sound(repo
     assert f"exit status {int(status)}" in render.markdown(report)
 
 
-def test_a_level_without_clauses_says_that_it_adds_nothing() -> None:
-    note = "No clause has level durable yet"
-    assert note in render.console(report_of(held(SYNC))) and note in render.markdown(report_of(held(SYNC)))
-    assert "No clause has level" not in render.console(replace(report_of(held(SYNC)), level=Level.STRICT))
-
-
 def test_without_a_way_to_save_that_is_the_reason() -> None:
     judged, _ = judge([], Level.CORE, frozenset({"pointer"}))
     reasons = {one.reason for one in judged if one.verdict is Verdict.UNREACHED}

@@ -352,6 +352,10 @@ class Scenario:
     ) -> World:
         if gated:
             self.require_gate()
+        if not self.implementation.environment["has_numpy"]:
+            raise Unreached(
+                "torch.distributed sends objects between ranks through numpy, which the manager's Python lacks"
+            )
         if self.server.device == "cuda":
             self.require_gpus(shape.ranks)
         self.folder = replace(self.folder, stages=shape.stages)  # what is complete depends on it

@@ -7,7 +7,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from forge_conformance import __version__
-from forge_spec import CHAPTERS, CLAUSES
+from forge_spec import CHAPTERS
 
 from .verdicts import Finding, Judged, Report, Verdict
 
@@ -32,7 +32,7 @@ _WIDTH = 110
 
 def console(report: Report, colour: bool = False) -> str:
     """Verdicts by chapter and clause, then what fell and how to reproduce it, then the totals."""
-    lines = [_title(report), *_notes(report), ""]
+    lines = [_title(report), ""]
     for chapter, judged in _by_chapter(report):
         lines.append(f"{chapter}")
         lines += [_line(one, colour) for one in judged if one.verdict is not Verdict.UNCLAIMED]
@@ -62,13 +62,6 @@ def _title(report: Report) -> str:
     judged = f"{report.implementation['name']}{f' ({versions})' if versions else ''}"
     where = f"python {environment['python']}, torch {environment['torch']}"
     return f"forge-conformance {__version__}: {judged} at level {report.level}, {where}"
-
-
-def _notes(report: Report) -> list[str]:
-    """What a reader could take for judged, and is not."""
-    if any(clause.level is report.level for clause in CLAUSES):
-        return []
-    return [f"No clause has level {report.level} yet: nothing is judged here that the levels below do not ask for."]
 
 
 def _by_chapter(report: Report) -> list[tuple[str, list[Judged]]]:
@@ -224,7 +217,7 @@ def _printable(text: str) -> str:
 
 def markdown(report: Report) -> str:
     """A summary for a pull request or a job page."""
-    lines = [f"## {_title(report)}", "", *_notes(report), totals(report), ""]
+    lines = [f"## {_title(report)}", "", totals(report), ""]
     lines.append("| chapter | " + " | ".join(Verdict) + " |")
     lines.append("|---" * (len(Verdict) + 1) + "|")
     for chapter, judged in _by_chapter(report):

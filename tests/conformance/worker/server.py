@@ -100,6 +100,7 @@ class Server:
                 "executable": sys.executable,
                 "torch": torch_version,
                 "gpus": _gpus(),
+                "has_numpy": importlib.util.find_spec("numpy") is not None,
                 "platform": platform.platform(),
                 "versions": _versions(name, adapter.distributions),
             },
