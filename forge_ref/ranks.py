@@ -148,6 +148,7 @@ def _first_ranks(rows: _Rows, size: int) -> list[int]:
     numbers = sorted(stage for stage, *_ in rows)
     if numbers not in ([_NONE], list(range(len(rows)))):
         raise ValueError(
-            f"the ranks' process groups have the pp_rank {numbers}; give each its own, from 0 to {len(rows) - 1}"
+            f"the ranks' process groups have the pp_rank {[None if n == _NONE else n for n in numbers]}; "
+            f"give each its own, from 0 to {len(rows) - 1}"
         )
     return [ranks[0] for _, (_, ranks) in sorted(rows.items())]

@@ -171,9 +171,11 @@ def _count(text: str) -> int:
 
 def _ranks(text: str) -> str:
     numbers = [] if text == "none" else text.split(",")
-    wrong = [number for number in numbers if not number.isdigit() or not 1 <= int(number) <= 64]
+    wrong = [number for number in numbers if not number.isdigit() or not 2 <= int(number) <= 64]
     if wrong:
-        raise argparse.ArgumentTypeError(f"{', '.join(wrong)} is no number of ranks from 1 to 64; write 2,4 or none")
+        raise argparse.ArgumentTypeError(
+            f"{', '.join(map(repr, wrong))} is no number of ranks from 2 to 64; write 2,4 or none"
+        )
     return ",".join(dict.fromkeys(numbers))
 
 

@@ -7,8 +7,10 @@ of a run of as many ranks that was never interrupted, bit for bit.
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from forge_conformance.harness.folder import Folder
 from forge_conformance.harness.judge import Unreached, judges
 from forge_conformance.harness.ranks import Outcome, Shape, World
 from forge_conformance.harness.scenario import ALL_KINDS, STATE, Scenario
@@ -63,42 +65,52 @@ def test_all_ranks_fall_back_to_the_newest_complete_step_and_save_on(run: Scenar
 # -- agreement ----------------------------------------------------------------
 
 
-def _without_newest(view: Path, run: Scenario) -> None:
-    shutil.rmtree(view / run.folder.of(4).name)
-    (view / str(run.folder.layout.pointer)).unlink()
-    (view / str(run.folder.layout.pointer)).symlink_to(run.folder.of(2).name)
+def _without_newest(view: Folder) -> None:
+    newest = view.of(4)
+    shutil.rmtree(newest) if newest.is_dir() else newest.unlink()
+    if view.layout.pointer is not None:
+        view.point_at(view.of(2).name)
 
 
-def _without_pointer(view: Path, run: Scenario) -> None:
-    (view / str(run.folder.layout.pointer)).unlink()
+def _without_pointer(view: Folder) -> None:
+    view.point_at(None)
 
 
-def _without_train_state(view: Path, run: Scenario) -> None:
-    (view / run.folder.of(4).name / "train_state.pt").unlink()
+def _without_train_state(view: Folder) -> None:
+    (view.of(4) / "train_state.pt").unlink()
 
 
-def _without_anything(view: Path, run: Scenario) -> None:
-    shutil.rmtree(view)
-    view.mkdir()
+def _without_anything(view: Folder) -> None:
+    shutil.rmtree(view.path)
+    view.path.mkdir()
 
 
-_VIEWS: dict[str, tuple[Callable[[Path, Scenario], None], bool]] = {
-    "the-newest-step": (_without_newest, False),
-    "the-pointer": (_without_pointer, True),
-    "the-train-state": (_without_train_state, True),
-    "anything": (_without_anything, False),
+@dataclass(frozen=True)
+class _View:
+    """What one rank does not see yet."""
+
+    change: Callable[[Folder], None]
+    needs: tuple[str, ...] = ()
+    has_shards: bool = False
+    """Whether all that the rank has to read itself is there nevertheless."""
+
+
+_VIEWS = {
+    "the-newest-step": _View(_without_newest),
+    "the-pointer": _View(_without_pointer, needs=("pointer",), has_shards=True),
+    "the-train-state": _View(_without_train_state, needs=("layout",), has_shards=True),
+    "anything": _View(_without_anything),
 }
-"""What one rank does not see yet, and whether all that it has to read itself is there nevertheless."""
 
 
-@judges("resume.agreement", needs=("layout", "pointer"))
+@judges("resume.agreement")
 def test_ranks_land_on_the_same_step_when_one_does_not_see_all_of_the_folder(
     run: Scenario, ranks: int, tmp_path: Path
 ) -> None:
     _expect_agreement_over_views(run, Shape(ranks), ranks - 1, tmp_path)
 
 
-@judges("resume.agreement", needs=("layout", "pointer"))
+@judges("resume.agreement")
 def test_ranks_land_on_the_same_step_when_rank_0_does_not_see_all_of_the_folder(
     run: Scenario, fewest: int, tmp_path: Path
 ) -> None:
@@ -107,13 +119,15 @@ def test_ranks_land_on_the_same_step_when_rank_0_does_not_see_all_of_the_folder(
 
 def _expect_agreement_over_views(run: Scenario, shape: Shape, rank: int, tmp_path: Path) -> None:
     run.world(shape).commit_at(2, 4)
-    for lacks, (change, could_land) in _VIEWS.items():
-        view = tmp_path / lacks
-        run.folder.copy_to(view)
-        change(view, run)
+    for lacks, what in _VIEWS.items():
+        if not run.has(*what.needs):
+            continue
+        view = replace(run.folder, path=tmp_path / lacks)
+        run.folder.copy_to(view.path)
+        what.change(view)
         run.retell(f"{shape} have committed steps 2 and 4, and rank {rank} does not see {lacks.replace('-', ' ')} yet")
-        with run.world(shape, seed=_OTHER, views={rank: view}) as again:
-            _expect_agreement(run, again, must_land=could_land and rank != 0)
+        with run.world(shape, seed=_OTHER, views={rank: view.path}) as again:
+            _expect_agreement(run, again, must_land=what.has_shards and rank != 0)
 
 
 def _expect_agreement(run: Scenario, world: World, must_land: bool) -> None:

@@ -19,6 +19,8 @@ from forge_spec import commit
 
 _WRITES = ("write", "writev", "pwrite64", "pwritev")
 _DELETES = ("unlink", "unlinkat", "rmdir", "rename", "renameat", "renameat2")
+_A_WHILE_S = 0.5
+"""How long a call may take while an operation is held before that is let go; no verdict depends on it."""
 _IMPATIENT_S = 5
 """How long groups of processes wait where a rank never answers: shorter than the suite waits for a command."""
 
@@ -216,19 +218,42 @@ def test_a_full_disk_on_rank_0_is_raised_on_all_and_commits_nothing(run: Scenari
     _expect_full_disk_to_be_told(run, Shape(fewest), mode, 0)
 
 
+@judges("commit.rank-failure", "commit.failed-flush", "commit.failed-save")
+def test_a_commit_that_fails_on_rank_0_is_raised_on_all(run: Scenario, fewest: int, mode: str) -> None:
+    _expect_failure_to_be_told(
+        run, Shape(fewest), mode, 0, "can't rename", lambda operation: "rename" in operation.name
+    )
+
+
+@judges("commit.rank-failure", "commit.failed-flush", "commit.failed-save", needs=("pointer",))
+def test_a_pointer_that_can_not_be_moved_on_rank_0_is_raised_on_all(run: Scenario, fewest: int, mode: str) -> None:
+    pointer = run.folder.layout.pointer
+
+    def moves(operation: Operation) -> bool:
+        return operation.writes and operation.paths[-1] == pointer
+
+    _expect_failure_to_be_told(run, Shape(fewest), mode, 0, f"can't touch {pointer}", moves)
+
+
 def _expect_full_disk_to_be_told(run: Scenario, shape: Shape, mode: str, rank: int) -> None:
+    _expect_failure_to_be_told(
+        run, shape, mode, rank, "finds the disk full", lambda operation: operation.name in _WRITES
+    )
+
+
+def _expect_failure_to_be_told(run: Scenario, shape: Shape, mode: str, rank: int, how: str, picks: Picks) -> None:
     world = run.world(shape, mode=mode, gated=[rank], timeout_s=_IMPATIENT_S)
     world.commit_at(2)
     world.train_to(4)
     gate = world.gate_of(rank)
-    gate.fail(lambda operation: operation.name in _WRITES, errno.ENOSPC)
-    world.tell(f"goes on, but the disk is full for rank {rank}")
+    gate.fail(picks, errno.ENOSPC)
+    world.tell(f"goes on, but rank {rank} {how}")
     raised = world.saved_or_raised()
     if not gate.failed:
-        raise Unreached(f"rank {rank} writes nothing in a save, so its disk can't be full")
+        raise Unreached(f"rank {rank} did nothing in a save that could fail so")
     _expect_refused(run, raised, f"what failed on rank {rank}", committed=2, refused=[4])
     gate.heal()
-    world.tell(f"has space again on rank {rank}")
+    world.tell(f"is well again on rank {rank}")
     world.commit_at(6)
     again = run.world(shape, mode=mode, seed=9)
     landed = again.load()
@@ -355,9 +380,25 @@ def _save_held(run: Scenario, world: World, rank: int) -> None:
     gate.close(in_background)
     world.tell(f"goes on, but the flush of rank {rank} is held")
     world.begin_save()
-    if not (world.ranks.replied(run.patience_s) and gate.wait_held(run.patience_s)):
-        raise Unreached(f"save does not return while the flush of rank {rank} is held; see commit.overlap")
+    _let_go_until_replied(run, world, rank)
+    while gate.wait_held(run.patience_s):
+        world.ranks.begin("ping")
+        if _let_go_until_replied(run, world, rank):
+            return
+    raise Unreached(f"the flush of rank {rank} could not be held with training free to go on; see commit.overlap")
+
+
+def _let_go_until_replied(run: Scenario, world: World, rank: int) -> bool:
+    """Take the replies of all ranks; whether they came without letting go what is held.
+
+    A writer that keeps the interpreter's lock while it is held keeps its main thread as well.
+    """
+    is_first = True
+    while not world.ranks.replied(_A_WHILE_S) and world.gate_of(rank).held():
+        is_first = False
+        world.gate_of(rank).step()
     values(world.ranks.ends())
+    return is_first
 
 
 def _expect_all_wait(run: Scenario, world: World, holds: Picks, doing: str) -> None:

@@ -60,7 +60,15 @@ def verdict_of(slug: str, *findings: Finding, expected: tuple[Expected, ...] = (
 def report_of(*findings: Finding, expected: tuple[Expected, ...] = (), **changes: Any) -> Report:
     only = changes.pop("only", None)
     judged, stale = judge(findings, Level.DURABLE, BOTH, expected, only)
-    environment = {"python": "3", "executable": "python", "torch": "2", "platform": "p", "versions": {"made": "1"}}
+    environment = {
+        "python": "3",
+        "executable": "python",
+        "torch": "2",
+        "gpus": 0,
+        "has_numpy": True,
+        "platform": "p",
+        "versions": {"made": "1"},
+    }
     implementation = {
         "name": "made.up",
         "adapter": "MadeUp",
