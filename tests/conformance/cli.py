@@ -397,10 +397,23 @@ def _pytest(
     for name in _OF_THE_USERS_TESTS:
         os.environ.pop(name, None)
     output = io.StringIO()
-    with contextlib.redirect_stdout(output):
+    with _temporary_folder(), contextlib.redirect_stdout(output):
         status = int(pytest.main(arguments, plugins=[collected]))
     collected.end()
     return status, output.getvalue()
+
+
+@contextlib.contextmanager
+def _temporary_folder() -> Iterator[None]:
+    """What the processes that judge leave when they are ended in the middle goes with this folder; theirs is in it."""
+    before = os.environ.get("TMPDIR")
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # folders of failed tests are kept, as ever
+    with tempfile.TemporaryDirectory(prefix="forge-run-", ignore_cleanup_errors=True) as folder:
+        os.environ["TMPDIR"] = folder
+        try:
+            yield
+        finally:
+            os.environ.pop("TMPDIR") if before is None else os.environ.update(TMPDIR=before)
 
 
 def _our_errors(pytest_status: int, output: str, collected: "_Collected") -> tuple[str, ...]:

@@ -108,7 +108,7 @@ def test_what_needs_an_unclaimed_capability_is_unclaimed_whatever_was_found() ->
 @pytest.mark.parametrize(
     ("findings", "reason"),
     [
-        ([], "no test that judges it fits what is claimed"),
+        ([], "no test that judges it fits what is claimed and asked for"),
         ([unreached(SNAPSHOT, "no seccomp"), unreached(SNAPSHOT, "no seccomp")], "no seccomp"),
         ([fell(OVERLAP, SNAPSHOT)], f"every test that would reach it fell before, at {OVERLAP}"),
         ([Finding("commit/idle", (SNAPSHOT,), {}, "done", 0.5)], "it never arose"),

@@ -248,7 +248,7 @@ def _why_unreached(mine: Sequence[Finding], capabilities: frozenset[str]) -> str
     if not capabilities & MODES:
         return f"no way to save is claimed, of {', '.join(sorted(MODES))}"
     if not mine:
-        return "no test that judges it fits what is claimed"
+        return "no test that judges it fits what is claimed and asked for"
     reasons = dict.fromkeys(finding.reason for finding in mine if finding.outcome == "unreached" and finding.reason)
     if reasons:
         return "; ".join(str(reason) for reason in reasons)

@@ -61,12 +61,19 @@ class Ranked(Adapter):
             partial.mkdir()
         self.agree("")
         self.agree(self.attempt(step, tokens_seen, extra, parts, partial))
-        if self.rank == 0:
+        self.agree(self.publish(partial, final) if self.rank == 0 else "")
+
+    def publish(self, partial: Path, final: Path) -> str:
+        """Rename the whole into place; what went wrong, if anything did."""
+        replaced = self.folder / f"replaced-{final.name}"
+        try:
             if final.exists():
-                os.rename(final, self.folder / f"replaced-{step}")
+                os.rename(final, replaced)
             os.rename(partial, final)
-            shutil.rmtree(self.folder / f"replaced-{step}", ignore_errors=True)
-        self.agree("")
+        except OSError as error:
+            return f"rank 0: {error!r}"
+        shutil.rmtree(replaced, ignore_errors=True)
+        return ""
 
     def attempt(self, step: int, tokens_seen: int, extra: Any, parts: Sequence[str], partial: Path) -> str:
         """Write this rank's file; what went wrong, if anything did."""
