@@ -8,7 +8,7 @@ import pytest
 
 from forge_conformance.harness.ranks import OnRank, Ranks, Shape, places, values
 from forge_conformance.harness.server import Server
-from forge_conformance.harness.worker import Hung
+from forge_conformance.harness.worker import Hung, Raised
 
 RANKED = str(Path(__file__).parent / "managers" / "ranked.py")
 TWO = ("--ranks", "2")
@@ -77,7 +77,10 @@ def test_one_rank_alone_sees_the_directory_that_is_laid_over_the_folder(ranked: 
     (view / "at-7").mkdir()
     (view / "at-7" / "rank-0.pt").touch()
     first, second = ranked.spawn(), ranked.spawn()
-    second.call("see", instead=str(view), of=str(folder))
+    try:
+        second.call("see", instead=str(view), of=str(folder))
+    except Raised as refusal:
+        pytest.skip(f"no process may mount anything here: {refusal.message}")
     assert list(folder.iterdir()) == []
     for worker, seed in ((first, 0), (second, 1)):
         worker.open({"folder": str(folder)}, seed)
