@@ -190,11 +190,14 @@ def test_an_interrupted_run_reports_what_it_has_found_and_leaves_nothing(
     temporary.mkdir()
     command = [sys.executable, "-m", "forge_conformance.cli", "run", "--impl", "forge_ref", "-n", processes]
     environment = {**os.environ, "TMPDIR": str(temporary), "PYTEST_DEBUG_TEMPROOT": str(forge.folder)}
-    with subprocess.Popen(command, cwd=forge.folder, env=environment, stderr=subprocess.PIPE, text=True) as run:
+    with subprocess.Popen(
+        command, cwd=forge.folder, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_interrupts
+    ) as run:
         assert run.stderr is not None
         while (said := run.stderr.readline()) and not said.startswith("25/"):
             pass
-        _end(run, ends)
+        run.send_signal(ends)
+        run.communicate(timeout=60)
     report = json.loads((forge.folder / "reports/forge_ref/report.json").read_text())
     assert (run.returncode, report["exit_status"], report["is_partial"]) == (3, 3, True)
     assert 25 <= len(report["tests"]) < 200
@@ -202,16 +205,9 @@ def test_an_interrupted_run_reports_what_it_has_found_and_leaves_nothing(
     assert list(temporary.iterdir()) == []
 
 
-def _end(run: "subprocess.Popen[str]", ends: signal.Signals) -> None:
-    """Sent again to one that goes on, as by a person: an interpreter can lose a signal in a finaliser."""
-    for _ in range(3):
-        run.send_signal(ends)
-        try:
-            run.communicate(timeout=40)
-        except subprocess.TimeoutExpired:
-            continue
-        return
-    run.kill()
+def _heed_interrupts() -> None:
+    """A shell starts what it runs in the background deaf to Ctrl-C, and all that comes of it with it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(forge: Command) -> None:
