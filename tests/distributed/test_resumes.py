@@ -12,7 +12,7 @@ from pathlib import Path
 
 from forge_conformance.harness.folder import Folder
 from forge_conformance.harness.judge import Unreached, judges
-from forge_conformance.harness.ranks import Outcome, Shape, World
+from forge_conformance.harness.ranks import Outcome, Shape, World, staged
 from forge_conformance.harness.scenario import ALL_KINDS, STATE, Scenario
 
 _REFUSABLE = tuple(kind for kind in ALL_KINDS if kind not in ("gradient", "counter"))
@@ -276,13 +276,6 @@ def test_a_checkpoint_whose_stages_are_not_those_of_the_run_is_refused_by_all(ru
 
 
 # -- looking ------------------------------------------------------------------
-
-
-def staged(ranks: int) -> Shape:
-    """Two stages of so many ranks."""
-    if ranks % 2:
-        raise Unreached(f"{ranks} ranks can't be divided into two stages; run with --ranks 2,4")
-    return Shape(ranks, stages=2)
 
 
 def _shards(path: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from forge_conformance.harness.gate import Operation, Picks, in_background
 from forge_conformance.harness.judge import Unreached, judges
-from forge_conformance.harness.ranks import Shape, World, values
+from forge_conformance.harness.ranks import Shape, World, staged, values
 from forge_conformance.harness.scenario import ALL_KINDS, Scenario
 from forge_spec import commit
 
@@ -30,7 +30,7 @@ _IMPATIENT_S = 5
 
 @judges("layout.stage-dirs")
 def test_each_pipeline_stage_has_a_directory_of_its_own(run: Scenario, ranks: int) -> None:
-    world = run.world(_staged(ranks))
+    world = run.world(staged(ranks))
     world.train_to(2)
     world.save()
     world.wait()
@@ -101,7 +101,7 @@ def test_no_rank_returns_from_a_synchronous_save_before_latest_has_moved(run: Sc
 
 @judges("commit.all-stages")
 def test_latest_waits_for_a_stage_that_is_held_back(run: Scenario, ranks: int, mode: str) -> None:
-    shape = _staged(ranks)
+    shape = staged(ranks)
     last, markers = shape.members(1), run.folder.layout.required_of_stage
     world = run.world(shape, mode=mode, gated=last)
     world.commit_at(2)
@@ -338,12 +338,6 @@ def test_a_process_group_that_covers_one_rank_alone_is_refused_by_all(run: Scena
 
 
 # -- looking ------------------------------------------------------------------
-
-
-def _staged(ranks: int) -> Shape:
-    if ranks % 2:
-        raise Unreached(f"{ranks} ranks can't be divided into two stages; run with --ranks 2,4")
-    return Shape(ranks, stages=2)
 
 
 def _names(path: Path) -> set[str]:

@@ -15,6 +15,7 @@ from signal import SIGKILL
 from typing import TYPE_CHECKING, Any
 
 from .gate import Gate
+from .judge import Unreached
 from .worker import ALL_PARTS, Hung, Loaded, ManagerFault, Raised, Unsupported, Worker, loaded_from, settle
 
 if TYPE_CHECKING:
@@ -50,6 +51,13 @@ class Shape:
         """The ranks of a stage."""
         replicas = self.ranks // self.stages
         return range(stage * replicas, (stage + 1) * replicas)
+
+
+def staged(ranks: int) -> Shape:
+    """Two stages of so many ranks."""
+    if ranks % 2:
+        raise Unreached(f"{ranks} ranks can't be divided into two stages; run with --ranks 2,4")
+    return Shape(ranks, stages=2)
 
 
 @dataclass(frozen=True)
