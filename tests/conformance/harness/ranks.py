@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .gate import Gate
 from .judge import Unreached
-from .worker import ALL_PARTS, Hung, Loaded, ManagerFault, Raised, Unsupported, Worker, loaded_from, settle
+from .worker import ALL_PARTS, Died, Hung, Loaded, ManagerFault, Raised, Unsupported, Worker, loaded_from, settle
 
 if TYPE_CHECKING:
     from .scenario import Scenario
@@ -73,11 +73,15 @@ class Outcome:
 
 
 class OnRank(ManagerFault):
-    """Something went wrong on a rank where nothing should; the text says on which and what."""
+    """Something went wrong on a rank where nothing should; the text says on which and what.
+
+    Told is the rank that ended by itself, if one did: what the others raised then is how they heard of it.
+    """
 
     def __init__(self, outcomes: Sequence[Outcome]) -> None:
-        first = next(outcome for outcome in outcomes if outcome.fault is not None)
-        others = [str(other.rank) for other in outcomes if other.fault is not None and other is not first]
+        faulty = [outcome for outcome in outcomes if outcome.fault is not None]
+        first = min(faulty, key=lambda outcome: not isinstance(outcome.fault, Died))
+        others = [str(other.rank) for other in faulty if other is not first]
         too = f" (so did something on rank {', '.join(others)})" if others else ""
         super().__init__(f"On rank {first.rank} of {len(outcomes)}: {first.fault}{too}")
         self.traceback = first.fault.traceback if isinstance(first.fault, Raised) else ""
