@@ -53,8 +53,7 @@ def test_a_checkpoint_is_on_storage_before_it_is_complete_and_complete_before_it
 
 def _explored(run: Scenario, mode: str, *storages: str) -> Result:
     run.require_gate()
-    fresh = run.timeline(999).digest(0)
-    place = Place(run.server, run.folder.path, run.kinds(), run.timeline(), fresh)
+    place = Place(run.server, run.folder.path, run.kinds())
     result = explore(Job(Manager(run.implementation.name), "steady", mode, storages, _EFFORT), place)
     if result.refusal:
         raise Unreached(result.refusal)

@@ -14,11 +14,12 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from forge_conformance.harness.scenario import Timeline, kinds_claimed
+from forge_conformance.harness.ranks import Shape
+from forge_conformance.harness.scenario import kinds_claimed
 from forge_conformance.harness.server import CannotJudge, Implementation, Server
 from forge_conformance.harness.worker import ManagerFault
 from forge_conformance.report.verdicts import Status
@@ -31,9 +32,10 @@ from .order import disorders
 from .recording import Recorded, Recording
 from .replay import script
 from .report import Found, Result
-from .resume import Landing, Resumer
+from .resume import OTHER_SEED, Landing, Resumer
 from .scenarios import SCENARIOS
 from .story import disk_of, shrink, tell
+from .team import Digest, Undisturbed
 from .trace import Disk
 from .verdicts import verdict_of
 
@@ -75,7 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--every-write", action="store_true", help="do not leave out the middle of bursts of writes")
     parser.add_argument(
-        "--going-on", type=int, default=40, metavar="N", help="runs to go on with after a resume, per storage (40)"
+        "--going-on",
+        type=int,
+        default=40,
+        metavar="N",
+        help="runs to go on with after a resume, per storage; of several ranks, a quarter of it (40)",
     )
     parser.add_argument(
         "--second-deaths",
@@ -93,7 +99,7 @@ def run(options: argparse.Namespace, level_named: Any) -> int:
     """The exit status, as for `run`."""
     begun = time.perf_counter()
     manager = Manager(options.impl, options.python, options.timeout, options.import_timeout)
-    with workplace(manager) as place:
+    with workplace(manager, any(SCENARIOS[name].shape for name in options.scenario or SCENARIOS)) as place:
         implementation = place.server.implementation
         level: Level = level_named(options.level or implementation.level)
         jobs = list(_jobs(options, manager, implementation, level))
@@ -116,9 +122,10 @@ def _jobs(options: argparse.Namespace, manager: Manager, implementation: Impleme
     claimed = [mode for mode in ("sync", "async") if mode in implementation.capabilities]
     chosen = options.storage or ["all" if level >= Level.DURABLE else KILL]
     storages = (KILL, *STORAGES) if "all" in chosen else tuple(dict.fromkeys(chosen))
-    effort = Effort(not options.every_write, options.going_on, options.seconds, options.second_deaths)
     for name in options.scenario or SCENARIOS:
         if SCENARIOS[name].needs <= implementation.capabilities:
+            goes_on = options.going_on // (4 if SCENARIOS[name].shape else 1)
+            effort = Effort(not options.every_write, goes_on, options.seconds, options.second_deaths)
             for mode in [options.mode] if options.mode else claimed:
                 yield Job(manager, name, mode, storages, effort)
 
@@ -172,20 +179,32 @@ class Place:
     server: Server
     folder: Path
     kinds: tuple[str, ...]
-    timeline: Timeline
-    fresh: dict[str, str]
+    _runs: dict[tuple[int, Shape | None], Undisturbed] = field(default_factory=dict)
+
+    def undisturbed(self, shape: Shape | None) -> Undisturbed:
+        """The run that is recorded, by one or several ranks."""
+        return self._run(0, shape)
+
+    def fresh(self, shape: Shape | None) -> Digest:
+        """What a process has that resumes and finds nothing."""
+        return self._run(OTHER_SEED, shape).digest(0)
+
+    def _run(self, seed: int, shape: Shape | None) -> Undisturbed:
+        if (seed, shape) not in self._runs:
+            self._runs[seed, shape] = Undisturbed(self.server, seed, shape)
+        return self._runs[seed, shape]
 
 
 @contextlib.contextmanager
-def workplace(manager: Manager) -> Iterator["Place"]:
-    """A place to explore in, gone afterwards."""
+def workplace(manager: Manager, with_ranks: bool = False) -> Iterator["Place"]:
+    """A place to explore in, for several ranks as well if the manager claims them; gone afterwards."""
     server = Server(manager.impl, manager.python, manager.timeout_s, manager.import_timeout_s)
     base = Path(tempfile.mkdtemp(prefix="forge-crash-", dir=_roomy()))
     try:
         claimed = server.implementation.capabilities
-        server.rehearse([mode for mode in ("sync", "async") if mode in claimed])
-        kinds = kinds_claimed(server.implementation.capabilities)
-        yield Place(server, base / "checkpoints", kinds, Timeline(server, 0), Timeline(server, 999).digest(0))
+        modes: list[str] = [mode for mode in ("sync", "async") if mode in claimed]
+        server.rehearse(modes, with_ranks and "distributed" in claimed)
+        yield Place(server, base / "checkpoints", kinds_claimed(claimed))
     finally:
         server.close()
         shutil.rmtree(base, ignore_errors=True)
@@ -201,7 +220,7 @@ def _roomy() -> str | None:
 
 
 def _explore_alone(job: Job) -> Result:
-    with workplace(job.manager) as place:
+    with workplace(job.manager, with_ranks=SCENARIOS[job.scenario].shape is not None) as place:
         return explore(job, place)
 
 
@@ -213,14 +232,16 @@ def explore(job: Job, place: Place) -> Result:
         recorded, recorded_s = record(job.scenario, job.mode, place)
     except CannotJudge as reason:
         return Result(job.scenario, job.mode, refusal=str(reason))
-    resumer = Resumer(place.server, place.folder, recorded, place.kinds, place.fresh)
+    resumer = Resumer(place.server, place.folder, recorded, place.kinds, place.fresh(recorded.shape))
     exploration = Exploration(recorded, resumer, job.effort)
     explored = [exploration.under(STORAGES.get(name)) for name in job.storages]
+    for other in recorded.others:
+        explored += [exploration.of(other).under(STORAGES.get(name)) for name in job.storages]
     again = [explore_again(job, place, exploration, *death) for death in exploration.deaths(job.effort.deaths_again)]
-    found = [one for result in explored for one in _found(job, place, exploration, result)]
+    found = [one for result in explored for one in _found(job, place, exploration.of(result.recorded), result)]
     found += [one for _, stories in again for one in stories]
     found = [replace(one, name=f"{job.scenario}-{job.mode}-{number}") for number, one in enumerate(found, start=1)]
-    disordered, looked = disorders(recorded.trace, place.server.implementation.layout)
+    disordered, looked = disorders(recorded, place.server.implementation.layout)
     return Result(
         job.scenario,
         job.mode,
@@ -241,8 +262,8 @@ def explore_again(
     before.resumer.rebuild(disk)
     recorded = before.recorded
     recording = Recording(
-        f"{recorded.scenario}, second death", place.server, place.folder, job.mode, place.kinds, place.timeline,
-        saves=recorded.saves,
+        recorded.scenario, place.server, place.folder, job.mode, place.kinds,
+        place.undisturbed(recorded.shape), saves=recorded.saves, shape=recorded.shape,
     )  # fmt: skip
     recording.every = recorded.every
     settings = {name: value for name, value in recorded.settings.items() if name != "mode"}
@@ -256,16 +277,21 @@ def explore_again(
             life.wait()
         except ManagerFault:
             pass  # that it can't go on was found out before; here it is about how far it got
-    second = recording.end()
-    exploration = Exploration(second, Resumer(place.server, place.folder, second, place.kinds, place.fresh), job.effort)
+    second = replace(recording.end(), special="second death")
+    fresh = place.fresh(second.shape)
+    exploration = Exploration(second, Resumer(place.server, place.folder, second, place.kinds, fresh), job.effort)
     explored = exploration.under(None)
     return explored, list(_found(job, place, exploration, explored))
 
 
 def record(scenario: str, mode: str, place: Place) -> tuple[Recorded, float]:
     """Let the manager go through a scenario; what it did, and how long that took in seconds."""
+    if SCENARIOS[scenario].shape and not place.server.implementation.environment["has_numpy"]:
+        raise CannotJudge(
+            "torch.distributed sends objects between ranks through numpy, which the manager's Python lacks"
+        )
     _empty(place.folder)
-    recording = Recording(scenario, place.server, place.folder, mode, place.kinds, place.timeline)
+    recording = _recording(scenario, mode, place)
     begun = time.perf_counter()
     try:
         SCENARIOS[scenario].run(recording)
@@ -283,11 +309,17 @@ def _unrecorded_s(job: Job, place: Place) -> float:
     if job.scenario in ("fallback", "disk-full"):
         return 0.0
     _empty(place.folder)
-    recording = Recording(job.scenario, place.server, place.folder, job.mode, place.kinds, place.timeline, False)
+    recording = _recording(job.scenario, job.mode, place, is_recorded=False)
     begun = time.perf_counter()
     with contextlib.suppress(ManagerFault):
         SCENARIOS[job.scenario].run(recording)
     return time.perf_counter() - begun
+
+
+def _recording(scenario: str, mode: str, place: Place, is_recorded: bool = True) -> Recording:
+    shape = SCENARIOS[scenario].shape
+    undisturbed = place.undisturbed(shape)
+    return Recording(scenario, place.server, place.folder, mode, place.kinds, undisturbed, is_recorded, shape=shape)
 
 
 def _empty(folder: Path) -> None:
@@ -310,7 +342,8 @@ def _found(job: Job, place: Place, exploration: Exploration, explored: Explored)
 
             state = shrink(recorded.trace, storage, state, is_bad)
         disk = disk_of(recorded.trace, storage, state)
-        title = f"scenario {recorded.scenario}, {recorded.mode}: {says}"
+        special = f", {recorded.special}" if recorded.special else ""
+        title = f"scenario {recorded.scenario}{special}, {recorded.mode}: {says}"
         steps = tuple(saved.step for saved in recorded.saves)
         story = tell(recorded.trace, storage, state, disk, bad.verdict, steps, title)
         replay = script(job.manager.impl, place.folder, recorded, disk, story)

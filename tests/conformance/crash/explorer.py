@@ -265,6 +265,10 @@ class Exploration:
         memories = (self.landings, self.goings_on, self.met, self.interned)
         return Explorer(self.recorded, storage, self.resumer, self.effort, *memories).explore()
 
+    def of(self, recorded: Recorded) -> "Exploration":
+        """Another order of the same recording, or this one; what resumes depended on is the same."""
+        return replace(self, recorded=recorded)
+
     def allowed(self, cut: int) -> frozenset[int | None]:
         """Which saves may come back after a death there."""
         return allowed_after(self.recorded, cut)

@@ -52,6 +52,9 @@ def answer(disk: Disk, fact: Fact) -> Answer:
 class Facts:
     """The facts that a process has learnt, in the order in which it first did."""
 
+    _EMPTIES: tuple[str, ...] = ("unlinkat", "renameat2")
+    """Calls whose end depends on whether a directory is empty."""
+
     def __init__(self, folder: Path, built: Mapping[tuple[int, int], str]) -> None:
         """`built` are the paths of the disk by device and inode."""
         self._folder = os.path.realpath(folder)
@@ -86,8 +89,8 @@ class Facts:
             self._note("stat", found)
         if name in ("openat", "linkat", "truncate"):
             self._note("content", found)
-        if name in ("unlinkat", "renameat2"):
-            self._note("names", found)  # whether a directory is empty decides how the call ends
+        if name in self._EMPTIES:
+            self._note("names", found)
 
     def _walk(self, path: str, follows: bool) -> str | None:
         """Follow a path, noting every name on the way; where it ends, or None where nothing stands or it leads away."""

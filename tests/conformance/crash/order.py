@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from forge_conformance.adapter import Layout
 from forge_spec.disk import STORAGES, Bytes, Entries
 
+from .recording import Recorded
 from .states import State, States
-from .trace import Disk, Trace
+from .trace import Disk
 
 _STRICT = STORAGES["posix-strict"]
 
@@ -27,11 +28,12 @@ class Disorder:
     """In words: what came too early, and what was not safe by then."""
 
 
-def disorders(trace: Trace, layout: Layout) -> tuple[list[Disorder], int]:
+def disorders(recorded: Recorded, layout: Layout) -> tuple[list[Disorder], int]:
     """What was out of order, and how many times there was something to be in order."""
+    trace, required = recorded.trace, _required(layout, recorded.shape.stages if recorded.shape else 0)
     states = States(trace, _STRICT, coalesce=False)
     found: list[Disorder] = []
-    looked, complete, named = 0, _complete(trace.disk(trace.begins), layout), None
+    looked, complete, named = 0, _complete(trace.disk(trace.begins), layout, required), None
     states.walk_to(trace.begins)
     for at in range(trace.begins, len(trace.effects)):
         if not isinstance(trace.effects[at], Entries | Bytes):
@@ -40,7 +42,7 @@ def disorders(trace: Trace, layout: Layout) -> tuple[list[Disorder], int]:
         content, names = states.unsafe()
         states.walk_to(at + 1)
         disk = states.disk(State(at + 1))
-        now, points = _complete(disk, layout), _pointer(disk, layout)
+        now, points = _complete(disk, layout, required), _pointer(disk, layout)
         for event, name in _events(complete, now, named, points):
             looked += 1
             # its own name has to be safe before the pointer, and not before itself
@@ -66,15 +68,21 @@ def _events(
         yield f"the pointer came to name {points}", points
 
 
-def _complete(disk: Disk, layout: Layout) -> frozenset[str]:
+def _required(layout: Layout, stages: int) -> tuple[str, ...]:
+    if not stages:
+        return layout.required
+    shared = [name for name in layout.required if name not in layout.required_of_stage]
+    own = [f"{layout.stage.format(stage=n)}/{name}" for n in range(stages) for name in layout.required_of_stage]
+    return (*shared, *own)
+
+
+def _complete(disk: Disk, layout: Layout, required: tuple[str, ...]) -> frozenset[str]:
     tops = {path: node for path, node in disk.nodes.items() if "/" not in path}
     names = [path for path, node in tops.items() if re.fullmatch(layout.checkpoint, path)]
     if not layout.is_dir:
         return frozenset(name for name in names if tops[name].content)
     return frozenset(
-        name
-        for name in names
-        if all((node := disk.nodes.get(f"{name}/{part}")) and node.content for part in layout.required)
+        name for name in names if all((node := disk.nodes.get(f"{name}/{part}")) and node.content for part in required)
     )
 
 

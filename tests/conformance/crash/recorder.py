@@ -34,6 +34,7 @@ from forge_spec.disk import Bytes, Close, Entries, Size, Sync
 
 from . import calls
 from .calls import AT_FDCWD, Arguments, Caller, Place
+from .causes import Causes
 from .facts import Facts
 from .trace import Call, Journal
 
@@ -94,13 +95,18 @@ class Recorder:
         control: Control | None = None,
         facts: Facts | None = None,
         rank: int = 0,
+        causes: Causes | None = None,
     ) -> None:
+        """With `causes`, what the rank hears and finds is noted as well; the filter has to hand over messages."""
         self._listener = listener
         self._pid = pid
         self._journal = journal
         self.control = control or Control()
         self._facts = facts
         self._rank = rank
+        self._causes = causes
+        if causes is not None:
+            causes.joins(rank, pid)
         self._names = kernel_filter.names()
         self._processes: dict[int, int] = {}
         self._held: dict[int, tuple[Caller, str, Arguments, Operation]] = {}
@@ -181,7 +187,10 @@ class Recorder:
             raise Continue from None
         if self._facts is not None:
             self._facts.see(caller, name, arguments)
-        if not any(self._journal.is_inside(path) for path in paths):
+        is_inside = any(self._journal.is_inside(path) for path in paths)
+        if self._causes is not None:
+            self._causes.see(self._rank, caller, name, arguments, is_inside)
+        if not is_inside:
             self._note_outside(name, arguments, paths)
             raise Continue
         if not self._changes(caller, name, arguments):
@@ -206,7 +215,8 @@ class Recorder:
 
     def _make(self, identity: int, caller: Caller, name: str, arguments: Arguments, operation: Operation) -> None:
         """Make the call and answer it."""
-        call = Call(self._rank, caller.thread, operation.is_main, str(operation))
+        is_alone = self._causes is None
+        call = Call(self._rank, caller.thread, operation.is_main, str(operation), is_alone)
         if name == "openat":
             self._open(identity, caller, arguments, call)
             return
@@ -278,7 +288,8 @@ class Recorder:
         writable = os.lstat(descriptor).st_mode & 0o200  # the link says how it was opened
         if writable and number is not None and self._journal.inodes[number].kind == "f":
             path = os.path.relpath(caller.opened(arguments[0]), self._journal.folder)
-            call = Call(self._rank, caller.thread, caller.thread == self._pid, f"close({path})")
+            is_alone = self._causes is None
+            call = Call(self._rank, caller.thread, caller.thread == self._pid, f"close({path})", is_alone)
             self._journal.add(Close(number), call)
 
     def _note_outside(self, name: str, arguments: Arguments, paths: tuple[str, ...]) -> None:

@@ -7,18 +7,19 @@ manager does not know.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from forge_conformance.harness.scenario import Timeline
+from forge_conformance.harness.ranks import Outcome, Shape
 from forge_conformance.harness.server import CannotJudge, Server
-from forge_conformance.harness.worker import ManagerFault, Raised, Worker
+from forge_conformance.harness.worker import ALL_PARTS, ManagerFault, Raised
 
+from .causes import Causes
+from .interleavings import History, orders
 from .recorder import Control, Operation, Recorder
+from .team import Digest, Team, Undisturbed, is_refusal, raised_once
 from .trace import Journal, Trace
-
-Digest = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,12 @@ class Recorded:
     every: int
     """Steps between saves, for a run that goes on."""
     operations: int
+    shape: Shape | None = None
+    """How many ranks there were, if there were several, and how they divided the work."""
+    special: str = ""
+    """What is special about it: a death that came before, or another order in which ranks may have done the same."""
+    others: tuple["Recorded", ...] = ()
+    """The other orders."""
 
 
 class Recording:
@@ -56,9 +63,10 @@ class Recording:
         folder: Path,
         mode: str,
         kinds: tuple[str, ...],
-        timeline: Timeline,
+        timeline: Undisturbed,
         is_recorded: bool = True,
         saves: Sequence[Saved] = (),
+        shape: Shape | None = None,
     ) -> None:
         """What the folder holds already was saved by `saves`.
 
@@ -69,7 +77,10 @@ class Recording:
         self.server = server
         self.folder = folder
         self.mode = mode
-        self.journal = Journal(folder)
+        self.shape = shape
+        self._history = History(shape.ranks) if shape else None
+        self.journal = Journal(folder, self._history)
+        self._causes = Causes(self.journal, self._history) if self._history else None
         self.control = Control()
         self.saves: list[Saved] = list(saves)
         self.settings: dict[str, Any] = {"mode": mode}
@@ -77,36 +88,36 @@ class Recording:
         self._kinds = kinds
         self._timeline = timeline
         self._is_recorded = is_recorded
-        self._recorder: Recorder | None = None
+        self._recorders: list[Recorder] = []
 
     @contextlib.contextmanager
     def life(self, **settings: Any) -> Iterator["RecordedLife"]:
         """A fresh process; killed at the end.  Its settings are those of later resumes as well."""
         self.settings = {"mode": self.mode, **settings}
         watched = self.folder if self._is_recorded else None
-        worker = self.server.spawn(watched, watch="storing", supervise=self._supervise)
+        team = Team(self.server, self.shape, watched, "talks" if self.shape else "storing", self._supervise)
         try:
-            if self._is_recorded and self._recorder is None:
+            if self._is_recorded and len(self._recorders) < len(team.workers):
                 raise CannotJudge(f"The manager's file operations can't be recorded: {self.server.filter_refusal}.")
-            self.control.dies = worker.strike
-            worker.open({"folder": str(self.folder), **self.settings}, seed=0)
-            yield RecordedLife(self, worker)
+            self.control.dies = team.strike
+            team.open({"folder": str(self.folder), **self.settings}, seed=0)
+            yield RecordedLife(self, team)
         finally:
-            worker.kill()
-            recorder, self._recorder = self._recorder, None
-            if recorder is not None and recorder.failure is not None:
-                raise recorder.failure
+            team.kill()
+            recorders, self._recorders = self._recorders, []
+            for recorder in recorders:
+                if recorder.failure is not None:
+                    raise recorder.failure
             self.control.dies_at, self.control.is_dead = None, False
 
-    def _supervise(self, listener: int, folder: Path, pid: int) -> Recorder:
-        self._recorder = Recorder(listener, pid, self.journal, self.control)
-        return self._recorder
+    def _supervise(self, rank: int, listener: int, pid: int) -> Recorder:
+        recorder = Recorder(listener, pid, self.journal, self.control, rank=rank, causes=self._causes)
+        self._recorders.append(recorder)
+        return recorder
 
     def state_at(self, trained: int, step: int) -> Digest:
         """What the undisturbed run has after so many steps, with the counter that the save is told."""
-        digest = dict(self._timeline.digest(trained))
-        digest["counter/step"] = self._timeline.digest(step)["counter/step"]
-        return digest
+        return self._timeline.told(trained, step)
 
     def of_kinds(self, digest: Digest) -> Digest:
         """What of a fingerprint the manager claims to bring back."""
@@ -115,30 +126,37 @@ class Recording:
     def end(self) -> Recorded:
         """`CannotJudge` if the manager left nothing in its folder."""
         trace = self.journal.end()
+        trace = replace(trace, outside=tuple(path for path in trace.outside if not self.server.owns(path)))
         if not any(call is not None for call in trace.calls):
             beside = f" It opened {', '.join(trace.outside[:3])} for writing instead." if trace.outside else ""
             raise CannotJudge(
                 f"Scenario {self.scenario!r}: the manager saved without changing anything in the folder that it was "
                 f"given, so there is nothing to explore.{beside}"
             )
-        return Recorded(
-            self.scenario, self.mode, trace, tuple(self.saves), self.settings, self.every, self.control.done
-        )
+        told = (self.scenario, self.mode, trace, tuple(self.saves), self.settings, self.every, self.control.done)
+        if self._history is None or self.shape is None:
+            return Recorded(*told)
+        stages = [self.shape.members(stage) for stage in range(self.shape.stages)]
+        own, *others = [
+            replace(Recorded(*told), trace=order, shape=self.shape, special=special)
+            for special, order in orders(trace, self._history, stages)
+        ]
+        return replace(own, others=tuple(others))
 
 
 class RecordedLife:
-    """One process of a recording; its calls leave marks."""
+    """The process, or the ranks, of one life of a recording; its calls leave marks."""
 
-    def __init__(self, recording: Recording, worker: Worker) -> None:
+    def __init__(self, recording: Recording, team: Team) -> None:
         self._recording = recording
-        self.worker = worker
+        self.team = team
         self.step = 0
         self._is_undisturbed = True
         self._in_flight: int | None = None
 
     def load(self, path: str | None = None) -> None:
         """Resume, from a path or by itself."""
-        self.step = self.worker.load(path).step
+        self.step = min(loaded.step for loaded in self.team.load(path))
         self._is_undisturbed = False
 
     def save_at(self, *steps: int) -> None:
@@ -149,47 +167,43 @@ class RecordedLife:
 
     def train_to(self, step: int) -> None:
         """Train until the run is at `step`."""
-        self.worker.train(step - self.step)
+        self.team.train(step - self.step)
         self.step = step
 
     def save(self, step: int | None = None) -> None:
         """Save, at the run's step or under another; an asynchronous save acknowledges the one before it."""
         number = self._begin(self.step if step is None else step)
-        try:
-            self.worker.save(step)
-        except Raised:
-            self._recording.journal.mark("raised", number)
-            raise
+        outcomes = self.team.outcomes("save", step=step, extra=None, parts=list(ALL_PARTS))
         if self._recording.mode == "sync":
-            self._recording.journal.mark("acknowledged", number)
-            return
-        self._acknowledge()
-        self._in_flight = number
+            self._marks(outcomes, number)
+        else:
+            self._marks([outcome for outcome in outcomes if isinstance(outcome.fault, Raised)], number)
+            self._marks([outcome for outcome in outcomes if outcome.fault is None], self._in_flight)
+            self._in_flight = number if all(outcome.fault is None for outcome in outcomes) else None
+        raised_once(outcomes)
 
     def _begin(self, step: int) -> int:
         recording = self._recording
-        digest = recording.state_at(self.step, step) if self._is_undisturbed else self.worker.digest()
+        digest = recording.state_at(self.step, step) if self._is_undisturbed else self.team.digest()
         is_resave = any(saved.step == step for saved in recording.saves)
         recording.saves.append(Saved(step, recording.of_kinds(digest), is_resave))
         number = len(recording.saves) - 1
-        recording.journal.mark("begins", number)
+        for rank in range(len(self.team.workers)):
+            recording.journal.mark("begins", number, rank)
         return number
 
-    def _acknowledge(self) -> None:
-        if self._in_flight is not None:
-            self._recording.journal.mark("acknowledged", self._in_flight)
-        self._in_flight = None
+    def _marks(self, outcomes: Sequence[Outcome], number: int | None) -> None:
+        for outcome in outcomes:
+            if number is not None and (outcome.fault is None or isinstance(outcome.fault, Raised)):
+                word = "acknowledged" if outcome.fault is None else "raised"
+                self._recording.journal.mark(word, number, outcome.rank)
 
     def wait(self) -> None:
         """Wait until all that was saved is committed."""
-        try:
-            self.worker.wait()
-        except Raised:
-            if self._in_flight is not None:
-                self._recording.journal.mark("raised", self._in_flight)
-            self._in_flight = None
-            raise
-        self._acknowledge()
+        number, self._in_flight = self._in_flight, None
+        outcomes = self.team.outcomes("wait")
+        self._marks(outcomes, number)
+        raised_once(outcomes)
 
     def dies_in_save(self, after: int) -> None:
         """Save at the run's step, and die before the operation that comes `after` so many of it."""
@@ -208,3 +222,12 @@ class RecordedLife:
             yield
         finally:
             self._recording.control.fails = lambda operation: 0
+
+    @contextlib.contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Where the manager may say that something went wrong."""
+        try:
+            yield
+        except ManagerFault as fault:
+            if not is_refusal(fault):
+                raise

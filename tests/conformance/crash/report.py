@@ -4,7 +4,7 @@ import html
 import json
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from .verdicts import Verdict
 
 RECORDER = "seccomp user notification, which sees every call, its data and its result"
 _SHOWN = 3
-_COLUMNS = "{:<12}{:<7}{:<15}{:>9}{:>8}{:>6}{:>9}{:>10}"
+_COLUMNS = "{:<14}{:<7}{:<29}{:>9}{:>8}{:>6}{:>9}{:>10}"
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,11 @@ def _line(result: Result, explored: Explored) -> str:
     totals = explored.totals
     rate = totals.disks / totals.seconds if totals.seconds else 0
     counts = (totals.states, totals.disks, totals.bad, totals.resumes, round(rate))
-    return _COLUMNS.format(result.scenario, result.mode, _storage(result, explored), *map("{:,}".format, counts))
+    return _COLUMNS.format(result.scenario, result.mode, _storage(explored), *map("{:,}".format, counts))
 
 
-def _storage(result: Result, explored: Explored) -> str:
-    return explored.storage if explored.recorded is result.explored[0].recorded else "second death"
+def _storage(explored: Explored) -> str:
+    return ", ".join(filter(None, (explored.storage, explored.recorded.special)))
 
 
 def _notes(results: Sequence[Result]) -> Iterator[str]:
@@ -115,7 +115,7 @@ def _notes(results: Sequence[Result]) -> Iterator[str]:
     if totals.left_out:
         yield f"left out: {totals.left_out:,} pairs of lost names"
     late = [
-        f"{one.recorded.scenario}, {one.storage}" for result in results for one in result.explored if one.is_cut_short
+        f"{one.recorded.scenario}, {_storage(one)}" for result in results for one in result.explored if one.is_cut_short
     ]
     if late:
         yield f"left out: the rest of {'; '.join(late)} (--seconds)"
@@ -196,7 +196,7 @@ def _recording_json(result: Result) -> dict[str, Any]:
         "orders": {"looked_at": result.orders_looked_at, "disorders": [asdict(one) for one in result.disorders]},
         "storages": [
             {
-                "storage": _storage(result, one),
+                "storage": _storage(one),
                 "totals": asdict(one.totals),
                 "is_cut_short": one.is_cut_short,
                 "contradiction": one.contradiction,
@@ -245,11 +245,21 @@ def _section(result: Result) -> Iterator[str]:
     for found in result.found:
         head = f"{found.verdict.word} [{found.verdict.clause}], {found.storage}, {found.states} states"
         yield f"<details open><summary>{html.escape(head)}</summary><pre>{html.escape(found.text)}</pre></details>"
-    own = [explored for explored in result.explored if explored.recorded is result.explored[0].recorded]
-    names = "".join(f"<th>{html.escape(explored.storage)}</th>" for explored in own)
-    yield f"<details><summary>operations</summary><table><tr><th></th><th>operation</th>{names}</tr>"
-    yield from _rows(own)
-    yield "</table></details>"
+    for own in _by_trace(result.explored):
+        names = "".join(f"<th>{html.escape(explored.storage)}</th>" for explored in own)
+        special = own[0].recorded.special
+        yield f"<details><summary>operations{special and ': ' + html.escape(special)}</summary>"
+        yield f"<table><tr><th></th><th>operation</th>{names}</tr>"
+        yield from _rows(own)
+        yield "</table></details>"
+
+
+def _by_trace(explored: Iterable[Explored]) -> list[list[Explored]]:
+    """Together what shares its operations."""
+    groups: dict[int, list[Explored]] = {}
+    for one in explored:
+        groups.setdefault(id(one.recorded), []).append(one)
+    return list(groups.values())
 
 
 def _rows(own: Sequence[Explored]) -> Iterator[str]:

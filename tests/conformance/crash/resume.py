@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from forge_conformance.harness.server import CannotJudge, Server
-from forge_conformance.harness.worker import Died, Hung, ManagerFault, Worker
+from forge_conformance.harness.worker import Died, Hung, ManagerFault
 
 from .facts import Fact, Facts
 from .recorder import Recorder
-from .recording import Digest, Recorded
+from .recording import Recorded
+from .team import Digest, Team
 from .trace import Disk, Journal
 
-_OTHER_SEED = 999
+OTHER_SEED = 999
+"""Of who resumes: nothing that it has by itself is what was saved."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Landing:
     """Where a resume came back."""
 
     word: str
-    """`fresh`, `landed`, `mixed` (at a step, with no state that was saved there), `refused`, `hung` or `died`."""
+    """`fresh`, `landed`, `mixed` (at a step, with no state that was saved there), `apart` (each rank at a step of its
+    own), `refused`, `hung` or `died`."""
     step: int = 0
     saves: frozenset[int] = frozenset()
     """The saves whose state this is."""
@@ -96,29 +99,32 @@ class Resumer:
         """Build the disk and resume from it."""
         begun = time.perf_counter()
         facts = Facts(self._folder, self.rebuild(disk))
-        worker = self._spawn(facts)
+        team = self._spawn(facts)
         try:
-            landing = self._land(worker)
+            landing = self._land(team)
             of_landing = tuple(facts.seen)
-            going_on = self._go_on(worker, landing, facts) if goes_on and landing.is_alive else None
+            going_on = self._go_on(team, landing, facts) if goes_on and landing.is_alive else None
         finally:
-            worker.kill()
+            team.kill()
         return Tried(landing, of_landing, going_on, tuple(facts.seen), time.perf_counter() - begun)
 
-    def _spawn(self, facts: Facts) -> Worker:
-        self.resumes += 1
+    def _spawn(self, facts: Facts) -> Team:
         journal = Journal(self._folder)
-        return self._server.spawn(
+        team = Team(
+            self._server,
+            self._recorded.shape,
             self._folder,
-            watch="looks",
-            supervise=lambda listener, _, pid: Recorder(listener, pid, journal, facts=facts),
+            "looks",
+            lambda rank, listener, pid: Recorder(listener, pid, journal, facts=facts, rank=rank),
         )
+        self.resumes += len(team.workers)
+        return team
 
-    def _land(self, worker: Worker) -> Landing:
+    def _land(self, team: Team) -> Landing:
         try:
-            worker.open(dict(self._settings), _OTHER_SEED)
-            loaded = worker.load()
-            state = self._of_kinds(worker.digest())
+            team.open(dict(self._settings), OTHER_SEED)
+            loaded = team.load()
+            state = self._of_kinds(team.digest())
         except Hung as fault:
             self._server.hangs += 1
             return Landing("hung", said=str(fault))
@@ -126,10 +132,13 @@ class Resumer:
             return Landing("died", said=str(fault))
         except ManagerFault as fault:
             return Landing("refused", said=str(fault))
-        if loaded.is_fresh:
+        if len({one.step for one in loaded}) > 1:
+            where = ", ".join(f"rank {rank} at step {one.step}" for rank, one in enumerate(loaded))
+            return Landing("apart", said=where)
+        if all(one.is_fresh for one in loaded):
             changed = _differing(self._of_kinds(self._fresh), state)
             return Landing("mixed", said=f"fresh, with {changed}") if changed else Landing("fresh")
-        return self._match(loaded.step, state)
+        return self._match(loaded[0].step, state)
 
     def _match(self, step: int, state: Digest) -> Landing:
         there = {number: saved for number, saved in enumerate(self._recorded.saves) if saved.step == step}
@@ -144,34 +153,35 @@ class Resumer:
     def _of_kinds(self, digest: Digest) -> Digest:
         return {name: value for name, value in digest.items() if name.partition("/")[0] in self._kinds}
 
-    def _go_on(self, worker: Worker, landing: Landing, facts: Facts) -> GoingOn:
+    def _go_on(self, team: Team, landing: Landing, facts: Facts) -> GoingOn:
         step, every = landing.step, self._recorded.every
         first = (step // every + 1) * every
         try:
             for target in (first, first + every):
-                worker.train(target - step)
+                team.train(target - step)
                 step = target
-                worker.save()
-            worker.wait()
-            wanted = self._of_kinds(worker.digest())
+                team.save()
+            team.wait()
+            wanted = self._of_kinds(team.digest())
         except ManagerFault as fault:
             return GoingOn(f"going on from step {landing.step}: {fault}")
         finally:
-            worker.kill()
+            team.kill()
         return self._comes_back(step, wanted, facts)
 
     def _comes_back(self, step: int, wanted: Digest, facts: Facts) -> GoingOn:
-        worker = self._spawn(facts)
+        team = self._spawn(facts)
         try:
-            worker.open(dict(self._settings), _OTHER_SEED + 1)
-            loaded = worker.load()
-            differing = _differing(wanted, self._of_kinds(worker.digest()))
+            team.open(dict(self._settings), OTHER_SEED + 1)
+            loaded = team.load()
+            differing = _differing(wanted, self._of_kinds(team.digest()))
         except ManagerFault as fault:
             return GoingOn(f"after going on to step {step} the next resume failed: {fault}")
         finally:
-            worker.kill()
-        if loaded.step != step:
-            return GoingOn(f"after going on to step {step} the next resume came back at step {loaded.step}")
+            team.kill()
+        if {one.step for one in loaded} != {step}:
+            came = ", ".join(dict.fromkeys(str(one.step) for one in loaded))
+            return GoingOn(f"after going on to step {step} the next resume came back at step {came}")
         return GoingOn(f"after going on to step {step} the next resume has {differing}" if differing else "")
 
 

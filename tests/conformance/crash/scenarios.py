@@ -4,7 +4,7 @@ import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from forge_conformance.harness.worker import Raised
+from forge_conformance.harness.ranks import Shape
 
 from .recorder import Operation
 from .recording import Recording
@@ -84,18 +84,34 @@ def disk_full(run: Recording) -> None:
         life.save_at(2)
         life.wait()
         life.train_to(4)
-        with life.failing(_full_from(run.control.done + 4)):
-            try:
-                life.save()
-                life.wait()
-            except Raised:
-                pass
+        with life.failing(_full_from(run.control.done + 4)), life.refusing():
+            life.save()
+            life.wait()
         life.save_at(6)
+        life.wait()
+
+
+def ranks(run: Recording) -> None:
+    with run.life(**_limit(run, 2)) as life:
+        life.save_at(2, 4, 6)
+        life.wait()
+
+
+def ranks_resave(run: Recording) -> None:
+    """Ranks that save a step again are each in the old one or in the new."""
+    with run.life(**_limit(run, 2)) as life:
+        life.save_at(2)
+        life.train_to(3)
+        life.save(2)
         life.wait()
 
 
 def _full_from(number: int) -> Callable[[Operation], int]:
     return lambda operation: errno.ENOSPC if operation.number >= number and operation.name in _WRITES else 0
+
+
+_RANKS = frozenset({"distributed"})
+_STAGES = frozenset({"distributed", "pipeline"})
 
 
 @dataclass(frozen=True)
@@ -106,6 +122,8 @@ class Scenario:
     run: Callable[[Recording], None]
     says: str
     needs: frozenset[str] = frozenset()
+    shape: Shape | None = None
+    """Several ranks, and how they divide the work."""
 
 
 SCENARIOS: dict[str, Scenario] = {
@@ -123,6 +141,10 @@ SCENARIOS: dict[str, Scenario] = {
             "rewind", rewind, "a run goes back to an older checkpoint and saves on", frozenset({"explicit", "pointer"})
         ),
         Scenario("disk-full", disk_full, "the disk fills during a save and has room again for the next"),
+        Scenario("ranks", ranks, "two ranks save three times", _RANKS, Shape(2)),
+        Scenario("ranks-resave", ranks_resave, "two ranks save a step again with another state", _RANKS, Shape(2)),
+        Scenario("stages", ranks, "two pipeline stages save three times", _STAGES, Shape(2, stages=2)),
+        Scenario("stages-resave", ranks_resave, "two stages save a step again", _STAGES, Shape(2, stages=2)),
     )
 }
 """Every scenario under its name."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from forge_spec.disk import ROOT, Bytes, Effect, Entries, Mark, Size, Sync, after
 
 from .calls import Place
+from .interleavings import History
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,12 @@ class Call:
     is_main: bool
     text: str
 
+    is_alone: bool = True
+    """Whether its rank is the only one."""
+
     def __str__(self) -> str:
         who = "" if self.is_main else " (background)"
-        return f"rank {self.rank}: {self.text}{who}" if self.rank else f"{self.text}{who}"
+        return f"{self.text}{who}" if self.is_alone else f"rank {self.rank}: {self.text}{who}"
 
 
 @dataclass(frozen=True)
@@ -198,6 +202,8 @@ class Journal:
     """A recording that goes on; several recorders may write one.  `lock` is held from a call to its effect."""
 
     folder: Path
+    history: History | None = None
+    """What each rank did, heard and found, where there are several."""
     lock: threading.RLock = field(default_factory=threading.RLock)
     effects: list[Effect] = field(default_factory=list)
     calls: list[Call | None] = field(default_factory=list)
@@ -215,15 +221,18 @@ class Journal:
             self._arrive(Place(str(self.folder), name), None)
         self.add(Sync(None), None)  # what was there before is old enough to be safe
 
-    def add(self, effect: Effect, call: Call | None) -> None:
-        """What has just happened."""
+    def add(self, effect: Effect, call: Call | None, rank: int | None = None) -> None:
+        """What has just happened; of a mark, on which rank."""
+        rank = rank if call is None else call.rank
+        if self.history is not None and rank is not None:
+            self.history.happens(rank, len(self.effects), effect)
         self.effects.append(effect)
         self.calls.append(call)
 
-    def mark(self, word: str, save: int) -> None:
+    def mark(self, word: str, save: int, rank: int | None = None) -> None:
         """Something that the workload did; see `forge_spec.disk.Mark`."""
         with self.lock:
-            self.add(Mark(word, save), None)
+            self.add(Mark(word, save), None, rank)
 
     def is_inside(self, path: str) -> bool:
         """Whether a path, free of links, is the folder or below it."""

@@ -13,6 +13,7 @@ WORDS = {
     "phantom": "it came back with a save that had failed, or was never made",
     "refused": "it raised an error instead of coming back",
     "mixed": "it came back with a state that no save had: nobody would notice",
+    "apart": "its ranks came back at different steps",
     "hung": "it did not come back at all",
     "died": "the process that resumed ended by itself",
     "stuck": "it came back and could not go on: a later save, or the resume after it, went wrong",
@@ -67,6 +68,8 @@ def _word(landing: Landing, allowed: frozenset[int | None]) -> str:
 
 
 def _clause(word: str, is_power_cut: bool, is_resave: bool) -> str:
+    if word == "apart":
+        return "resume.agreement"
     if is_power_cut:
         return "durable.acknowledged" if word in ("stale", "lost") else "durable.power-loss"
     if is_resave:

@@ -85,6 +85,8 @@ class OnRank(ManagerFault):
         too = f" (so did something on rank {', '.join(others)})" if others else ""
         super().__init__(f"On rank {first.rank} of {len(outcomes)}: {first.fault}{too}")
         self.traceback = first.fault.traceback if isinstance(first.fault, Raised) else ""
+        self.is_refusal = all(isinstance(outcome.fault, Raised) for outcome in faulty)
+        """Whether the manager said so itself, wherever something went wrong."""
 
 
 class Ranks:

@@ -67,7 +67,7 @@ class Server:
         self._timeout_s = timeout_s
         self._import_timeout_s = import_timeout_s
         self._lives = 0
-        self._files = 0
+        self._named: list[Path] = []
         self.hangs = 0
         """Commands that did not return in time; each makes the suite less patient with the next."""
         self.saves_that_wait: set[str] = set()
@@ -173,8 +173,12 @@ class Server:
 
     def new_file(self, kind: str) -> Path:
         """The name of a file that does not exist yet and goes when the server does."""
-        self._files += 1
-        return self._directory / f"{kind}-{self._files}"
+        self._named.append(self._directory / f"{kind}-{len(self._named) + 1}")
+        return self._named[-1]
+
+    def owns(self, path: str) -> bool:
+        """Whether it is a file that the suite gave a name to."""
+        return Path(path) in self._named
 
     def _patience_s(self) -> float:
         """After a few hangs the next ones are not worth the full wait."""

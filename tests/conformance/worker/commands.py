@@ -73,7 +73,7 @@ class Worker:
     def _hand_over_file_calls(self, watch: str) -> None:
         """The suite must answer for the filter before this process does anything else with files."""
         try:
-            listener = kernel_filter.install(watch)
+            listener = kernel_filter.install(watch, self._channel.fileno())
         except OSError as error:
             self._channel.send({"filtered": False, "reason": str(error)})
             return

@@ -59,8 +59,15 @@ _LOOKS = {
 }  # fmt: skip
 """What tells a process of a file without opening it."""
 
-WATCHES = ("writes", "reads", "storing", "looks")
-"""How much is handed over: what changes files; and opening for reading; or what stores; or all of it and looks."""
+_SENDS = {
+    "x86_64": {"sendto": 44, "sendmsg": 46, "sendmmsg": 307},
+    "aarch64": {"sendto": 206, "sendmsg": 211, "sendmmsg": 269},
+}
+"""What, beside writing, tells another process something."""
+
+WATCHES = ("writes", "reads", "storing", "looks", "talks")
+"""How much is handed over: what changes files; and opening for reading; or what stores; or all of it and looks; or
+that and messages."""
 
 _ALLOW, _NOTIFY, _ERRNO = 0x7FFF0000, 0x7FC00000, 0x00050000
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
@@ -74,12 +81,12 @@ Instruction = tuple[int, int, int, int]
 def names() -> dict[int, str]:
     """System-call number -> name, of the calls that the filter hands over on this machine."""
     machine = platform.machine()
-    tables = (_NUMBERS, _STORING, _LOOKS)
+    tables = (_NUMBERS, _STORING, _LOOKS, _SENDS)
     return {number: name for table in tables for name, number in table.get(machine, {}).items()}
 
 
 def _watched(machine: str, watch: str) -> dict[str, int]:
-    more = {"storing": (_STORING,), "looks": (_STORING, _LOOKS)}.get(watch, ())
+    more = {"storing": (_STORING,), "looks": (_STORING, _LOOKS), "talks": (_STORING, _LOOKS, _SENDS)}.get(watch, ())
     found = dict(_NUMBERS[machine])
     for table in more:
         found |= table[machine]
@@ -88,9 +95,12 @@ def _watched(machine: str, watch: str) -> dict[str, int]:
     return found
 
 
-def program(machine: str, watch: str) -> list[Instruction]:
-    """The filter as classic BPF over `struct seccomp_data` (number at 0, machine at 4, arguments from 16)."""
-    reads = watch in ("reads", "looks")
+def program(machine: str, watch: str, channel: int = -1) -> list[Instruction]:
+    """The filter as classic BPF over `struct seccomp_data` (number at 0, machine at 4, arguments from 16).
+
+    What is sent over the descriptor `channel` is nobody's business.
+    """
+    reads = watch in ("reads", "looks", "talks")
     audit, _ = _ARCHITECTURES[machine]
     code: list[Instruction] = [(_LOAD, 0, 0, 4), (_JUMP_EQUAL, 1, 0, audit), (_RETURN, 0, 0, _ALLOW), (_LOAD, 0, 0, 0)]
     for number in _REFUSED[machine].values():
@@ -102,6 +112,14 @@ def program(machine: str, watch: str) -> list[Instruction]:
             for argument, bit in _MAP_ARGUMENTS:
                 code += [(_LOAD, 0, 0, 16 + 8 * argument), (_JUMP_ANY_BIT, 1, 0, bit), (_RETURN, 0, 0, _ALLOW)]
             code += [(_RETURN, 0, 0, _NOTIFY)]
+        elif name in _SENDS[machine]:
+            code += [
+                (_JUMP_EQUAL, 0, 4, number),
+                (_LOAD, 0, 0, 16),
+                (_JUMP_EQUAL, 0, 1, channel & 0xFFFFFFFF),
+                (_RETURN, 0, 0, _ALLOW),
+                (_RETURN, 0, 0, _NOTIFY),
+            ]
         elif flags_argument is None or reads:
             code += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _NOTIFY)]
         else:
@@ -115,8 +133,10 @@ def program(machine: str, watch: str) -> list[Instruction]:
     return [*code, (_RETURN, 0, 0, _ALLOW)]
 
 
-def install(watch: str = "writes") -> int:
+def install(watch: str = "writes", channel: int = -1) -> int:
     """Filter the calling thread and all that it starts; the listener's descriptor, which the caller sends away.
+
+    It may do that over `channel`, whatever is watched.
 
     A call that was handed over waits for its answer even if a signal comes,
     where the kernel can do that (5.19): who answers may have made it already.
@@ -127,7 +147,7 @@ def install(watch: str = "writes") -> int:
     if machine not in _ARCHITECTURES:
         raise OSError(errno.ENOSYS, f"no system-call table for {machine}; known are {', '.join(_ARCHITECTURES)}")
     libc = ctypes.CDLL(None, use_errno=True)
-    instructions = program(machine, watch)
+    instructions = program(machine, watch, channel)
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *i) for i in instructions))
     header = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(instructions), ctypes.addressof(code)))
     libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0)

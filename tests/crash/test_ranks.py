@@ -1,0 +1,55 @@
+"""Several ranks under the explorer: what is found is what another order of the same steps leaves."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from forge_conformance.crash.command import KILL, Job, Manager, Place, explore, workplace
+from forge_conformance.crash.explorer import Effort
+from forge_conformance.crash.report import Result
+
+from .conftest import needs_recorder
+
+pytestmark = needs_recorder
+TOGETHER = Path(__file__).parent / "managers" / "together.py"
+
+
+@contextmanager
+def place_of(name: str) -> Iterator[tuple[Manager, Place]]:
+    manager = Manager(f"{TOGETHER}:{name}")
+    with workplace(manager, with_ranks=True) as place:
+        yield manager, place
+
+
+def explored(name: str) -> Result:
+    with place_of(name) as (manager, place):
+        return explore(Job(manager, "ranks", "sync", (KILL,), Effort(goes_on=1, deaths_again=0)), place)
+
+
+def test_ranks_that_wait_for_each_other_leave_no_bad_disk_in_any_order() -> None:
+    result = explored("Together")
+    assert [one.text for one in result.found] == []
+    specials = {one.recorded.special for one in result.explored}
+    assert {"", "rank 0 late", "rank 1 late"} <= specials
+    orders = {one.recorded.special: [str(call) for call in one.recorded.trace.calls] for one in result.explored}
+    assert len({tuple(order) for order in orders.values()}) == len(orders), "they are different orders"
+    assert len({tuple(sorted(order)) for order in orders.values()}) == 1, "of the same steps"
+    assert [one.contradiction for one in result.explored] == [""] * len(result.explored)
+    assert all(one.recorded.trace.unseen == () for one in result.explored)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("Hasty", {("refused", "resume.after-kill")}), ("Each", {("apart", "resume.agreement")})],
+)
+def test_a_rank_that_publishes_before_the_others_are_done_is_found_by_letting_them_be_late(
+    name: str, expected: set[tuple[str, str]]
+) -> None:
+    result = explored(name)
+    found = {(one.verdict.word, one.verdict.clause) for one in result.found}
+    assert found == expected, "\n\n".join(one.text for one in result.found)
+    assert all("rank 0: renameat2(.partial -> step_" in one.text for one in result.found)
+    orders = {one.recorded.special: one.totals.bad for one in result.explored}
+    assert orders.get("rank 1 late", orders[""]) > 0, f"bad disks by order: {orders}"
