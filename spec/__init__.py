@@ -17,7 +17,8 @@ before they can do harm.  `durable` says what must hold when the power fails.
 table of what it does and what may happen to it.  `invariants` says what has to
 hold in each of its states, `variants` has managers that are wrong in one row,
 and `explore` visits everything that can happen, with `machine` to be fast at it;
-`program` turns a trace of it into what a real manager has to go through.
+`program` turns a trace of it into what a real manager has to go through, and
+`paths` follows what was seen of a real one through it.
 `bounds` is for looking at a real one: given the calls of one run, what its folder
 may look like after each of them.  `disk` says which disks a kill or a loss of
 power may leave, given what was done to a folder.  `clauses` defines the form of

@@ -88,10 +88,16 @@ class Close:
 
 @dataclass(frozen=True)
 class Mark:
-    """No effect on the disk: a save, counted from 0, `begins`, is `acknowledged` to the caller, or `raised`."""
+    """No effect on the disk, and something that its reader has to know.
+
+    A save, counted from 0, `begins`, is `acknowledged` to the caller, or `raised`.
+    Processes `start`, told to load `step` or, at 0, to look for themselves; the run
+    `lands` at `step`, 0 being fresh; all are killed (`kill`).  A write found no room (`full`).
+    """
 
     word: str
-    save: int
+    save: int = -1
+    step: int = 0
 
 
 Effect = Entries | Bytes | Size | Sync | Close | Mark

@@ -59,6 +59,16 @@ def test_a_manager_that_is_right_has_no_bad_disk(careful: tuple[Manager, Place],
     assert [one.contradiction for one in result.explored] == [""] * 5
 
 
+def test_a_recording_is_a_path_of_the_model_or_the_first_thing_that_is_not_is_told() -> None:
+    (followed,) = explored("Careful", "steady", KILL).followed
+    assert (followed.strange, followed.untold) == ("", "")
+    assert followed.seen > 20
+    (followed,) = explored("DeletesFirst", "resave", KILL).followed
+    assert (
+        "the save of step 2 begins; then complete is 1, and `latest` names 2, where the model knows" in followed.strange
+    )
+
+
 MISSING = [
     ("NoSyncOfState", "posix-strict", "the content of step_2/state", "no fsync of it ever came"),
     ("NoSyncOfState", "ext4", "the content of step_2/state", "no fsync of it ever came"),

@@ -29,6 +29,7 @@ from forge_spec.disk import STORAGES
 from . import report
 from .explorer import Effort, Exploration, Explored, Totals
 from .order import disorders
+from .path import followed
 from .recording import Recorded, Recording
 from .replay import script
 from .report import Found, Result
@@ -241,7 +242,8 @@ def explore(job: Job, place: Place) -> Result:
     found = [one for result in explored for one in _found(job, place, exploration.of(result.recorded), result)]
     found += [one for _, stories in again for one in stories]
     found = [replace(one, name=f"{job.scenario}-{job.mode}-{number}") for number, one in enumerate(found, start=1)]
-    disordered, looked = disorders(recorded, place.server.implementation.layout)
+    layout = place.server.implementation.layout
+    disordered, looked = disorders(recorded, layout)
     return Result(
         job.scenario,
         job.mode,
@@ -249,6 +251,7 @@ def explore(job: Job, place: Place) -> Result:
         tuple(found),
         tuple(disordered),
         looked,
+        tuple(followed(one, layout) for one in (recorded, *recorded.others)),
         recorded_s,
         unrecorded_s,
         time.perf_counter() - begun,

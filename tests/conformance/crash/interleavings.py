@@ -90,6 +90,11 @@ class History:
             knows[rank] = self._done[rank]
             self._told[other] = [max(pair) for pair in zip(told, knows, strict=True)]
 
+    def meets(self) -> None:
+        """All ranks wait for one another, as they do where processes start or are gone."""
+        for rank in range(self.ranks):
+            self.speaks(rank, range(self.ranks))
+
     def looks(self, rank: int, thing: Thing) -> None:
         """A rank is about to learn what this is."""
         if rank != self._looking:
@@ -228,7 +233,7 @@ def _made(inode: "Inode", place: Mapping[int, int]) -> "Inode":
 
 
 def _marks_of_all(trace: "Trace", effects: Sequence[int], ranks: int) -> Iterator[int]:
-    """A save begins with the first rank that begins it; it is acknowledged, or has raised, when no rank is in it."""
+    """A save is acknowledged, or has raised, when no rank is in it; all else is so with the first rank."""
     told: dict[Mark, int] = {}
     for at in effects:
         effect = trace.effects[at]
@@ -236,5 +241,5 @@ def _marks_of_all(trace: "Trace", effects: Sequence[int], ranks: int) -> Iterato
             yield at
             continue
         told[effect] = told.get(effect, 0) + 1
-        if told[effect] == (1 if effect.word == "begins" else ranks):
+        if told[effect] == (ranks if effect.word in ("acknowledged", "raised") else 1):
             yield at

@@ -104,6 +104,7 @@ class Recording:
             yield RecordedLife(self, team)
         finally:
             team.kill()
+            self.journal.mark("kill")
             recorders, self._recorders = self._recorders, []
             for recorder in recorders:
                 if recorder.failure is not None:
@@ -152,12 +153,21 @@ class RecordedLife:
         self.team = team
         self.step = 0
         self._is_undisturbed = True
+        self._has_started = False
         self._in_flight: int | None = None
 
-    def load(self, path: str | None = None) -> None:
-        """Resume, from a path or by itself."""
+    def load(self, step: int | None = None) -> None:
+        """Resume, from the checkpoint of a step or by itself."""
+        self._starts(step)
+        name = self._recording.server.implementation.layout.name.format(step=step)
+        path = None if step is None else str(self._recording.folder / name)
         self.step = min(loaded.step for loaded in self.team.load(path))
+        self._recording.journal.mark("lands", step=self.step)
         self._is_undisturbed = False
+
+    def _starts(self, step: int | None = None) -> None:
+        self._recording.journal.mark("start", step=step or 0)
+        self._has_started = True
 
     def save_at(self, *steps: int) -> None:
         """Train to each of these steps and save there."""
@@ -184,19 +194,22 @@ class RecordedLife:
 
     def _begin(self, step: int) -> int:
         recording = self._recording
+        if not self._has_started:  # and looked for nothing
+            self._starts()
+            recording.journal.mark("lands")
         digest = recording.state_at(self.step, step) if self._is_undisturbed else self.team.digest()
         is_resave = any(saved.step == step for saved in recording.saves)
         recording.saves.append(Saved(step, recording.of_kinds(digest), is_resave))
         number = len(recording.saves) - 1
         for rank in range(len(self.team.workers)):
-            recording.journal.mark("begins", number, rank)
+            recording.journal.mark("begins", number, rank=rank)
         return number
 
     def _marks(self, outcomes: Sequence[Outcome], number: int | None) -> None:
         for outcome in outcomes:
             if number is not None and (outcome.fault is None or isinstance(outcome.fault, Raised)):
                 word = "acknowledged" if outcome.fault is None else "raised"
-                self._recording.journal.mark(word, number, outcome.rank)
+                self._recording.journal.mark(word, number, rank=outcome.rank)
 
     def wait(self) -> None:
         """Wait until all that was saved is committed."""
@@ -217,11 +230,21 @@ class RecordedLife:
     @contextlib.contextmanager
     def failing(self, fails: Callable[[Operation], int]) -> Iterator[None]:
         """Meanwhile operations fail."""
-        self._recording.control.fails = fails
+        control, journal = self._recording.control, self._recording.journal
+        failed: list[Operation] = []
+
+        def found(operation: Operation) -> int:
+            error = fails(operation)
+            if error and not failed:
+                journal.mark("full")
+                failed.append(operation)
+            return error
+
+        control.fails = found
         try:
             yield
         finally:
-            self._recording.control.fails = lambda operation: 0
+            control.fails = lambda operation: 0
 
     @contextlib.contextmanager
     def refusing(self) -> Iterator[None]:

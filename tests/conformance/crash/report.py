@@ -17,6 +17,8 @@ from forge_spec.disk import Bytes, Mark
 
 from .explorer import Explored, Totals
 from .order import Disorder
+from .path import Followed
+from .story import sentence
 from .verdicts import Verdict
 
 RECORDER = "seccomp user notification, which sees every call, its data and its result"
@@ -47,6 +49,8 @@ class Result:
     found: tuple[Found, ...] = ()
     disorders: tuple[Disorder, ...] = ()
     orders_looked_at: int = 0
+    followed: tuple[Followed, ...] = ()
+    """What the model says of the recording, and of its other orders."""
     recorded_s: float = 0
     unrecorded_s: float = 0
     seconds: float = 0
@@ -108,6 +112,7 @@ def _notes(results: Sequence[Result]) -> Iterator[str]:
         if trace.outside:
             yield f"OUTSIDE ({where}): files beside the folder were opened for writing: {', '.join(trace.outside[:3])}"
         yield from (f"WORTHLESS ({where}): {one.contradiction}" for one in result.explored if one.contradiction)
+    yield from _paths(results)
     totals = _totals(results)
     stayed = totals.disks - totals.went_on
     if stayed:
@@ -119,6 +124,21 @@ def _notes(results: Sequence[Result]) -> Iterator[str]:
     ]
     if late:
         yield f"left out: the rest of {'; '.join(late)} (--seconds)"
+
+
+def _paths(results: Sequence[Result]) -> Iterator[str]:
+    """Whether the recordings are paths of the model."""
+    every = [(result, one) for result in results for one in result.followed]
+    for result, one in every:
+        where = ", ".join(filter(None, (result.scenario, result.mode, one.special)))
+        if one.strange:
+            yield textwrap.fill(f"NO PATH OF THE MODEL ({where}): {one.strange}", 110, subsequent_indent="    ")
+        if one.untold:
+            yield f"not followed by the model ({where}): {one.untold}"
+    told = [one for _, one in every if not one.untold]
+    paths, seen = sum(not one.strange for one in told), sum(one.seen for one in told)
+    if told:
+        yield f"{paths} of {len(told)} recordings are paths of the model ({seen:,} things seen)"
 
 
 def _totals(results: Sequence[Result]) -> Totals:
@@ -194,6 +214,7 @@ def _recording_json(result: Result) -> dict[str, Any]:
         "recorded_s": round(result.recorded_s, 3),
         "unrecorded_s": round(result.unrecorded_s, 3),
         "orders": {"looked_at": result.orders_looked_at, "disorders": [asdict(one) for one in result.disorders]},
+        "followed": [asdict(one) for one in result.followed],
         "storages": [
             {
                 "storage": _storage(one),
@@ -264,13 +285,13 @@ def _by_trace(explored: Iterable[Explored]) -> list[list[Explored]]:
 
 def _rows(own: Sequence[Explored]) -> Iterator[str]:
     recorded = own[0].recorded
-    trace, saves = recorded.trace, recorded.saves
+    trace, steps = recorded.trace, [saved.step for saved in recorded.saves]
     for at, effect in enumerate(trace.effects):
         cells = [explored.cuts.get(at + 1) for explored in own]
         if isinstance(effect, Bytes) and not any(cells):
             continue
         is_mark = isinstance(effect, Mark)
-        said = f"save of step {saves[effect.save].step}: {effect.word}" if isinstance(effect, Mark) else trace.calls[at]
+        said = sentence(effect, steps) if isinstance(effect, Mark) else trace.calls[at]
         shown = "".join(_cell(cell) for cell in cells)
         css = " class=mark" if is_mark else ""
         yield f"<tr{css}><td class=n>{at}</td><td>{html.escape(str(said or 'was there before'))}</td>{shown}</tr>"

@@ -71,9 +71,8 @@ def rewind(run: Recording) -> None:
     with run.life(**_limit(run, 3)) as life:
         life.save_at(2, 4, 6)
         life.wait()
-    layout = run.server.implementation.layout
     with run.life(**_limit(run, 3)) as life:
-        life.load(str(run.folder / layout.name.format(step=2)))
+        life.load(2)
         life.save_at(4, 6)
         life.wait()
 

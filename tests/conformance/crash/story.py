@@ -1,7 +1,7 @@
 """Tells of a bad disk: shrunk to what matters, with the operations around the death and the sync that was missing."""
 
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from forge_spec.disk import ROOT, Bytes, Entries, Mark, Size, Storage, Sync, may_lose
@@ -115,9 +115,23 @@ def _is_told(trace: Trace, at: int) -> bool:
 def _named(trace: Trace, at: int, steps: tuple[int, ...]) -> str:
     effect = trace.effects[at]
     if isinstance(effect, Mark):
-        return f"the save of step {steps[effect.save]} {'is ' if effect.word == 'acknowledged' else ''}{effect.word}"
+        return sentence(effect, steps)
     call = trace.calls[at]
     return str(call) if call is not None else "was there before"
+
+
+def sentence(mark: Mark, steps: Sequence[int]) -> str:
+    """What a mark says; `steps` are the steps of the saves."""
+    match mark.word:
+        case "start":
+            return f"processes start{f', told to load step {mark.step}' if mark.step else ''}"
+        case "lands":
+            return f"the run goes on from step {mark.step}"
+        case "kill":
+            return "every process is killed"
+        case "full":
+            return "a write finds no room"
+    return f"the save of step {steps[mark.save]} {'is ' if mark.word == 'acknowledged' else ''}{mark.word}"
 
 
 def _missing(trace: Trace, state: State) -> Iterator[str]:

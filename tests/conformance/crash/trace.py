@@ -229,10 +229,13 @@ class Journal:
         self.effects.append(effect)
         self.calls.append(call)
 
-    def mark(self, word: str, save: int, rank: int | None = None) -> None:
+    def mark(self, word: str, save: int = -1, step: int = 0, rank: int = 0) -> None:
         """Something that the workload did; see `forge_spec.disk.Mark`."""
         with self.lock:
-            self.add(Mark(word, save), None, rank)
+            meets = self.history.meets if self.history and word in ("start", "lands", "kill") else lambda: None
+            meets()
+            self.add(Mark(word, save, step), None, rank)
+            meets()
 
     def is_inside(self, path: str) -> bool:
         """Whether a path, free of links, is the folder or below it."""

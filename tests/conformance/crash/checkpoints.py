@@ -1,0 +1,52 @@
+"""What a disk holds in the words of a layout: which checkpoints are complete, and which one the pointer names."""
+
+import re
+from dataclasses import dataclass
+
+from forge_conformance.adapter import Layout
+
+from .recording import Recorded
+from .trace import Disk
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Looks at disks of one recording."""
+
+    layout: Layout
+    required: tuple[str, ...]
+    """What every complete checkpoint has inside it; of each stage, where there are stages."""
+
+    def complete(self, disk: Disk) -> frozenset[str]:
+        """The names of complete checkpoints."""
+        tops = {path: node for path, node in disk.nodes.items() if "/" not in path}
+        names = [path for path in tops if re.fullmatch(self.layout.checkpoint, path)]
+        if not self.layout.is_dir:
+            return frozenset(name for name in names if tops[name].content)
+        return frozenset(name for name in names if all(self._holds(disk, f"{name}/{part}") for part in self.required))
+
+    @staticmethod
+    def _holds(disk: Disk, path: str) -> bool:
+        node = disk.nodes.get(path)
+        return node is not None and bool(node.content)
+
+    def pointer(self, disk: Disk) -> str | None:
+        """The name that the pointer names, whether something stands there or not."""
+        node = disk.nodes.get(self.layout.pointer) if self.layout.pointer else None
+        said = node.content.decode(errors="replace").strip().rstrip("/") if node else ""
+        return said.rpartition("/")[2] or None
+
+    def step(self, name: str | None) -> int | None:
+        """The step of a checkpoint's name."""
+        found = re.fullmatch(self.layout.checkpoint, name or "")
+        return int(found["step"]) if found else None
+
+
+def reader(recorded: Recorded, layout: Layout) -> Reader:
+    """For the stages that this recording has."""
+    stages = recorded.shape.stages if recorded.shape else 0
+    if not stages:
+        return Reader(layout, layout.required)
+    shared = [name for name in layout.required if name not in layout.required_of_stage]
+    own = [f"{layout.stage.format(stage=n)}/{name}" for n in range(stages) for name in layout.required_of_stage]
+    return Reader(layout, (*shared, *own))
