@@ -127,7 +127,7 @@ class Resumer:
         except ManagerFault as fault:
             return Landing("refused", said=str(fault))
         if loaded.is_fresh:
-            changed = _differing(self._of_kinds(self._fresh), state)
+            changed = differing(self._of_kinds(self._fresh), state)
             return Landing("mixed", said=f"fresh, with {changed}") if changed else Landing("fresh")
         return self._match(loaded.step, state)
 
@@ -138,7 +138,7 @@ class Resumer:
             return Landing("landed", step, same)
         if not there:
             return Landing("mixed", step, said=f"step {step} was never saved")
-        differing = [_differing(saved.state, state) for saved in there.values()]
+        differing = [differing(saved.state, state) for saved in there.values()]
         return Landing("mixed", step, said=f"not the state that was saved: {' / '.join(differing)}")
 
     def _of_kinds(self, digest: Digest) -> Digest:
@@ -165,16 +165,17 @@ class Resumer:
         try:
             worker.open(dict(self._settings), _OTHER_SEED + 1)
             loaded = worker.load()
-            differing = _differing(wanted, self._of_kinds(worker.digest()))
+            changed = differing(wanted, self._of_kinds(worker.digest()))
         except ManagerFault as fault:
             return GoingOn(f"after going on to step {step} the next resume failed: {fault}")
         finally:
             worker.kill()
         if loaded.step != step:
             return GoingOn(f"after going on to step {step} the next resume came back at step {loaded.step}")
-        return GoingOn(f"after going on to step {step} the next resume has {differing}" if differing else "")
+        return GoingOn(f"after going on to step {step} the next resume has {changed}" if changed else "")
 
 
-def _differing(wanted: Mapping[str, Any], seen: Mapping[str, Any]) -> str:
+def differing(wanted: Mapping[str, Any], seen: Mapping[str, Any]) -> str:
+    """Which items of a state are not as wanted; "" if all are."""
     names = sorted(name for name in wanted.keys() | seen.keys() if wanted.get(name) != seen.get(name))
     return f"{len(names)} items differing ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
