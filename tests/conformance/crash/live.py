@@ -227,9 +227,16 @@ class Life:
 
     def begin_save(self, step: int | None = None) -> None:
         """Start a save."""
-        number = self.ledger.begin(self.step if step is None else step, self.digest())
-        self._saving = number
+        state = self.digest()
+        if step is not None:
+            state |= self._counted(step)
+        self._saving = self.ledger.begin(self.step if step is None else step, state)
         self.ranks.begin("save", step=step, extra=None, parts=list(ALL_PARTS))
+
+    def _counted(self, step: int) -> Digest:
+        """The counter of a step that was saved before, as a save is told it that is not of the run's own step."""
+        before = next(saved.state for saved in self.ledger.saves if saved.step == step)
+        return {name: value for name, value in before.items() if name.startswith("counter/") and name.endswith("step")}
 
     def end_save(self) -> None:
         """Wait for the save that was started to return; what it did is noted, unless a process died in it."""
