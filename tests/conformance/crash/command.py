@@ -140,7 +140,7 @@ def run(options: argparse.Namespace, level_named: Any) -> int:
     print(f"written: {', '.join(written)}")
     if any(explored.contradiction for result in results for explored in result.explored):
         return Status.OUR_ERROR
-    if report.counted(results, tried, level):
+    if report.counted(results, level, tried):
         return Status.FAILED
     return Status.NOTHING_JUDGED if any(one.refusal for one in done) else Status.PASSED
 

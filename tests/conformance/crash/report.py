@@ -56,7 +56,7 @@ class Result:
     """Why nothing could be explored; "" if something was."""
 
 
-def counted(results: Sequence[Result], tried: Sequence[Drilled], level: Level) -> list[Verdict]:
+def counted(results: Sequence[Result], level: Level, tried: Sequence[Drilled] = ()) -> list[Verdict]:
     """What counts against a manager at this level."""
     disordered = Verdict("disorder", "durable.order")
     verdicts = [found.verdict for result in results for found in result.found]
