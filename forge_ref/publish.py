@@ -16,6 +16,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from forge_ref import layout
@@ -81,10 +82,10 @@ def commit(staged: Path, step: int) -> None:
     folder, target = staged.parent, staged.parent / layout.step_name(step)
     pointer = _new_pointer(folder, step)
     with _taken_back() as undo:
-        undo.callback(*_publish(staged, target, step))
+        undo.callback(_publish(staged, target, step))
         sync(folder)
         if _names(folder / layout.LATEST) != target.name:
-            undo.callback(*_point(pointer, folder / layout.LATEST))
+            undo.callback(_point(pointer, folder / layout.LATEST))
             sync(folder)
         undo.pop_all()
     with suppress(OSError):  # the next commit needs the name, and clears it first
@@ -105,14 +106,14 @@ def _taken_back() -> Iterator[ExitStack]:
         raise
 
 
-def _publish(staged: Path, target: Path, step: int) -> tuple[Callable[..., object], *tuple[Path, ...]]:
-    """Make the staged directory visible; the call that takes that back."""
+def _publish(staged: Path, target: Path, step: int) -> Callable[[], object]:
+    """Make the staged directory visible; what takes that back."""
     if not layout.is_real_dir(target):
         os.rename(staged, target)
-        return os.rename, target, staged
+        return partial(os.rename, target, staged)
     if exchange(staged, target):
-        return _exchange_back, staged, target
-    return _replace_back, staged, target, replace_by_two_renames(staged, target, step)
+        return partial(_exchange_back, staged, target)
+    return partial(_replace_back, staged, target, replace_by_two_renames(staged, target, step))
 
 
 def _replace_back(staged: Path, target: Path, aside: Path) -> None:
@@ -125,19 +126,19 @@ def _exchange_back(one: Path, other: Path) -> None:
         raise OSError(f"{one} and {other} could not change places again")
 
 
-def _point(pointer: Path, latest: Path) -> tuple[Callable[..., object], *tuple[Path, ...]]:
-    """Swap `latest` for a new one in one operation; the call that takes that back."""
+def _point(pointer: Path, latest: Path) -> Callable[[], object]:
+    """Swap `latest` for a new one in one operation; what takes that back."""
     before = _names(latest)
     if before is None:
         os.rename(pointer, latest)
-        return os.unlink, latest
+        return partial(os.unlink, latest)
     if exchange(pointer, latest):
-        return _exchange_back, pointer, latest
+        return partial(_exchange_back, pointer, latest)
     os.rename(pointer, latest)
-    return _point_back, pointer, latest, Path(before)
+    return partial(_point_back, pointer, latest, before)
 
 
-def _point_back(pointer: Path, latest: Path, before: Path) -> None:
+def _point_back(pointer: Path, latest: Path, before: str) -> None:
     pointer.symlink_to(before)
     os.rename(pointer, latest)
 

@@ -317,6 +317,9 @@ class Room:
     entries: int = 0
     size_bytes: int = 0
 
+    def __str__(self) -> str:
+        return f"{self.entries} files and directories, {self.size_bytes:,} bytes"
+
 
 def may_stand_beside(torn: Collection[int], complete: Collection[int], beside: Room, one: Room) -> bool:
     """Whether a folder may look so however many saves died in it, one after another.

@@ -75,6 +75,5 @@ class Chain:
         if may_stand_beside(torn, complete, beside, one):
             return Verdict("good")
         shown = ", ".join(sorted(found)[:6]) + (f" and {len(found) - 6} more" if len(found) > 6 else "")
-        seen = f"{beside.entries} files and directories with {beside.size_bytes:,} bytes: {shown}"
-        expected = f"at most one torn directory above, one below, and three times {one.size_bytes:,} bytes"
-        return Verdict("piled", "retention.debris", seen, expected)
+        expected = f"at most one directory torn from writing, one from deleting, and three times {one}"
+        return Verdict("piled", "retention.debris", f"{beside}: {shown}", expected)

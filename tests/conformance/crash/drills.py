@@ -9,6 +9,7 @@ After a death a fresh process resumes from each point.  Whether the run can go o
 there is tried where the folder's names are others than at the points before.
 """
 
+import itertools
 import os
 import textwrap
 import time
@@ -304,6 +305,16 @@ def team_of(place: "Place", ranks: int) -> Team:
     shape = Shape(ranks)
     fresh = by_rank(RanksTimeline(place.server, 999, shape).digest(0))
     return Team(place.server, place.folder, place.kinds, fresh, shape)
+
+
+def ends_of_bursts(operations: Sequence[Operation]) -> list[int]:
+    """Of operations that are alike and follow one another the first, the middle and the last; counted from 1."""
+    found: list[int] = []
+    numbered = enumerate(operations, start=1)
+    for _, burst in itertools.groupby(numbered, key=lambda one: str(one[1])):
+        numbers = [number for number, _ in burst]
+        found += dict.fromkeys((numbers[0], numbers[len(numbers) // 2], numbers[-1]))
+    return found
 
 
 def spread(count: int, every: int) -> list[int]:

@@ -10,7 +10,7 @@ from forge_conformance.harness.server import CannotJudge
 from . import failures
 from .deaths import DEATHS
 from .debris import Chain
-from .drills import SITUATIONS, Drill, Drilled, Stage, Tried, spread, tally, team_of
+from .drills import SITUATIONS, Drill, Drilled, Stage, Tried, ends_of_bursts, spread, tally, team_of
 from .full import POINTS, FullDisk, small_disk
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ class Asked:
     """What of a drill is tried."""
 
     every: int = 0
-    """Every so many operations; 0 leaves it to the kind of mishap."""
+    """Every so many operations; 0 leaves it to the kind of mishap: a kill comes at all of them, a failure at all but
+    the middle of bursts."""
     point: str = ""
     """Only this one."""
     in_a_row: int = _IN_A_ROW
@@ -104,7 +105,8 @@ def _fail(drill: Drill, manager: "Manager", place: "Place", asked: Asked) -> Dri
         for error in failures.MAY_FAIL.get(operation.name, ())
     }
     names = list(points)
-    chosen = [name for name in names if (points[name][0] - 1) % (asked.every or 1) == 0]
+    every = range(1, len(stage.operations) + 1, asked.every) if asked.every else ends_of_bursts(stage.operations)
+    chosen = [name for name in names if points[name][0] in every]
     return _tally(drill, asked, names, lambda name: failures.fail(stage, *points[name]), chosen)
 
 
@@ -112,7 +114,8 @@ def _full(drill: Drill, manager: "Manager", place: "Place", asked: Asked) -> Dri
     with small_disk(manager, place) as team:
         disk = FullDisk(team, drill, _has_limit(place))
         points = {f"{drill.name}/{number}": number for number in range(1, POINTS + 1)}
-        return _tally(drill, asked, list(points), lambda name: disk.fill(points[name]), list(points))
+        chosen = [f"{drill.name}/{number}" for number in spread(POINTS, asked.every or 1)]
+        return _tally(drill, asked, list(points), lambda name: disk.fill(points[name]), chosen)
 
 
 def _again(drill: Drill, manager: "Manager", place: "Place", asked: Asked) -> Drilled:

@@ -7,6 +7,7 @@ next save works.  Which error is raised is not asked.
 
 import errno
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -56,7 +57,6 @@ _TAKES_ROOM = (
     "linkat",
     "fallocate",
 )
-_DELETES = ("unlinkat",)
 
 
 def may_fail(operation: Operation, error: int, folder: Path) -> bool:
@@ -92,14 +92,21 @@ def fail(stage: Stage, number: int, error: int) -> Tried:
             lambda operation: error if may_fail(operation, error, folder) else 0,
             lambda operation: error if heard.failed and goes_on_failing(operation, error, folder) else 0,
         )
-        return suffer(stage, life, heard.heal, lambda: _failure(heard, error))
+        return suffer(stage, life, heard.heal, lambda: _failure(stage, heard, error))
 
 
-def _failure(heard: Heard, error: int) -> "Failure | None":
+def _failure(stage: Stage, heard: Heard, error: int) -> "Failure | None":
     if heard.failed is None:
         return None
     happened = f"{errno.errorcode[error]} at operation {heard.number}, {heard.failed}"
-    return Failure(happened, tuple(heard.done), heard.failed.name in _DELETES)
+    return Failure(happened, tuple(heard.done), _is_clearing(stage, heard.failed))
+
+
+def _is_clearing(stage: Stage, operation: Operation) -> bool:
+    """Whether a directory or a checkpoint was to be deleted; a single file beside them is the commit's own."""
+    path, layout = operation.paths[0], stage.team.server.implementation.layout
+    is_of_one = "/" in path or re.fullmatch(layout.checkpoint, path) is not None or (stage.team.here / path).is_dir()
+    return operation.name == "unlinkat" and is_of_one
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,8 @@ class Failure:
 
     happened: str
     operations: tuple[str, ...] = ()
-    is_deletion: bool = False
+    is_clearing: bool = False
+    """Whether it was a deletion of what is no longer wanted."""
 
 
 def suffer(stage: Stage, life: Life, heal: Callable[[], None], failed: Callable[[], Failure | None]) -> Tried:
@@ -153,7 +161,7 @@ def _by_clause(verdict: Verdict, raised: list[str], clause: str, failure: Failur
     if not raised:
         return Verdict("swallowed", clause, f"no error, and then {verdict.seen}", f"an error, or {verdict.expected}")
     seen = f"{raised[0]}; then {verdict.seen}"
-    if verdict.word == "phantom" and failure.is_deletion:
+    if verdict.word == "phantom" and failure.is_clearing:
         return Verdict("hard", "retention.failure-is-soft", seen, "a warning, and a save that succeeds")
     return Verdict(verdict.word, clause, seen, verdict.expected)
 

@@ -47,12 +47,14 @@ class Background(Careful):
 
 
 class Chosen(Careful):
-    """One of the others, named in a file beside the folder: tests that start one server try them all."""
+    """One of the others, named in a file beside the folder, or by a variable: so that one server tries them all."""
 
     claims = Claims("durable", ("sync", "async", "pointer", "retention", "explicit"))
 
     def __new__(cls, settings: Settings, training: Training) -> Any:
-        return globals()[Path(settings.folder).with_name("chosen").read_text()](settings, training)
+        named = Path(settings.folder).with_name("chosen")
+        name = named.read_text() if named.exists() else os.environ.get("CHOSEN", "Careful")
+        return globals()[name](settings, training)
 
 
 # -- deaths -----------------------------------------------------------------------
