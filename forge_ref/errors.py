@@ -10,7 +10,15 @@ class SaveError(RuntimeError):
     """A save failed.
 
     `latest` and the checkpoint it points at are as they were, the failed one
-    is not committed, and the next save starts afresh.  The cause is chained.
+    is not committed, and the next save starts afresh; or, where the disk let
+    nothing be changed back, the text says that.  The cause is chained.
+    """
+
+
+class NotTakenBackError(OSError):
+    """A commit failed half-way, and the names that it had changed could not be changed back: a resume may find either.
+
+    Both checkpoints are whole.
     """
 
 

@@ -37,7 +37,7 @@ import torch.distributed as dist
 from forge_ref import channel, freeze, layout, publish, ranks, resolve, retire, state, storage, trust, weights
 from forge_ref.async_save import AsyncCheckpointer
 from forge_ref.config import CheckpointConfig, check_excludable
-from forge_ref.errors import RanksLostError, SaveError
+from forge_ref.errors import NotTakenBackError, RanksLostError, SaveError
 
 _RANKS = "ranks"
 """The key, beside model and optimizer, under which each rank has its own part of the train state."""
@@ -182,9 +182,10 @@ class CheckpointManager:
             raise self._failed(staged, error) from error
 
     def _failed(self, staged: _Staged, error: Exception) -> SaveError:
+        is_half = isinstance(error, NotTakenBackError)
+        outcome = "a resume may find it or the checkpoint before it" if is_half else "nothing was committed"
         return SaveError(
-            f"saving step {staged.step} in {self._folder} failed, nothing was committed: "
-            f"{type(error).__name__}: {error}"
+            f"saving step {staged.step} in {self._folder} failed, {outcome}: {type(error).__name__}: {error}"
         )
 
     def _write(self, staged: _Staged) -> _Markers:

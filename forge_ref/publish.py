@@ -14,11 +14,13 @@ that a resume finds, so it is never lost; only then is `step_N`, and with it
 import ctypes
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 from forge_ref import layout
+from forge_ref.errors import NotTakenBackError
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -75,38 +77,78 @@ def commit(staged: Path, step: int) -> None:
     What stood there before has a hidden name then; it is swept afterwards.
     All that needs room is written before the first name changes; if something
     fails after that, the names are changed back, so that the resume point is
-    the one it was (commit.failed-save).
+    the one it was (commit.failed-save); `NotTakenBackError` if that fails too.
     """
     folder, target = staged.parent, staged.parent / layout.step_name(step)
     pointer = _new_pointer(folder, step)
-    undo = _publish(staged, target, step)
-    try:
+    with _taken_back() as undo:
+        undo.callback(_publish(staged, target, step))
         sync(folder)
-        os.rename(pointer, folder / layout.LATEST)
-    except OSError:
-        undo()
+        if _names(folder / layout.LATEST) != target.name:
+            undo.callback(_point(pointer, folder / layout.LATEST))
+            sync(folder)
+        undo.pop_all()
+    with suppress(OSError):  # the next commit needs the name, and clears it first
+        pointer.unlink(missing_ok=True)
+
+
+@contextmanager
+def _taken_back() -> Iterator[ExitStack]:
+    """Undo all that was noted if something fails."""
+    undo = ExitStack()
+    try:
+        yield undo
+    except OSError as error:
+        try:
+            undo.close()
+        except OSError as again:
+            raise NotTakenBackError(f"{error}; and what had changed could not be changed back: {again}") from error
         raise
-    sync(folder)
 
 
-def _publish(staged: Path, target: Path, step: int) -> Callable[[], None]:
+def _publish(staged: Path, target: Path, step: int) -> Callable[[], object]:
     """Make the staged directory visible; what takes that back."""
     if not layout.is_real_dir(target):
         os.rename(staged, target)
         return partial(os.rename, target, staged)
     if exchange(staged, target):
-        return partial(_exchanged_back, staged, target)
-    aside = replace_by_two_renames(staged, target, step)
-
-    def undo() -> None:
-        os.rename(target, staged)
-        os.rename(aside, target)
-
-    return undo
+        return partial(_exchange_back, staged, target)
+    return partial(_replace_back, staged, target, replace_by_two_renames(staged, target, step))
 
 
-def _exchanged_back(staged: Path, target: Path) -> None:
-    exchange(staged, target)
+def _replace_back(staged: Path, target: Path, aside: Path) -> None:
+    os.rename(target, staged)
+    os.rename(aside, target)
+
+
+def _exchange_back(one: Path, other: Path) -> None:
+    if not exchange(one, other):
+        raise OSError(f"{one} and {other} could not change places again")
+
+
+def _point(pointer: Path, latest: Path) -> Callable[[], object]:
+    """Swap `latest` for a new one in one operation; what takes that back."""
+    before = _names(latest)
+    if before is None:
+        os.rename(pointer, latest)
+        return partial(os.unlink, latest)
+    if exchange(pointer, latest):
+        return partial(_exchange_back, pointer, latest)
+    os.rename(pointer, latest)
+    return partial(_point_back, pointer, latest, before)
+
+
+def _point_back(pointer: Path, latest: Path, before: str) -> None:
+    pointer.symlink_to(before)
+    os.rename(pointer, latest)
+
+
+def _names(latest: Path) -> str | None:
+    """What `latest` says, if there is one."""
+    try:
+        return os.readlink(latest)
+    except OSError:
+        return None
 
 
 def exchange(one: Path, other: Path) -> bool:

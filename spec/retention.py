@@ -10,9 +10,10 @@ Invariants: at every instant of a deletion, and after a kill at any of them, the
 resume point stands whole; nothing is deleted before what replaces it is
 committed; and order is the order of the numbers, never of names or times.
 
-Torn directories are debris.  Unless one is in flight or `latest` points at it,
-or the limit keeps everything, nothing is asked about it: a manager may sweep it
-after a commit or leave it, as long as it costs no complete checkpoint its place.
+Torn directories are debris, and so is what dead saves leave under other names.
+Unless one is in flight or `latest` points at it, or the limit keeps everything, a
+manager may sweep it after a commit or leave it, as long as it costs no complete
+checkpoint its place, and as long as debris does not pile up.
 """
 
 from collections.abc import Collection, Iterable
@@ -169,6 +170,17 @@ CLAUSES: tuple[Clause, ...] = (
         rests_on=("retention.drops",),
     ),
     Clause(
+        slug="retention.debris",
+        level=Level.STRICT,
+        sentence="lets deaths pile nothing up: however many saves in a row are killed, at most one directory is torn "
+        "from writing and one from deleting, and all that stands beside the complete checkpoints takes no more room "
+        "than three of them, or it warns of what it can't clear away",
+        why="A job that is preempted in each of its saves leaves a hidden gigabyte every time, and the disk is full "
+        "although only two checkpoints are kept.",
+        sometimes="a run was killed in save after save, and went on after each, over one folder",
+        rests_on=("resume.lands",),
+    ),
+    Clause(
         slug="retention.one-deleter",
         level=Level.CORE,
         sentence="deletes from one rank only, and at no time lets any rank see a resume point partly deleted",
@@ -296,6 +308,46 @@ def survivors(folder: Folder, keep_last_n: int) -> frozenset[int]:
     [1, 3, 4]
     """
     return folder.complete & may_keep(folder, keep_last_n)
+
+
+@dataclass(frozen=True)
+class Room:
+    """What something takes of a disk: files and directories, and what the files hold."""
+
+    entries: int = 0
+    size_bytes: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.entries} files and directories, {self.size_bytes:,} bytes"
+
+
+def may_stand_beside(torn: Collection[int], complete: Collection[int], beside: Room, one: Room) -> bool:
+    """Whether a folder may look so however many saves died in it, one after another.
+
+    `beside` is all that is no part of a complete checkpoint, torn directories
+    included and the pointer not; `one` is the largest complete checkpoint.
+
+    >>> one = Room(entries=5, size_bytes=1000)
+    >>> may_stand_beside(torn={2, 8}, complete={4, 6}, beside=Room(9, 1900), one=one)
+    True
+
+    Two were being written, or too much stands there, or too many pieces of nothing:
+
+    >>> may_stand_beside(torn={8, 9}, complete={4, 6}, beside=Room(9, 1900), one=one)
+    False
+    >>> may_stand_beside(torn=(), complete={4}, beside=Room(16, 3200), one=one)
+    False
+    >>> may_stand_beside(torn=(), complete={4}, beside=Room(40, 0), one=one)
+    False
+
+    A few small files beside three checkpoints are no heap:
+
+    >>> may_stand_beside(torn=(), complete={4}, beside=Room(18, 3000), one=one)
+    True
+    """
+    being_written = {step for step in torn if step > max(complete, default=-1)}
+    has_room = beside.entries <= 3 * one.entries + 3 and beside.size_bytes <= 3 * one.size_bytes
+    return len(being_written) <= 1 and len(set(torn) - being_written) <= 1 and has_room
 
 
 def may_be_left(before: Collection[str], now: Collection[str], stages: int | None = None) -> bool:

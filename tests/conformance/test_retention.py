@@ -11,11 +11,13 @@ from functools import partial
 
 import pytest
 
-from forge_conformance.harness.gate import Operation
+from forge_conformance.harness.folder import together
+from forge_conformance.harness.gate import Operation, at
 from forge_conformance.harness.judge import Unreached, judges
 from forge_conformance.harness.scenario import Scenario
 from forge_spec import layout, resume, retention
 
+_DEATHS = 10
 _DELETING = ("unlink", "unlinkat", "rmdir", "rename", "renameat", "renameat2")
 
 
@@ -140,6 +142,42 @@ def test_while_its_flush_is_held_nothing_of_a_save_is_pruned(run: Scenario) -> N
     life.wait()
     life.gate.check()
     _expect_in_flight_kept(run)
+
+
+@judges("retention.debris", "resume.lands")
+def test_ten_deaths_in_a_row_pile_nothing_up(run: Scenario, mode: str) -> None:
+    limit = 2 if run.has("retention") else 0
+    life = run.start(gated=True, mode=mode, keep_last_n=limit)
+    life.commit_at(2, 4)
+    before = len(life.gate.log)
+    life.commit_at(6)
+    operations = len(life.gate.log) - before
+    life.kill()
+    warnings = ""
+    for death in range(_DEATHS):
+        life, loaded = run.resume(gated=True, mode=mode, keep_last_n=limit)
+        run.expect("resume.lands", not loaded.is_fresh, expected="to come back", seen=str(run.folder), reaches=False)
+        warnings += life.warnings
+        life.train_to(loaded.step + 2)
+        life.gate.close(at(len(life.gate.log) + 1 + operations * (2 * death + 1) // (2 * _DEATHS)))
+        life.tell_save()
+        life.worker.replies_or_blocks()
+        life.gate.wait_held(0.2)  # a flush in the background may begin late; then it dies before that
+        life.kill()
+        _expect_no_heap(run, warnings)
+
+
+def _expect_no_heap(run: Scenario, warnings: str) -> None:
+    folder = run.folder
+    found = {name: room for name, room in folder.debris().items() if name not in warnings}
+    torn = [step for step in folder.torn() if folder.of(step).name in found]
+    beside, one = together(found.values()), folder.largest()
+    run.expect(
+        "retention.debris",
+        retention.may_stand_beside(torn, folder.complete(), beside, one),
+        expected=f"beside the complete checkpoints one torn directory at most, and the room of three ({one})",
+        seen=f"{beside}: {', '.join(sorted(found))}; {folder}",
+    )
 
 
 @judges("retention.exempt-is-free", "retention.keeps", needs=("retention",))

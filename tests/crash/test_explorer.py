@@ -136,7 +136,7 @@ def test_a_manager_that_leaves_nothing_in_its_folder_is_told_so() -> None:
 def test_a_scenario_that_the_manager_refuses_is_told_and_the_others_are_explored(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    scenarios = ["--scenario", "first-save", "--scenario", "resave"]
+    scenarios = ["--tier", "disks", "--scenario", "first-save", "--scenario", "resave"]
     options = [*scenarios, "--storage", "kill", "--going-on", "0", "--second-deaths", "0", "--out", str(tmp_path)]
     status = main(["crash", "--impl", f"{CAREFUL}:RefusesResave", *options])
     said = " ".join(capsys.readouterr().out.split())
@@ -165,8 +165,8 @@ def test_a_story_names_the_death_and_its_replay_shows_the_same_without_the_suite
 
 
 def test_the_command_reports_for_people_and_for_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--scenario", "first-save", "--storage", "posix-strict", "--going-on", "0", "--out", str(tmp_path)]
-    status = main(["crash", "--impl", f"{CAREFUL}:NoSyncOfState", *options])
+    options = ["--tier", "disks", "--scenario", "first-save", "--storage", "posix-strict", "--going-on", "0"]
+    status = main(["crash", "--impl", f"{CAREFUL}:NoSyncOfState", *options, "--out", str(tmp_path)])
     said = capsys.readouterr().out
     assert status == 1
     assert "FELL durable.power-loss" in said

@@ -7,7 +7,7 @@ states         the disks that a trace can leave, after a kill and after a loss o
 facts          what a resume learns of a disk, and which disks share its outcome for that
 interleavings  the other orders in which several ranks may have done the same
 causes         what one rank may have learnt from another
-team           the processes of one run, one or several ranks
+processes      the processes of one run, one or several ranks
 recording      a run of the manager with its marks: which save begins, is acknowledged, fails
 scenarios      what managers are put through while they are recorded
 resume         one disk, one fresh process: where it came back, and whether it could go on

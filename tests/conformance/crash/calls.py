@@ -146,7 +146,10 @@ class Caller:
     def umask(self) -> int:
         """What it takes from the modes of new files."""
         with open(f"/proc/{self.thread}/status") as status:
-            return next(int(line.split()[1], 8) for line in status if line.startswith("Umask"))
+            said = next((line.split()[1] for line in status if line.startswith("Umask")), None)
+        if said is None:
+            raise OSError(errno.ESRCH, "the caller is dead")
+        return int(said, 8)
 
     @contextlib.contextmanager
     def descriptor(self, number: int) -> Iterator[int]:

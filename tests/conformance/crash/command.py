@@ -1,6 +1,6 @@
-"""`forge-conformance crash`: record a manager, visit every disk that its death can leave, and report.
+"""`forge-conformance crash`: every disk that a death can leave, deaths and failures in earnest, and the report.
 
-Each recording, a scenario in a mode, is a job of its own with a warm server and
+Each recording, a scenario in a mode, is a job of its own, and so is each drill, with a warm server and
 a folder of its own, in a process of its own where there are several.  The
 folder is in memory where there is room (`/dev/shm`), else where temporary files go.
 """
@@ -8,6 +8,7 @@ folder is in memory where there is room (`/dev/shm`), else where temporary files
 import argparse
 import contextlib
 import multiprocessing
+import shlex
 import shutil
 import sys
 import tempfile
@@ -27,20 +28,24 @@ from forge_spec.clauses import Level
 from forge_spec.disk import STORAGES
 
 from . import report
+from .drills import SITUATIONS, Drill, Drilled
+from .earnest import DEATHS_TIER, ERRORS_TIER, Asked, drilled, drills
 from .explorer import Effort, Exploration, Explored, Totals
 from .order import disorders
 from .path import followed
+from .processes import Digest, Undisturbed
 from .recording import Recorded, Recording
 from .replay import script
 from .report import Found, Result
 from .resume import OTHER_SEED, Landing, Resumer
 from .scenarios import SCENARIOS
 from .story import disk_of, shrink, tell
-from .team import Digest, Undisturbed
 from .trace import Disk
 from .verdicts import verdict_of
 
 KILL = "kill"
+TIERS = ("disks", DEATHS_TIER, ERRORS_TIER)
+_MODES = ("sync", "async")
 _ROOM_BYTES = 1 << 30
 
 
@@ -65,8 +70,32 @@ class Job:
     effort: Effort
 
 
+@dataclass(frozen=True)
+class DrillJob:
+    """One kind of mishap, in one situation and mode."""
+
+    manager: Manager
+    drill: Drill
+    asked: Asked
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command, besides those that it shares with others."""
+    parser.add_argument(
+        "--tier",
+        action="append",
+        choices=TIERS,
+        help="disks: resume from every disk that a death may leave; deaths: die in earnest; errors: let calls fail and "
+        "the disk fill; repeatable (all)",
+    )
+    parser.add_argument(
+        "--every",
+        type=_positive,
+        default=0,
+        metavar="N",
+        help="die and fail at every N-th operation (the tier decides)",
+    )
+    parser.add_argument("--point", metavar="NAME", help="only this death or failure, as the report names it")
     names = ", ".join((KILL, *STORAGES))
     parser.add_argument("--scenario", action="append", choices=list(SCENARIOS), help="only this one; repeatable")
     parser.add_argument("--mode", choices=["sync", "async", "pinned"], help="only this one (all that are claimed)")
@@ -100,27 +129,60 @@ def run(options: argparse.Namespace, level_named: Any) -> int:
     """The exit status, as for `run`."""
     begun = time.perf_counter()
     manager = Manager(options.impl, options.python, options.timeout, options.import_timeout)
-    with workplace(manager, any(SCENARIOS[name].shape for name in options.scenario or SCENARIOS)) as place:
+    has_ranks = any(SCENARIOS[name].shape for name in options.scenario or SCENARIOS)
+    with workplace(manager, has_ranks or _tiers(options) != ("disks",)) as place:
         implementation = place.server.implementation
         level: Level = level_named(options.level or implementation.level)
-        jobs = list(_jobs(options, manager, implementation, level))
+        jobs: list[Job | DrillJob] = list(_jobs(options, manager, implementation, level))
+        jobs += _drill_jobs(options, manager, implementation)
         if not jobs:
-            raise CannotJudge(f"{options.impl} does not claim what the scenarios that were asked for need.")
+            raise CannotJudge(f"{options.impl} does not claim what was asked for.")
         out = options.out or Path("reports") / "crash"
         out.mkdir(parents=True, exist_ok=True)
-        results = list(_results(jobs, options.n, place))
-    written = report.write(implementation, level, results, out, time.perf_counter() - begun)
-    print(report.console(implementation, level, results, out, time.perf_counter() - begun))
+        done = list(_results(jobs, options.n, place))
+    results = [one for one in done if isinstance(one, Result)]
+    tried = [one for one in done if isinstance(one, Drilled)]
+    again = shlex.join(_same_manager(options, level))
+    written = report.write(implementation, level, results, tried, again, out, time.perf_counter() - begun)
+    print(report.console(implementation, level, results, tried, again, out, time.perf_counter() - begun))
     print(f"written: {', '.join(written)}")
     if any(explored.contradiction for result in results for explored in result.explored):
         return Status.OUR_ERROR
-    if report.counted(results, level):
+    if report.counted(results, level, tried):
         return Status.FAILED
-    return Status.NOTHING_JUDGED if any(result.refusal for result in results) else Status.PASSED
+    return Status.NOTHING_JUDGED if any(one.refusal for one in done) else Status.PASSED
+
+
+def _same_manager(options: argparse.Namespace, level: Level) -> list[str]:
+    """The command for another run against the same manager."""
+    given = ["--impl", options.impl, *(["--python", options.python] if options.python else []), "--level", str(level)]
+    return ["forge-conformance", "crash", *given]
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return number
+
+
+def _tiers(options: argparse.Namespace) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(options.tier or TIERS))
+
+
+def _drill_jobs(options: argparse.Namespace, manager: Manager, implementation: Implementation) -> Iterator["DrillJob"]:
+    modes = [options.mode] if options.mode else [mode for mode in _MODES if mode in implementation.capabilities]
+    situations = options.scenario or list(SITUATIONS)
+    asked = Asked(options.every, options.point or "")
+    for drill in drills(_tiers(options), situations, modes, implementation.capabilities):
+        if asked.point.startswith(f"{drill.name}/") or not asked.point:
+            yield DrillJob(manager, drill, asked)
 
 
 def _jobs(options: argparse.Namespace, manager: Manager, implementation: Implementation, level: Level) -> Iterator[Job]:
-    claimed = [mode for mode in ("sync", "async") if mode in implementation.capabilities]
+    if "disks" not in _tiers(options) or options.point:
+        return
+    claimed = [mode for mode in _MODES if mode in implementation.capabilities]
     chosen = options.storage or ["all" if level >= Level.DURABLE else KILL]
     storages = (KILL, *STORAGES) if "all" in chosen else tuple(dict.fromkeys(chosen))
     for name in options.scenario or SCENARIOS:
@@ -131,37 +193,42 @@ def _jobs(options: argparse.Namespace, manager: Manager, implementation: Impleme
                 yield Job(manager, name, mode, storages, effort)
 
 
-def _results(jobs: Sequence[Job], processes: int, place: "Place") -> Iterator[Result]:
+def _results(jobs: Sequence[Job | DrillJob], processes: int, place: "Place") -> Iterator[Result | Drilled]:
     progress = _Progress(len(jobs))
     try:
         if processes == 1:
             for job in jobs:
-                yield progress.shown(explore(job, place))
+                yield progress.shown(_done(job, place))
             return
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(min(processes, len(jobs)), context) as pool:
-            for done in as_completed([pool.submit(_explore_alone, job) for job in jobs]):
+            for done in as_completed([pool.submit(_done_alone, job) for job in jobs]):
                 yield progress.shown(done.result())
     finally:
         progress.end()
 
 
 class _Progress:
-    """One line that is written over and over on a terminal, and a line for each recording elsewhere."""
+    """One line that is written over and over on a terminal, and a line for each job elsewhere."""
 
     def __init__(self, jobs: int) -> None:
         self._jobs = jobs
         self._done = 0
         self._sum = Totals()
+        self._points = 0
         self._is_terminal = sys.stderr.isatty()
 
-    def shown(self, result: Result) -> Result:
+    def shown(self, result: Result | Drilled) -> Result | Drilled:
         """Count a result in."""
         self._done += 1
-        for explored in result.explored:
-            self._sum.add(explored.totals)
+        if isinstance(result, Drilled):
+            self._points += result.points
+        else:
+            for explored in result.explored:
+                self._sum.add(explored.totals)
         filled = 24 * self._done // self._jobs
-        line = f"[{'#' * filled}{'.' * (24 - filled)}] {self._done}/{self._jobs} recordings, {self._sum.new:,} disks"
+        line = f"[{'#' * filled}{'.' * (24 - filled)}] {self._done}/{self._jobs} done, {self._sum.new:,} disks"
+        line += f", {self._points:,} points in earnest" if self._points else ""
         line += f", {self._sum.bad:,} bad" if self._sum.bad else ""
         end = "" if self._is_terminal else "\n"
         print(("\r\033[K" if self._is_terminal else "") + line, end=end, file=sys.stderr, flush=True)
@@ -203,8 +270,7 @@ def workplace(manager: Manager, with_ranks: bool = False) -> Iterator["Place"]:
     base = Path(tempfile.mkdtemp(prefix="forge-crash-", dir=_roomy()))
     try:
         claimed = server.implementation.capabilities
-        modes: list[str] = [mode for mode in ("sync", "async") if mode in claimed]
-        server.rehearse(modes, with_ranks and "distributed" in claimed)
+        server.rehearse([mode for mode in _MODES if mode in claimed], with_ranks and "distributed" in claimed)
         yield Place(server, base / "checkpoints", kinds_claimed(claimed))
     finally:
         server.close()
@@ -220,9 +286,19 @@ def _roomy() -> str | None:
     return None
 
 
-def _explore_alone(job: Job) -> Result:
-    with workplace(job.manager, with_ranks=SCENARIOS[job.scenario].shape is not None) as place:
-        return explore(job, place)
+def _done(job: Job | DrillJob, place: Place) -> Result | Drilled:
+    if isinstance(job, DrillJob):
+        return drilled(job.drill, job.manager, place, job.asked)
+    return explore(job, place)
+
+
+def _done_alone(job: Job | DrillJob) -> Result | Drilled:
+    with workplace(job.manager, _has_ranks(job)) as place:
+        return _done(job, place)
+
+
+def _has_ranks(job: Job | DrillJob) -> bool:
+    return isinstance(job, DrillJob) or SCENARIOS[job.scenario].shape is not None
 
 
 def explore(job: Job, place: Place) -> Result:

@@ -124,7 +124,10 @@ class Recorder:
         with self.changed:
             held, self._held = self._held, {}
             for identity, (caller, name, arguments, operation) in sorted(held.items()):
-                self._make(identity, caller, name, arguments, operation)
+                try:
+                    self._make(identity, caller, name, arguments, operation)
+                except OSError as error:
+                    self._answer(identity, 0, error.errno or errno.EIO)
 
     def held(self) -> list[Operation]:
         """What waits now, in order."""

@@ -17,8 +17,8 @@ from forge_conformance.harness.worker import ALL_PARTS, ManagerFault, Raised
 
 from .causes import Causes
 from .interleavings import History, orders
+from .processes import Digest, Processes, Undisturbed, is_refusal, raised_once
 from .recorder import Control, Operation, Recorder
-from .team import Digest, Team, Undisturbed, is_refusal, raised_once
 from .trace import Journal, Trace
 
 
@@ -95,15 +95,15 @@ class Recording:
         """A fresh process; killed at the end.  Its settings are those of later resumes as well."""
         self.settings = {"mode": self.mode, **settings}
         watched = self.folder if self._is_recorded else None
-        team = Team(self.server, self.shape, watched, "talks" if self.shape else "storing", self._supervise)
+        processes = Processes(self.server, self.shape, watched, "talks" if self.shape else "storing", self._supervise)
         try:
-            if self._is_recorded and len(self._recorders) < len(team.workers):
+            if self._is_recorded and len(self._recorders) < len(processes.workers):
                 raise CannotJudge(f"The manager's file operations can't be recorded: {self.server.filter_refusal}.")
-            self.control.dies = team.strike
-            team.open({"folder": str(self.folder), **self.settings}, seed=0)
-            yield RecordedLife(self, team)
+            self.control.dies = processes.strike
+            processes.open({"folder": str(self.folder), **self.settings}, seed=0)
+            yield RecordedLife(self, processes)
         finally:
-            team.kill()
+            processes.kill()
             self.journal.mark("kill")
             recorders, self._recorders = self._recorders, []
             for recorder in recorders:
@@ -148,9 +148,9 @@ class Recording:
 class RecordedLife:
     """The process, or the ranks, of one life of a recording; its calls leave marks."""
 
-    def __init__(self, recording: Recording, team: Team) -> None:
+    def __init__(self, recording: Recording, processes: Processes) -> None:
         self._recording = recording
-        self.team = team
+        self.processes = processes
         self.step = 0
         self._is_undisturbed = True
         self._has_started = False
@@ -161,7 +161,7 @@ class RecordedLife:
         self._starts(step)
         name = self._recording.server.implementation.layout.name.format(step=step)
         path = None if step is None else str(self._recording.folder / name)
-        self.step = min(loaded.step for loaded in self.team.load(path))
+        self.step = min(loaded.step for loaded in self.processes.load(path))
         self._recording.journal.mark("lands", step=self.step)
         self._is_undisturbed = False
 
@@ -177,13 +177,13 @@ class RecordedLife:
 
     def train_to(self, step: int) -> None:
         """Train until the run is at `step`."""
-        self.team.train(step - self.step)
+        self.processes.train(step - self.step)
         self.step = step
 
     def save(self, step: int | None = None) -> None:
         """Save, at the run's step or under another; an asynchronous save acknowledges the one before it."""
         number = self._begin(self.step if step is None else step)
-        outcomes = self.team.outcomes("save", step=step, extra=None, parts=list(ALL_PARTS))
+        outcomes = self.processes.outcomes("save", step=step, extra=None, parts=list(ALL_PARTS))
         if self._recording.mode == "sync":
             self._marks(outcomes, number)
         else:
@@ -197,11 +197,11 @@ class RecordedLife:
         if not self._has_started:  # and looked for nothing
             self._starts()
             recording.journal.mark("lands")
-        digest = recording.state_at(self.step, step) if self._is_undisturbed else self.team.digest()
+        digest = recording.state_at(self.step, step) if self._is_undisturbed else self.processes.digest()
         is_resave = any(saved.step == step for saved in recording.saves)
         recording.saves.append(Saved(step, recording.of_kinds(digest), is_resave))
         number = len(recording.saves) - 1
-        for rank in range(len(self.team.workers)):
+        for rank in range(len(self.processes.workers)):
             recording.journal.mark("begins", number, rank=rank)
         return number
 
@@ -214,7 +214,7 @@ class RecordedLife:
     def wait(self) -> None:
         """Wait until all that was saved is committed."""
         number, self._in_flight = self._in_flight, None
-        outcomes = self.team.outcomes("wait")
+        outcomes = self.processes.outcomes("wait")
         self._marks(outcomes, number)
         raised_once(outcomes)
 

@@ -15,6 +15,7 @@ from forge_spec import BY_SLUG
 from forge_spec.clauses import Level
 from forge_spec.disk import Bytes, Mark
 
+from .drills import Bad, Drilled
 from .explorer import Explored, Totals
 from .order import Disorder
 from .path import Followed
@@ -24,6 +25,7 @@ from .verdicts import Verdict
 RECORDER = "seccomp user notification, which sees every call, its data and its result"
 _SHOWN = 3
 _COLUMNS = "{:<14}{:<7}{:<29}{:>9}{:>8}{:>6}{:>9}{:>10}"
+_DRILLS = "{:<12}{:<12}{:<7}{:>6}{:>8}{:>6}{:>9}{:>7}{:>9}"
 
 
 @dataclass(frozen=True)
@@ -58,23 +60,43 @@ class Result:
     """Why nothing could be explored; "" if something was."""
 
 
-def counted(results: Sequence[Result], level: Level) -> list[Found]:
+def counted(results: Sequence[Result], level: Level, tried: Sequence[Drilled] = ()) -> list[Verdict]:
     """What counts against a manager at this level."""
-    return [found for result in results for found in result.found if _level(found.verdict.clause) <= level] + [
-        Found("", "posix-strict", Verdict("disorder", "durable.order"), 1, (), disorder.what, "")
-        for result in results
-        for disorder in result.disorders
-        if level >= Level.DURABLE
-    ]
+    disordered = Verdict("disorder", "durable.order")
+    verdicts = [found.verdict for result in results for found in result.found]
+    verdicts += [disordered for result in results for _ in result.disorders]
+    verdicts += [bad.verdict for drilled in tried for bad in drilled.bad]
+    return [verdict for verdict in verdicts if _level(verdict.clause) <= level]
 
 
 def _level(clause: str) -> Level:
     return BY_SLUG[clause].level
 
 
-def console(implementation: Implementation, level: Level, results: Sequence[Result], out: Path, seconds: float) -> str:
-    """A line for each recording and storage, what is bad by clause, the simplest stories, and the sums."""
+def console(
+    implementation: Implementation,
+    level: Level,
+    results: Sequence[Result],
+    tried: Sequence[Drilled],
+    again: str,
+    out: Path,
+    seconds: float,
+) -> str:
+    """A line for each recording and storage and for each drill, what is bad by clause, the simplest stories, the sums.
+
+    `again` is the command that runs against the same manager again.
+    """
     lines = [f"crash exploration of {implementation.name}, level {level}; recorded by {RECORDER}", ""]
+    if results:
+        lines += _of_disks(level, results, out)
+    if tried:
+        lines += _in_earnest(level, tried, again, out)
+    sums = [_sum(results, seconds)] if results else []
+    return "\n".join([*lines, "", *sums, *([_sum_in_earnest(tried)] if tried else [])])
+
+
+def _of_disks(level: Level, results: Sequence[Result], out: Path) -> list[str]:
+    lines: list[str] = []
     head = ("scenario", "mode", "storage", "states", "disks", "bad", "resumes", "a second")
     lines.append(_COLUMNS.format(*head))
     for result in results:
@@ -86,7 +108,57 @@ def console(implementation: Implementation, level: Level, results: Sequence[Resu
         lines += ["", found.text, "", f"  replay: python {out}/replay-{found.name}.py"]
     if len(every) > _SHOWN:
         lines += ["", f"{len(every)} ways to be bad in all, each told in {out}/crash.html"]
-    return "\n".join([*lines, "", _sum(results, seconds)])
+    return [*lines, ""]
+
+
+def _in_earnest(level: Level, tried: Sequence[Drilled], again: str, out: Path) -> list[str]:
+    """A line for each drill, what is bad, and the simplest stories."""
+    lines = [_DRILLS.format("in earnest", "situation", "mode", "ranks", "points", "bad", "went on", "s", "s/point")]
+    for drilled in tried:
+        drill, bad = drilled.drill, sum(one.points for one in drilled.bad)
+        each = f"{drilled.seconds / drilled.points:.3f}" if drilled.points else ""
+        counts = (drill.ranks, drilled.points, bad, drilled.went_on, round(drilled.seconds), each)
+        lines.append(_DRILLS.format(drill.kind, drill.situation, drill.mode, *counts))
+    lines += ["", *_notes_in_earnest(tried)]
+    found = [(drilled, bad) for drilled in tried for bad in drilled.bad]
+    lines += [_fell(*one, level) for one in found]
+    shown = list({(one.verdict.word, one.verdict.clause): one for _, one in reversed(found)}.values())[::-1]
+    for one in shown[:_SHOWN]:
+        lines += ["", one.text, "", f"  replay: {replayed(again, one)}"]
+    if len(found) > _SHOWN:
+        lines += ["", f"{len(found)} ways to be bad in earnest, each told in {out}/crash.html"]
+    return lines
+
+
+def replayed(again: str, bad: Bad) -> str:
+    """The command that does one point again."""
+    return f"{again} --point {bad.point}"
+
+
+def _fell(drilled: Drilled, bad: Bad, level: Level) -> str:
+    clause = bad.verdict.clause
+    beyond = "" if _level(clause) <= level else f" (of level {_level(clause)}, not counted at level {level})"
+    times = f"{bad.points} point{'s' if bad.points > 1 else ''}"
+    return f"FELL {clause}: {bad.verdict.word}, {times} of {drilled.drill.name}{beyond}"
+
+
+def _notes_in_earnest(tried: Sequence[Drilled]) -> Iterator[str]:
+    for one in tried:
+        if one.refusal:
+            yield textwrap.fill(f"NOT TRIED ({one.drill.name}): {one.refusal}", 110, subsequent_indent="    ")
+    left_out = sum(one.left_out for one in tried)
+    if left_out:
+        yield f"left out: {left_out:,} more points at which the same could have happened (--every 1)"
+    void = sum(one.void for one in tried)
+    if void:
+        yield f"left out: {void:,} points at which nothing happened when it came to it"
+
+
+def _sum_in_earnest(tried: Sequence[Drilled]) -> str:
+    points, seconds = sum(one.points for one in tried), sum(one.seconds for one in tried)
+    bad = sum(found.points for one in tried for found in one.bad)
+    each = f", {seconds / points:.3f} s a point" if points else ""
+    return f"{points:,} points in earnest, {bad:,} bad; {seconds:.0f} s{each}"
 
 
 def _line(result: Result, explored: Explored) -> str:
@@ -175,11 +247,20 @@ def _sum(results: Sequence[Result], seconds: float) -> str:
 
 
 def write(
-    implementation: Implementation, level: Level, results: Sequence[Result], out: Path, seconds: float
+    implementation: Implementation,
+    level: Level,
+    results: Sequence[Result],
+    tried: Sequence[Drilled],
+    again: str,
+    out: Path,
+    seconds: float,
 ) -> list[str]:
-    """The report's files, and a replay script for each way to be bad; their paths."""
-    (out / "crash.json").write_text(json.dumps(_json(implementation, level, results, seconds), indent=1) + "\n")
-    (out / "crash.html").write_text(page(implementation, results))
+    """The report's files, and a replay script for each way of a disk to be bad; their paths."""
+    written = _json(implementation, level, results, seconds) | {
+        "in_earnest": [_drilled_json(one, again) for one in tried]
+    }
+    (out / "crash.json").write_text(json.dumps(written, indent=1) + "\n")
+    (out / "crash.html").write_text(page(implementation, results, tried, again))
     for result in results:
         for found in result.found:
             (out / f"replay-{found.name}.py").write_text(found.replay)
@@ -241,6 +322,32 @@ def _recording_json(result: Result) -> dict[str, Any]:
     }
 
 
+def _drilled_json(one: Drilled, again: str) -> dict[str, Any]:
+    return {
+        **asdict(one.drill),
+        "says": one.says,
+        "refusal": one.refusal,
+        "points": one.points,
+        "went_on": one.went_on,
+        "left_out": one.left_out,
+        "void": one.void,
+        "seconds": round(one.seconds, 3),
+        "bad": [
+            {
+                "point": bad.point,
+                "points": bad.points,
+                "verdict": bad.verdict.word,
+                "clause": bad.verdict.clause,
+                "seen": bad.verdict.seen,
+                "expected": bad.verdict.expected,
+                "story": bad.text,
+                "replay": replayed(again, bad),
+            }
+            for bad in one.bad
+        ],
+    }
+
+
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; } td, th { padding: 0 .7rem 0 0; text-align: left; white-space: nowrap; }
@@ -250,15 +357,39 @@ pre { background: #f6f6f4; padding: 1rem; overflow-x: auto; } details { margin: 
 """
 
 
-def page(implementation: Implementation, results: Sequence[Result]) -> str:
-    """One self-contained HTML page: each recording's operations, with what a death after each of them leaves."""
+def page(implementation: Implementation, results: Sequence[Result], tried: Sequence[Drilled], again: str) -> str:
+    """One self-contained HTML page: what was tried in earnest, and each recording's operations, with what a death
+    after each of them leaves."""
     body = [f"<h1>Crash exploration of {html.escape(implementation.name)}</h1>"]
-    body += [f"<p>{html.escape(_sum(results, max(1e-9, sum(result.seconds for result in results))))}</p>"]
-    body.append("<p>A cell counts the disks first met if death comes after the operation; red: some are bad.</p>")
+    body += _tried_section(tried, again) if tried else []
+    if results:
+        body += [f"<p>{html.escape(_sum(results, max(1e-9, sum(result.seconds for result in results))))}</p>"]
+        body.append("<p>A cell counts the disks first met if death comes after the operation; red: some are bad.</p>")
     for result in results:
         body += _section(result) if result.explored else [f"<p>{html.escape(result.refusal)}</p>"]
     head = f"<!doctype html><meta charset=utf-8><title>Crash exploration</title><style>{_STYLE}</style>"
     return head + "\n".join(body) + "\n"
+
+
+def _tried_section(tried: Sequence[Drilled], again: str) -> Iterator[str]:
+    yield f"<h2>In earnest</h2><p>{html.escape(_sum_in_earnest(tried))}</p><table>"
+    yield "<tr><th>what</th><th>where</th><th>points</th><th>bad</th><th>seconds</th></tr>"
+    for one in tried:
+        drill, bad = one.drill, sum(found.points for found in one.bad)
+        where = f"{drill.situation}, {drill.mode}" + (f", {drill.ranks} ranks" if drill.ranks > 1 else "")
+        cells = (one.says, where, one.refusal or one.points, bad, f"{one.seconds:.1f}")
+        css = ("", "", "", f' class="{"bad" if bad else "good"}"', "")
+        yield (
+            "<tr>"
+            + "".join(f"<td{c}>{html.escape(str(cell))}</td>" for c, cell in zip(css, cells, strict=True))
+            + "</tr>"
+        )
+    yield "</table>"
+    for one in tried:
+        for found in one.bad:
+            head = f"{found.verdict.word} [{found.verdict.clause}], {found.point}, {found.points} points"
+            text = f"{found.text}\n\n  replay: {replayed(again, found)}"
+            yield f"<details open><summary>{html.escape(head)}</summary><pre>{html.escape(text)}</pre></details>"
 
 
 def _section(result: Result) -> Iterator[str]:

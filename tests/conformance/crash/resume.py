@@ -18,9 +18,9 @@ from forge_conformance.harness.server import CannotJudge, Server
 from forge_conformance.harness.worker import Died, Hung, ManagerFault
 
 from .facts import Fact, Facts
+from .processes import Digest, Processes
 from .recorder import Recorder
 from .recording import Recorded
-from .team import Digest, Team
 from .trace import Disk, Journal
 
 OTHER_SEED = 999
@@ -99,32 +99,32 @@ class Resumer:
         """Build the disk and resume from it."""
         begun = time.perf_counter()
         facts = Facts(self._folder, self.rebuild(disk))
-        team = self._spawn(facts)
+        processes = self._spawn(facts)
         try:
-            landing = self._land(team)
+            landing = self._land(processes)
             of_landing = tuple(facts.seen)
-            going_on = self._go_on(team, landing, facts) if goes_on and landing.is_alive else None
+            going_on = self._go_on(processes, landing, facts) if goes_on and landing.is_alive else None
         finally:
-            team.kill()
+            processes.kill()
         return Tried(landing, of_landing, going_on, tuple(facts.seen), time.perf_counter() - begun)
 
-    def _spawn(self, facts: Facts) -> Team:
+    def _spawn(self, facts: Facts) -> Processes:
         journal = Journal(self._folder)
-        team = Team(
+        processes = Processes(
             self._server,
             self._recorded.shape,
             self._folder,
             "looks",
             lambda rank, listener, pid: Recorder(listener, pid, journal, facts=facts, rank=rank),
         )
-        self.resumes += len(team.workers)
-        return team
+        self.resumes += len(processes.workers)
+        return processes
 
-    def _land(self, team: Team) -> Landing:
+    def _land(self, processes: Processes) -> Landing:
         try:
-            team.open(dict(self._settings), OTHER_SEED)
-            loaded = team.load()
-            state = self._of_kinds(team.digest())
+            processes.open(dict(self._settings), OTHER_SEED)
+            loaded = processes.load()
+            state = self._of_kinds(processes.digest())
         except Hung as fault:
             self._server.hangs += 1
             return Landing("hung", said=str(fault))
@@ -136,7 +136,7 @@ class Resumer:
             where = ", ".join(f"rank {rank} at step {one.step}" for rank, one in enumerate(loaded))
             return Landing("apart", said=where)
         if all(one.is_fresh for one in loaded):
-            changed = _differing(self._of_kinds(self._fresh), state)
+            changed = differing(self._of_kinds(self._fresh), state)
             return Landing("mixed", said=f"fresh, with {changed}") if changed else Landing("fresh")
         return self._match(loaded[0].step, state)
 
@@ -147,44 +147,45 @@ class Resumer:
             return Landing("landed", step, same)
         if not there:
             return Landing("mixed", step, said=f"step {step} was never saved")
-        differing = [_differing(saved.state, state) for saved in there.values()]
-        return Landing("mixed", step, said=f"not the state that was saved: {' / '.join(differing)}")
+        changed = " / ".join(differing(saved.state, state) for saved in there.values())
+        return Landing("mixed", step, said=f"not the state that was saved: {changed}")
 
     def _of_kinds(self, digest: Digest) -> Digest:
         return {name: value for name, value in digest.items() if name.partition("/")[0] in self._kinds}
 
-    def _go_on(self, team: Team, landing: Landing, facts: Facts) -> GoingOn:
+    def _go_on(self, processes: Processes, landing: Landing, facts: Facts) -> GoingOn:
         step, every = landing.step, self._recorded.every
         first = (step // every + 1) * every
         try:
             for target in (first, first + every):
-                team.train(target - step)
+                processes.train(target - step)
                 step = target
-                team.save()
-            team.wait()
-            wanted = self._of_kinds(team.digest())
+                processes.save()
+            processes.wait()
+            wanted = self._of_kinds(processes.digest())
         except ManagerFault as fault:
             return GoingOn(f"going on from step {landing.step}: {fault}")
         finally:
-            team.kill()
+            processes.kill()
         return self._comes_back(step, wanted, facts)
 
     def _comes_back(self, step: int, wanted: Digest, facts: Facts) -> GoingOn:
-        team = self._spawn(facts)
+        processes = self._spawn(facts)
         try:
-            team.open(dict(self._settings), OTHER_SEED + 1)
-            loaded = team.load()
-            differing = _differing(wanted, self._of_kinds(team.digest()))
+            processes.open(dict(self._settings), OTHER_SEED + 1)
+            loaded = processes.load()
+            changed = differing(wanted, self._of_kinds(processes.digest()))
         except ManagerFault as fault:
             return GoingOn(f"after going on to step {step} the next resume failed: {fault}")
         finally:
-            team.kill()
+            processes.kill()
         if {one.step for one in loaded} != {step}:
             came = ", ".join(dict.fromkeys(str(one.step) for one in loaded))
             return GoingOn(f"after going on to step {step} the next resume came back at step {came}")
-        return GoingOn(f"after going on to step {step} the next resume has {differing}" if differing else "")
+        return GoingOn(f"after going on to step {step} the next resume has {changed}" if changed else "")
 
 
-def _differing(wanted: Mapping[str, Any], seen: Mapping[str, Any]) -> str:
+def differing(wanted: Mapping[str, Any], seen: Mapping[str, Any]) -> str:
+    """Which items of a state are not as wanted; "" if all are."""
     names = sorted(name for name in wanted.keys() | seen.keys() if wanted.get(name) != seen.get(name))
     return f"{len(names)} items differing ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""

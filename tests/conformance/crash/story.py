@@ -79,7 +79,7 @@ def tell(
     ]
     if missing:
         lines += ["", "  what did not reach the disk", *(f"    {line}" for line in missing)]
-    lines += ["", "  the folder as it is left", *(f"    {line}" for line in _shown(disk))]
+    lines += ["", "  the folder as it is left", *(f"    {line}" for line in shown(disk))]
     lines += ["", *_wrapped(f"the resume: {verdict.seen}"), *_wrapped(f"it should have: {_should(verdict)}")]
     return Story(state, disk, verdict, missing, "\n".join(lines))
 
@@ -182,7 +182,8 @@ def _path(trace: Trace, cut: int, number: int) -> str:
     return f"file {number}"
 
 
-def _shown(disk: Disk) -> Iterator[str]:
+def shown(disk: Disk) -> Iterator[str]:
+    """What stands in a folder, a path a line, as far as a person reads on."""
     paths = sorted(disk.nodes)
     for path in paths[:_MOST_PATHS]:
         node = disk.nodes[path]

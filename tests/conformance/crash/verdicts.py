@@ -17,6 +17,11 @@ WORDS = {
     "hung": "it did not come back at all",
     "died": "the process that resumed ended by itself",
     "stuck": "it came back and could not go on: a later save, or the resume after it, went wrong",
+    "swallowed": "a call failed, nobody was told, and what was saved can't be resumed",
+    "repeated": "the failure was raised more than once, or a save after it failed although its cause was gone",
+    "hard": "what could not be deleted made a save fail whose checkpoint is safe",
+    "disturbed": "a save that was stopped for a while did not come to its end",
+    "piled": "what dead saves leave piles up",
 }
 """Every verdict, in words."""
 

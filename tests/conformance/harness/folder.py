@@ -8,11 +8,12 @@ cannot be wrong in the manager's favour.
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from forge_conformance.adapter import Layout
+from forge_spec.retention import Room
 
 DANGLING = -1
 """What `latest` is when there is a pointer that leads to no checkpoint."""
@@ -136,6 +137,17 @@ class Folder:
             for name in names
         )
 
+    def debris(self) -> dict[str, Room]:
+        """What stands in the folder and is neither a complete checkpoint nor the pointer, by name."""
+        complete = {path.name for path in map(self.of, self.complete())}
+        names = [entry.name for entry in os.scandir(self.path)]
+        return {name: room(self.path / name) for name in names if name not in (*complete, self.layout.pointer)}
+
+    def largest(self) -> Room:
+        """The room of the largest complete checkpoint."""
+        rooms = [room(self.of(step)) for step in self.complete()]
+        return max(rooms, key=lambda found: found.size_bytes, default=Room())
+
     def copy_to(self, destination: Path) -> None:
         """Copy the folder as it is now, links as links; tolerates files that vanish meanwhile."""
         shutil.copytree(self.path, destination, symlinks=True, ignore_dangling_symlinks=True)
@@ -159,6 +171,19 @@ class Folder:
         kind = "directory" if self.layout.is_dir else "file"
         shown = ", ".join(found[:6]) + (f" and {len(found) - 6} more" if len(found) > 6 else "")
         return f"it holds {shown}, where the layout asks for a {kind} named like {self.layout.checkpoint}"
+
+
+def room(path: Path) -> Room:
+    """What a file, or a directory with all that is in it, takes."""
+    below = [os.path.join(where, name) for where, dirs, files in os.walk(path) for name in (*dirs, *files)]
+    sizes = [os.lstat(found).st_size for found in (str(path), *below) if not os.path.isdir(found)]
+    return Room(1 + len(below), sum(sizes))
+
+
+def together(rooms: Iterable[Room]) -> Room:
+    """What several take in all."""
+    found = list(rooms)
+    return Room(sum(one.entries for one in found), sum(one.size_bytes for one in found))
 
 
 def _size(path: Path) -> int:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,11 @@ from .worker import Supervisor, Worker, connect, ending, readable, stacks_of
 LEVELS = [str(level) for level in Level]
 
 _WORKER = Path(__file__).resolve().parents[1] / "worker"
+_CRASH = Path(__file__).resolve().parents[1] / "crash"
+
+
+def _started_by(inside: Sequence[str]) -> list[str]:
+    return [sys.executable, str(_CRASH / inside[0]), *inside[1:]] if inside else []
 
 
 class CannotJudge(Exception):
@@ -59,7 +64,9 @@ class Server:
         timeout_s: float = 20,
         import_timeout_s: float = 120,
         device: str = "cpu",
+        inside: Sequence[str] = (),
     ) -> None:
+        """`inside`: a script of the crash explorer, with arguments, that starts the interpreter in its turn."""
         self.device = device
         self._impl = impl
         self._directory = Path(tempfile.mkdtemp(prefix="forge-conformance-"))
@@ -79,7 +86,14 @@ class Server:
         try:
             with open(self._log, "wb") as log:
                 self._process = subprocess.Popen(
-                    [interpreter, str(_WORKER), f"--impl={impl}", f"--channel={theirs.fileno()}", f"--device={device}"],
+                    [
+                        *_started_by(inside),
+                        interpreter,
+                        str(_WORKER),
+                        f"--impl={impl}",
+                        f"--channel={theirs.fileno()}",
+                        f"--device={device}",
+                    ],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -165,6 +179,10 @@ class Server:
         reason = worker.greet(folder, supervise)
         self.filter_refusal = self.filter_refusal or reason
         return worker
+
+    def sees(self, path: Path) -> Path:
+        """Where this process finds what the server and its workers see at a path."""
+        return Path(f"/proc/{self._process.pid}/root{path}")
 
     @property
     def worker_path(self) -> Path:

@@ -151,6 +151,11 @@ class Worker:
         pinned, state = pinned_bytes() - before, state_bytes(self._training)
         return {"still_busy": still_busy, "pinned_bytes": pinned, "state_bytes": state}
 
+    def do_exit_at_sigterm(self) -> None:
+        """As scripts do that want to end in order; a handler that the manager has made stays."""
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
     def do_ping(self) -> None:
         """Shows that the main thread is free to go on."""
 

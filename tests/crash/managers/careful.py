@@ -1,4 +1,4 @@
-"""A manager that is right in everything, durable too, and mutants of it that lack one thing each.
+"""A manager that is right in everything that a death can show, durable too, and mutants of it that lack one thing each.
 
 Data, then marker, then pointer: a checkpoint is a directory with the state in
 one file and a marker beside it, put together under a hidden name; `latest` is a
@@ -32,10 +32,13 @@ class Careful(Adapter):
         self.folder = Path(settings.folder)
 
     def save(self, step: int, tokens_seen: int, extra: Mapping[str, Any] | None, parts: Sequence[str]) -> None:
-        staged, target = self.folder / ".staged", self.folder / f"step_{step}"
+        self.commit(step, self.files(step))
+
+    def commit(self, step: int, files: Mapping[str, bytes]) -> None:
+        staged, target = self.staged(), self.folder / f"step_{step}"
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir()
-        for name, content in self.files(step).items():
+        for name, content in files.items():
             self.write(staged / name, content, "the state")
         self.write(staged / "marker", b"whole", "the marker")
         self.sync(staged, "the staged directory")
@@ -45,6 +48,10 @@ class Careful(Adapter):
         self.sync(self.folder, "the folder after the rename")
         self.point_at(step)
         self.prune(step)
+
+    def staged(self) -> Path:
+        """Where a checkpoint is put together."""
+        return self.folder / ".staged"
 
     def files(self, step: int) -> dict[str, bytes]:
         return {"state": pickle.dumps([step, [getattr(self.training, part).state_dict() for part in PARTS]])}

@@ -131,6 +131,18 @@ class Ranked(Adapter):
         return heard[0]
 
 
+class Hasty(Ranked):
+    """Writes under the final name, so that all looks complete when rank 0 has written its part."""
+
+    def attempt(self, step: int, tokens_seen: int, extra: Any, parts: Sequence[str], partial: Path) -> str:
+        final = self.folder / f"at-{step}"
+        final.mkdir(exist_ok=True)
+        return super().attempt(step, tokens_seen, extra, parts, final)
+
+    def publish(self, partial: Path, final: Path) -> str:
+        return ""
+
+
 class Stuck(Ranked):
     """The last rank never comes to the end of a save."""
 

@@ -39,7 +39,7 @@ class Undisturbed:
         return {**self.digest(trained), **{name: at for name, at in counters.items() if name.endswith("step")}}
 
 
-class Team:
+class Processes:
     """Killed together, at the latest when the server ends."""
 
     def __init__(

@@ -1,0 +1,326 @@
+"""What is tried in earnest: a manager about to save is met by a mishap, and what it leaves is judged.
+
+A *drill* is one kind of mishap in one situation and mode; a *point* is one
+try of it, mostly at one file operation of the save.  Before each point the
+folder is made what it was before the save, so that every point can be replayed
+alone by its name: `--point kill/steady/async/1/17`.
+
+After a death a fresh process resumes from each point.  Whether the run can go on from
+there is tried where the folder's names are others than at the points before.
+"""
+
+import itertools
+import os
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from forge_conformance.harness.ranks import RanksTimeline, Shape, by_rank
+from forge_conformance.harness.server import CannotJudge
+from forge_conformance.harness.worker import ManagerFault
+
+from .live import Ledger, Life, Team
+from .recorder import Control, Operation
+from .resume import GoingOn, Landing
+from .story import shown
+from .trace import Disk
+from .verdicts import WORDS, Verdict, verdict_of
+
+if TYPE_CHECKING:
+    from .command import Place
+
+_TOLD = 8
+"""Operations that a story tells of."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What stood in the folder before the save, and which save it is."""
+
+    name: str
+    says: str
+    before: tuple[int, ...]
+    """The steps that were saved before."""
+    trains_to: int
+    saves: int
+    """The step that is saved; another than the run's own where a step is saved again."""
+
+
+SITUATIONS: Mapping[str, Situation] = {
+    situation.name: situation
+    for situation in (
+        Situation("first-save", "the first save ever, into an empty folder", (), 2, 2),
+        Situation("steady", "a save of step 6 with a limit of two, after steps 2 and 4", (2, 4), 6, 6),
+        Situation("resave", "step 4 is saved again with another state", (2, 4), 5, 4),
+    )
+}
+"""Every situation under its name; the names are those of scenarios."""
+
+
+@dataclass(frozen=True)
+class Drill:
+    """One kind of mishap in one situation and mode, on so many ranks."""
+
+    tier: str
+    kind: str
+    situation: str
+    mode: str
+    ranks: int = 1
+
+    @property
+    def name(self) -> str:
+        """The beginning of its points' names."""
+        return f"{self.kind}/{self.situation}/{self.mode}/{self.ranks}"
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A way in which points of a drill are bad, with its first example."""
+
+    point: str
+    verdict: Verdict
+    text: str
+    points: int = 1
+
+
+@dataclass(frozen=True)
+class Drilled:
+    """What came of a drill."""
+
+    drill: Drill
+    says: str
+    points: int = 0
+    went_on: int = 0
+    seconds: float = 0
+    bad: tuple[Bad, ...] = ()
+    left_out: int = 0
+    """Points that were not tried because of `--every`."""
+    void: int = 0
+    """Points at which the mishap could not happen when it came to it."""
+    refusal: str = ""
+    """Why nothing could be tried; "" if something was."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What came of a point: a verdict, or None if the mishap could not happen there."""
+
+    verdict: Verdict | None
+    happened: str = ""
+    """What the mishap was, in words."""
+    operations: tuple[str, ...] = ()
+    """What the save had done before."""
+    left: Disk | None = None
+    """The folder as a resume found it."""
+    went_on: bool = False
+
+
+def tally(drill: Drill, says: str, names: Sequence[str], attempt: Callable[[str], Tried], left_out: int) -> Drilled:
+    """Try these points, and count what came of them."""
+    begun = time.perf_counter()
+    bad: dict[tuple[str, str], Bad] = {}
+    void = went_on = 0
+    for name in names:
+        tried = attempt(name)
+        went_on += tried.went_on
+        if tried.verdict is None:
+            void += 1
+        elif not tried.verdict.is_good:
+            key = (tried.verdict.word, tried.verdict.clause)
+            found = bad.get(key)
+            first = found or Bad(name, tried.verdict, _told(drill, says, name, tried, tried.verdict), 0)
+            bad[key] = replace(first, points=first.points + 1)
+    seconds = time.perf_counter() - begun
+    return Drilled(drill, says, len(names) - void, went_on, seconds, tuple(bad.values()), left_out, void)
+
+
+def _told(drill: Drill, says: str, name: str, tried: Tried, verdict: Verdict) -> str:
+    situation = SITUATIONS[drill.situation]
+    ranks = f" on {drill.ranks} ranks" if drill.ranks > 1 else ""
+    lines = [
+        f"{verdict.word}: {WORDS[verdict.word]}  [{verdict.clause}]",
+        *_wrapped(f"{drill.situation}, {drill.mode}{ranks}: {situation.says}; {says}"),
+        *_wrapped(f"point {name}: {tried.happened}"),
+    ]
+    if tried.operations:
+        lines += ["", "  what the save had done", *(f"    {line}" for line in _last(tried.operations))]
+    if tried.left is not None:
+        lines += ["", "  the folder as it was left", *(f"    {line}" for line in shown(tried.left))]
+    lines += ["", *_wrapped(f"seen: {verdict.seen}"), *_wrapped(f"expected: {verdict.expected}")]
+    return "\n".join(lines)
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 110, initial_indent="  ", subsequent_indent="    ")
+
+
+def _last(operations: Sequence[str]) -> Iterator[str]:
+    """The last operations; of a burst of equal ones just one."""
+    told = [one for one, after in zip(operations, [*operations[1:], ""], strict=True) if one != after]
+    yield from (["..."] if len(told) > _TOLD else [])
+    yield from told[-_TOLD:]
+
+
+class Stage:
+    """A situation, ready to be gone through as often as there are points."""
+
+    def __init__(self, team: Team, drill: Drill, has_limit: bool, is_watched: bool = True) -> None:
+        """Saves what stands there before; `CannotJudge` if that can't be done.
+
+        With `is_watched` its file operations can be met, and are known from a rehearsal.
+        """
+        self.team = team
+        self.drill = drill
+        self.situation = SITUATIONS[drill.situation]
+        several = len(self.situation.before) > 1
+        self.settings: dict[str, Any] = {"mode": drill.mode} | ({"keep_last_n": 2} if has_limit and several else {})
+        self._ledger = Ledger()
+        self._names: set[tuple[str, ...]] = set()
+        self.team.rebuild(Disk({}))
+        try:
+            if self.situation.before:
+                with self.team.life(self.settings, self._ledger) as life:
+                    self.save_at(life, *self.situation.before)
+            self._disk = Disk.read(self.team.here)
+            control = Control()
+            with self.about_to_save([control] if is_watched else ()) as life:
+                self.operations = self._rehearsed(life, control)
+        except ManagerFault as fault:
+            raise CannotJudge(
+                f"Situation {drill.situation!r} ({self.situation.says}) could not be brought about in mode "
+                f"{drill.mode}, so nothing can be tried in it. {fault}"
+            ) from None
+        if is_watched and not self.operations:
+            raise CannotJudge(
+                "The manager saved without changing anything in the folder that it was given, so there is no "
+                "operation at which something could go wrong."
+            )
+
+    def save_at(self, life: Life, *steps: int) -> None:
+        """Train to each of these steps, and commit there."""
+        for step in steps:
+            life.train_to(step)
+            life.save()
+        life.wait()
+
+    def _rehearsed(self, life: Life, control: Control) -> tuple[Operation, ...]:
+        """What the save does when nothing goes wrong."""
+        done: list[Operation] = []
+
+        def hear(operation: Operation) -> int:
+            done.append(operation)
+            return 0
+
+        control.fails = hear
+        self.save(life)
+        life.wait()
+        return tuple(done)
+
+    @contextmanager
+    def about_to_save(self, controls: Sequence[Control] = ()) -> Iterator[Life]:
+        """The folder as it was before the save, and a life that has resumed and trained up to it."""
+        with self.team.life(self.settings, self.begin(), controls) as life:
+            if self.situation.before:
+                life.load()
+            if life.step != (self.situation.before or (0,))[-1]:
+                raise CannotJudge(
+                    f"A resume after saves of steps {', '.join(map(str, self.situation.before))} came back at step "
+                    f"{life.step}, with nothing gone wrong yet."
+                )
+            life.train_to(self.situation.trains_to)
+            yield life
+
+    def begin(self) -> Ledger:
+        """Make the folder what it was before the save; what is known of it then."""
+        self.team.rebuild(self._disk)
+        return self._ledger.copy()
+
+    def step(self) -> int | None:
+        """What is said to `save`: None for the run's own step."""
+        return None if self.situation.saves == self.situation.trains_to else self.situation.saves
+
+    def save(self, life: Life) -> None:
+        """The save that something happens to."""
+        life.save(self.step())
+
+    def judged(self, life: Life, goes_on: bool | None = None) -> tuple[Verdict, Disk, bool]:
+        """What fresh processes make of the folder as it is; the folder, and whether the run went on from there."""
+        left = Disk.read(self.team.here)
+        names = tuple(sorted(left.nodes))
+        if goes_on is None:
+            goes_on = names not in self._names
+            self._names.add(names)
+        landing, going_on = self.team.resume(self.settings, life.ledger, goes_on)
+        return self.verdict(life.ledger, landing, going_on), left, goes_on
+
+    def verdict(self, ledger: Ledger, landing: Landing, going_on: GoingOn | None = None) -> Verdict:
+        """What this outcome is worth."""
+        return verdict_of(landing, going_on, ledger.allowed, tuple(ledger.saves), is_power_cut=False)
+
+
+@dataclass
+class Heard:
+    """Listens to the operations of a save, and meddles with those that it is asked to."""
+
+    control: Control
+    number: int
+    """The operation, counted from the beginning of the save, at which something happens."""
+    happens: Callable[[Operation], int] = lambda operation: 0
+    """Called before that operation; the errno with which it fails, or 0."""
+    then: Callable[[Operation], int] = lambda operation: 0
+    """Called before all later ones."""
+    done: list[str] = field(default_factory=list)
+    met: Operation | None = None
+    """The operation with that number, when it has come."""
+    failed: Operation | None = None
+    """The same, if it failed."""
+
+    def __post_init__(self) -> None:
+        self._before = self.control.done
+        self.control.fails = self._hear
+
+    def _hear(self, operation: Operation) -> int:
+        at = operation.number - self._before
+        if at == self.number:
+            self.met = operation
+            error = self.happens(operation)
+            self.failed = operation if error else None
+        else:
+            error = self.then(operation) if at > self.number else 0
+        self.done.append(f"{operation} failed with {os.strerror(error)}" if error else str(operation))
+        return error
+
+    def heal(self) -> None:
+        """From now on nothing happens."""
+        self.control.fails = lambda operation: 0
+
+
+def team_of(place: "Place", ranks: int) -> Team:
+    """One process, or several ranks that share the model."""
+    if ranks == 1:
+        return Team(place.server, place.folder, place.kinds, place.fresh(None))
+    shape = Shape(ranks)
+    fresh = by_rank(RanksTimeline(place.server, 999, shape).digest(0))
+    return Team(place.server, place.folder, place.kinds, fresh, shape)
+
+
+def ends_of_bursts(operations: Sequence[Operation]) -> list[int]:
+    """Of operations that are alike and follow one another the first, the middle and the last; counted from 1."""
+    found: list[int] = []
+    numbered = enumerate(operations, start=1)
+    for _, burst in itertools.groupby(numbered, key=lambda one: str(one[1])):
+        numbers = [number for number, _ in burst]
+        found += dict.fromkeys((numbers[0], numbers[len(numbers) // 2], numbers[-1]))
+    return found
+
+
+def spread(count: int, every: int) -> list[int]:
+    """Every so many of the numbers from 1 to `count`, the last one included.
+
+    >>> spread(7, 3), spread(2, 1)
+    ([1, 4, 7], [1, 2])
+    """
+    return sorted({*range(1, count + 1, every), count} - {0})

@@ -1,0 +1,127 @@
+"""Which drills there are for a manager, and what comes of each: deaths, failing calls, and deaths in a row."""
+
+import errno
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from forge_conformance.harness.server import CannotJudge
+
+from . import failures
+from .deaths import DEATHS
+from .debris import Chain
+from .drills import SITUATIONS, Drill, Drilled, Stage, Tried, ends_of_bursts, spread, tally, team_of
+from .full import POINTS, FullDisk, small_disk
+
+if TYPE_CHECKING:
+    from .command import Manager, Place
+
+DEATHS_TIER, ERRORS_TIER = "deaths", "errors"
+_IN_A_ROW = 100
+_RANKS = 2
+_ERRORS_SAY = "a call fails, and all that has the same cause, until the save has ended"
+_FULL_SAYS = "the disk is really full, and has room again afterwards"
+_AGAIN_SAYS = "death after death over one folder, at random operations"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What of a drill is tried."""
+
+    every: int = 0
+    """Every so many operations; 0 leaves it to the kind of mishap: a kill comes at all of them, a failure at all but
+    the middle of bursts."""
+    point: str = ""
+    """Only this one."""
+    in_a_row: int = _IN_A_ROW
+
+
+def drills(
+    tiers: Sequence[str], situations: Sequence[str], modes: Sequence[str], capabilities: frozenset[str]
+) -> Iterator[Drill]:
+    """All drills of these tiers that suit a manager with these capabilities."""
+    for situation in [name for name in SITUATIONS if name in situations]:
+        for mode in modes:
+            if DEATHS_TIER in tiers:
+                yield from _deaths(situation, mode, capabilities)
+            if ERRORS_TIER in tiers:
+                yield Drill(ERRORS_TIER, "fail", situation, mode)
+                if situation == "steady":
+                    yield Drill(ERRORS_TIER, "full", situation, mode)
+
+
+def _deaths(situation: str, mode: str, capabilities: frozenset[str]) -> Iterator[Drill]:
+    ranks = (1, _RANKS) if "distributed" in capabilities and situation == "steady" else (1,)
+    found = [Drill(DEATHS_TIER, name, situation, mode, count) for count in ranks for name in DEATHS]
+    yield from (drill for drill in found if DEATHS[drill.kind].suits(drill))
+    if situation == "steady":
+        yield Drill(DEATHS_TIER, "again", situation, mode)
+
+
+def drilled(drill: Drill, manager: "Manager", place: "Place", asked: Asked) -> Drilled:
+    """What came of a drill; refused with a reason where it can't be gone through."""
+    run = {"fail": _fail, "full": _full, "again": _again}.get(drill.kind, _die)
+    try:
+        return run(drill, manager, place, asked)
+    except CannotJudge as reason:
+        return Drilled(drill, _says(drill), refusal=str(reason))
+
+
+def _says(drill: Drill) -> str:
+    said = {"fail": _ERRORS_SAY, "full": _FULL_SAYS, "again": _AGAIN_SAYS}
+    return said.get(drill.kind) or DEATHS[drill.kind].says
+
+
+def _has_limit(place: "Place") -> bool:
+    return "retention" in place.server.implementation.capabilities
+
+
+def _tally(
+    drill: Drill, asked: Asked, names: Sequence[str], attempt: Callable[[str], Tried], chosen: Sequence[str]
+) -> Drilled:
+    if asked.point and asked.point not in names:
+        raise CannotJudge(f"There is no point {asked.point}; those of this drill go from {names[0]} to {names[-1]}.")
+    points = [asked.point] if asked.point else chosen
+    return tally(drill, _says(drill), points, attempt, 0 if asked.point else len(names) - len(points))
+
+
+def _die(drill: Drill, manager: "Manager", place: "Place", asked: Asked) -> Drilled:
+    death = DEATHS[drill.kind]
+    stage = Stage(team_of(place, drill.ranks), drill, _has_limit(place))
+    numbers = death.numbers(stage)
+    if not numbers:
+        raise CannotJudge("Nothing of a save is done in the background, so no process can end meanwhile.")
+    every = asked.every or (-(-len(numbers) // death.most) if death.most else 1)
+    points = {f"{drill.name}/{number}": number for number in numbers}
+    chosen = [f"{drill.name}/{numbers[at - 1]}" for at in spread(len(numbers), every)]
+    return _tally(drill, asked, list(points), lambda name: death.dies(stage, points[name]), chosen)
+
+
+def _fail(drill: Drill, manager: "Manager", place: "Place", asked: Asked) -> Drilled:
+    stage = Stage(team_of(place, 1), drill, _has_limit(place))
+    points = {
+        f"{drill.name}/{number}/{errno.errorcode[error]}": (number, error)
+        for number, operation in enumerate(stage.operations, start=1)
+        for error in failures.MAY_FAIL.get(operation.name, ())
+    }
+    names = list(points)
+    every = range(1, len(stage.operations) + 1, asked.every) if asked.every else ends_of_bursts(stage.operations)
+    chosen = [name for name in names if points[name][0] in every]
+    return _tally(drill, asked, names, lambda name: failures.fail(stage, *points[name]), chosen)
+
+
+def _full(drill: Drill, manager: "Manager", place: "Place", asked: Asked) -> Drilled:
+    with small_disk(manager, place) as team:
+        disk = FullDisk(team, drill, _has_limit(place))
+        points = {f"{drill.name}/{number}": number for number in range(1, POINTS + 1)}
+        chosen = [f"{drill.name}/{number}" for number in spread(POINTS, asked.every or 1)]
+        return _tally(drill, asked, list(points), lambda name: disk.fill(points[name]), chosen)
+
+
+def _again(drill: Drill, manager: "Manager", place: "Place", asked: Asked) -> Drilled:
+    """To come to one death again, all those before it are died first."""
+    chain = Chain(Stage(team_of(place, 1), drill, _has_limit(place)))
+    points = {f"{drill.name}/{number}": number for number in range(1, asked.in_a_row + 1)}
+    until = points.get(asked.point, len(points))
+    names = list(points)[:until]
+    return tally(drill, _says(drill), names, lambda name: chain.die(points[name]), 0)

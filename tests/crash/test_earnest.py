@@ -1,0 +1,228 @@
+"""Deaths and failures in earnest: a right manager passes each kind, and each mistake is caught by its clause."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from forge_conformance.cli import main
+from forge_conformance.crash import report
+from forge_conformance.crash.command import Manager, Place, workplace
+from forge_conformance.crash.deaths import DEATHS
+from forge_conformance.crash.drills import SITUATIONS, Drill, Drilled
+from forge_conformance.crash.earnest import Asked, drilled, drills
+from forge_conformance.crash.failures import MAY_FAIL, NAMES
+from forge_spec.clauses import Level
+
+from .conftest import CAREFUL, needs_recorder
+
+pytestmark = needs_recorder
+CARELESS = CAREFUL.with_name("careless.py")
+RANKED = CAREFUL.parents[2] / "harness" / "managers" / "ranked.py"
+FEW = Asked(every=7)
+
+
+Tries = Callable[..., Drilled]
+
+
+@contextmanager
+def place_of(impl: str, timeout_s: float = 20) -> Iterator[tuple[Manager, Place]]:
+    manager = Manager(impl, timeout_s=timeout_s)
+    with workplace(manager) as place:
+        yield manager, place
+
+
+def tried(impl: str, drill: Drill, asked: Asked = FEW) -> Drilled:
+    with place_of(impl) as (manager, place):
+        return drilled(drill, manager, place, asked)
+
+
+@pytest.fixture(scope="module")
+def tries() -> Iterator[Tries]:
+    """One of the managers in `careless.py` goes through a drill; all share one server."""
+    with place_of(f"{CARELESS}:Chosen", timeout_s=10) as (manager, place):
+
+        def goes_through(name: str, drill: Drill, asked: Asked = FEW) -> Drilled:
+            place.folder.with_name("chosen").write_text(name)
+            return drilled(drill, manager, place, asked)
+
+        yield goes_through
+
+
+def found(result: Drilled) -> set[tuple[str, str]]:
+    assert not result.refusal, result.refusal
+    assert result.points
+    return {(bad.verdict.word, bad.verdict.clause) for bad in result.bad}
+
+
+# -- deaths -----------------------------------------------------------------------
+
+ALONE = [name for name, death in DEATHS.items() if not death.is_of_several]
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize("kind", ALONE)
+def test_a_right_manager_survives_each_kind_of_death(tries: Tries, kind: str, mode: str) -> None:
+    drill = Drill("deaths", kind, "steady", mode)
+    if not DEATHS[kind].suits(drill):
+        assert (kind, mode) == ("exit", "sync")
+        return
+    result = tries({"sync": "Careful", "async": "Background"}[mode], drill, Asked(every=9))
+    assert [bad.text for bad in result.bad] == []
+    assert result.refusal == ""
+    assert result.points >= 2
+
+
+@pytest.mark.parametrize("situation", SITUATIONS)
+def test_killed_at_each_operation_a_right_manager_comes_back(tries: Tries, situation: str) -> None:
+    result = tries("Careful", Drill("deaths", "kill", situation, "sync"), Asked())
+    assert [bad.text for bad in result.bad] == []
+    assert result.points > 12
+    assert result.left_out == result.void == 0
+
+
+LETHAL = [
+    ("InPlace", "kill", "resave", "sync", "refused", "commit.resave"),
+    ("Mixes", "kill", "resave", "sync", "mixed", "commit.resave"),
+    ("NeverAgain", "kill", "steady", "sync", "stuck", "resume.continue"),
+    ("LosesAtTerm", "term", "steady", "sync", "stale", "resume.after-kill"),
+    ("LosesAtExit", "term-exit", "steady", "sync", "stale", "resume.after-kill"),
+    ("PointsFirst", "exit", "steady", "async", "refused", "resume.after-kill"),
+    ("SweepsAtLoad", "stop", "steady", "sync", "disturbed", "commit.sync"),
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "situation", "mode", "word", "clause"), LETHAL, ids=[x[0] for x in LETHAL])
+def test_each_mistake_in_dying_is_caught_by_its_clause(
+    tries: Tries, name: str, kind: str, situation: str, mode: str, word: str, clause: str
+) -> None:
+    result = tries(name, Drill("deaths", kind, situation, mode), Asked(every=1 if situation == "resave" else 3))
+    assert (word, clause) in found(result)
+
+
+def test_a_process_that_does_not_end_is_told(tries: Tries) -> None:
+    result = tries("NeverEnds", Drill("deaths", "exit", "first-save", "async"), Asked(every=99))
+    assert found(result) == {("hung", "commit.exit")}
+    assert "normal exit did not return within" in result.bad[0].text
+
+
+def test_of_two_ranks_one_or_all_die() -> None:
+    with place_of(f"{RANKED}:Ranked") as place:
+        for kind in ("kill-all", "kill-one"):
+            result = drilled(Drill("deaths", kind, "steady", "sync", 2), place[0], place[1], Asked(every=9))
+            assert found(result) == set()
+
+
+def test_a_checkpoint_that_one_rank_is_missing_from_is_found() -> None:
+    drill = Drill("deaths", "kill-one", "steady", "sync", 2)
+    assert ("refused", "resume.after-kill") in found(tried(f"{RANKED}:Hasty", drill, Asked(every=4)))
+
+
+# -- deaths in a row --------------------------------------------------------------------
+
+
+AGAIN = Drill("deaths", "again", "steady", "sync")
+
+
+def test_debris_that_piles_up_is_caught_and_named(tries: Tries) -> None:
+    result = tries("Piles", AGAIN, Asked(in_a_row=15))
+    assert found(result) == {("piled", "retention.debris")}
+    assert ".staged-3" in result.bad[0].text
+
+
+def test_debris_that_is_told_of_may_stand(tries: Tries) -> None:
+    assert found(tries("PilesAndSays", AGAIN, Asked(in_a_row=15))) == set()
+
+
+def test_a_right_manager_piles_nothing_up(tries: Tries) -> None:
+    assert found(tries("Careful", AGAIN, Asked(in_a_row=30))) == set()
+
+
+# -- failing calls --------------------------------------------------------------------
+
+
+def test_every_errno_is_tried_at_every_call_that_can_return_it(tries: Tries) -> None:
+    result = tries("Careful", Drill("errors", "fail", "first-save", "sync"), Asked())
+    assert result.points > 30
+    words = {bad.verdict.word for bad in result.bad}
+    assert words == {"phantom"}, "Careful does not take back a commit whose last sync fails; all else is right"
+    assert {name.split("/")[-1] for name in (bad.point for bad in result.bad)} <= set(NAMES)
+    assert set(NAMES) == {"ENOSPC", "EIO", "EROFS", "EDQUOT"}
+    assert all(MAY_FAIL.values())
+
+
+FAILING = [
+    ("Careful", "steady", "sync", "hard", "retention.failure-is-soft"),
+    ("Swallows", "steady", "sync", "swallowed", "commit.failed-save"),
+    ("SwallowsInBackground", "steady", "async", "swallowed", "commit.failed-flush"),
+    ("ForEver", "steady", "sync", "repeated", "commit.failed-save"),
+    ("Twice", "steady", "sync", "repeated", "commit.failed-save"),
+    ("MakesRoom", "steady", "sync", "lost", "commit.failed-save"),
+    ("GivesUp", "steady", "sync", "died", "commit.failed-save"),
+]
+
+
+@pytest.mark.parametrize(("name", "situation", "mode", "word", "clause"), FAILING, ids=[x[0] for x in FAILING])
+def test_each_mistake_in_failing_is_caught_by_its_clause(
+    tries: Tries, name: str, situation: str, mode: str, word: str, clause: str
+) -> None:
+    result = tries(name, Drill("errors", "fail", situation, mode), Asked(every=4))
+    assert (word, clause) in found(result)
+    others = {("hard", "retention.failure-is-soft"), ("phantom", clause)}
+    assert found(result) <= {(word, clause), *others}
+
+
+@pytest.mark.parametrize(("name", "words"), [("Careful", set()), ("Swallows", {"swallowed"})])
+def test_a_disk_that_is_really_full_and_then_has_room(
+    tries: Tries, monkeypatch: pytest.MonkeyPatch, name: str, words: set[str]
+) -> None:
+    monkeypatch.setenv("CHOSEN", name)
+    result = tries(name, Drill("errors", "full", "steady", "sync"), Asked(every=5))
+    if "can't be mounted here" in result.refusal:
+        pytest.skip(result.refusal)
+    assert found(result) == {(word, "commit.failed-save") for word in words}
+
+
+# -- the command ------------------------------------------------------------------------
+
+
+def test_a_bad_point_is_reported_and_its_replay_tries_it_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    impl = f"{CARELESS}:Swallows"
+    options = ["--tier", "errors", "--scenario", "first-save", "--every", "5", "--out", str(tmp_path)]
+    assert main(["crash", "--impl", impl, *options]) == 1
+    said = capsys.readouterr().out
+    assert "FELL commit.failed-save: swallowed" in said
+    assert "s a point" in said
+    (drill,) = json.loads((tmp_path / "crash.json").read_text())["in_earnest"]
+    (bad,) = drill["bad"]
+    assert drill["points"] >= bad["points"] > 1
+    assert bad["story"] in (tmp_path / "crash.html").read_text().replace("&#x27;", "'").replace("&gt;", ">")
+    command, *arguments = bad["replay"].split()
+    assert command == "forge-conformance"
+    assert main([*arguments, "--out", str(tmp_path)]) == 1
+    (drill,) = json.loads((tmp_path / "crash.json").read_text())["in_earnest"]
+    assert (drill["points"], [one["point"] for one in drill["bad"]]) == (1, [bad["point"]])
+
+
+def test_what_is_beyond_the_level_is_told_and_not_counted(tries: Tries) -> None:
+    result = tries("Swallows", Drill("errors", "fail", "first-save", "sync"), Asked(every=9))
+    assert report.counted([], Level.STRICT, [result])
+    assert not report.counted([], Level.CORE, [result])
+
+
+def test_a_point_that_does_not_exist_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    point = ["--point", "kill/first-save/sync/1/9999"]
+    assert main(["crash", "--impl", f"{CAREFUL}:Careful", *point, "--out", str(tmp_path)]) == 2
+    assert "There is no point kill/first-save/sync/1/9999" in " ".join(capsys.readouterr().out.split())
+
+
+def test_only_what_a_manager_claims_is_drilled() -> None:
+    alone = list(drills(["deaths", "errors"], list(SITUATIONS), ["sync"], frozenset({"sync"})))
+    assert {drill.ranks for drill in alone} == {1}
+    assert "exit" not in {drill.kind for drill in alone}
+    several = drills(["deaths"], ["steady"], ["async"], frozenset({"async", "distributed"}))
+    assert {drill.kind for drill in several} == {*DEATHS, "again"}
