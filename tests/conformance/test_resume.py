@@ -130,13 +130,13 @@ def test_with_nothing_to_load_nothing_changes(run: Scenario, any_mode: str) -> N
 
 @judges("resume.fallback", "resume.skips-torn", "resume.one-step")
 def test_with_a_torn_latest_the_newest_complete_checkpoint_is_taken(run: Scenario, mode: str) -> None:
-    run.start(mode=mode).commit_at(2, 4, 6)
-    torn, complete = run.folder.of(6).name, run.folder.of(4).name
-    run.judge.tell(f"{torn} is made torn, as a crash in mid-flush leaves it: {run.tear(6)}; latest is at it")
+    run.start(mode=mode).commit_at(2, 9, 10, 11)
+    torn, complete = run.folder.of(11).name, run.folder.of(10).name
+    run.judge.tell(f"{torn} is made torn, as a crash in mid-flush leaves it: {run.tear(11)}; latest is at it")
     life, loaded = run.resume(mode=mode)
-    run.expect_landing("resume.fallback", loaded, {4}, "6 is torn")
+    run.expect_landing("resume.fallback", loaded, {10}, "11 is torn")
     run.expect_warning("resume.fallback", life, torn, complete)
-    run.expect_state("resume.one-step", life, 4)
+    run.expect_state("resume.one-step", life, 10)
 
 
 @judges("resume.skips-torn", "resume.continue")
@@ -155,6 +155,18 @@ def test_a_torn_newest_checkpoint_is_passed_over_and_written_again(run: Scenario
     life.kill()
     _, loaded = run.resume(mode=mode)
     run.expect_landing("resume.continue", loaded, {8})
+
+
+@judges("resume.continue")
+def test_a_run_that_has_fallen_back_saves_on_over_the_debris(run: Scenario, mode: str) -> None:
+    run.start(mode=mode).commit_at(2, 4)
+    run.judge.tell(f"step 4 is made torn, as a crash leaves it: {run.tear(4)}")
+    for committed in (4, 5):
+        life, _ = run.resume(mode=mode)
+        life.commit_at(committed)
+        life.kill()
+    _, loaded = run.resume(mode=mode)
+    run.expect_landing("resume.continue", loaded, {5}, "it was committed after step 4, which was saved again")
 
 
 @judges("resume.one-step")

@@ -104,7 +104,8 @@ def test_a_rewound_latest_survives_a_limit_of_one(run: Scenario) -> None:
     run.start(mode="async").commit_at(10, 20, 30)
     life = run.start(mode="async", keep_last_n=1, seed=999, load_path=_rewind(run, 10))
     life.load()
-    life.commit_at(15, 16)
+    life.save_at(15, 16)
+    life.wait()
     run.expect(
         "retention.latest",
         run.folder.latest() == 16 and 16 in run.folder.complete(),
