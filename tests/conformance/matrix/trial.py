@@ -10,6 +10,7 @@ gone with it, and neither pytest nor torch is imported again.
 """
 
 import contextlib
+import importlib
 import io
 import os
 import pickle
@@ -33,6 +34,8 @@ from forge_conformance.report.verdicts import MODES, Finding
 from .mutants import Mutant
 
 _SUITE_ROOT = Path(__file__).resolve().parents[1]
+_SLOW_TO_IMPORT = ("test_agreement", "test_durable")
+"""Tests that need what is slow to import: it is then paid for once, and not in each trial."""
 _LIMIT_S = 400
 """How long a trial may take: many times what the longest does."""
 T = TypeVar("T")
@@ -56,6 +59,8 @@ class Bench:
     """A place for one trial after the other, with a warm server of its own; `close` ends that."""
 
     def __init__(self, base: str) -> None:
+        for chapter in _SLOW_TO_IMPORT:
+            importlib.import_module(f"forge_conformance.{chapter}")
         self._host = Server(base, None)
         modes = sorted(self._host.implementation.capabilities & MODES)
         self._host.rehearse(modes)
@@ -139,6 +144,7 @@ def _run(mutant: Mutant, found: "_Found") -> Sequence[str]:
     arguments = ["-c", str(_SUITE_ROOT / "pytest.ini"), f"--rootdir={_SUITE_ROOT}", *map(str, SUITE)]
     arguments += ["--forge-impl", str(mutant.path), "--forge-level", str(mutant.level), "--forge-ranks", mutant.ranks]
     arguments += ["--forge-clauses", ",".join(mutant.clauses), "--forge-no-shrinking"]
+    arguments += ["--assert=plain"]  # verdicts come from no assertion, and to rewrite them takes longer than many tests
     output = io.StringIO()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, contextlib.redirect_stdout(output):
         status = pytest.main([*arguments, "--basetemp", folder], plugins=[found])
