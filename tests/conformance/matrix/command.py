@@ -2,8 +2,8 @@
 
 Mutants are tried side by side, each bench with a warm server of its own.  The
 base, which has to be right in all that its mutants are wrong in, is judged
-afterwards by `forge-conformance run`: as a whole, or where only some mutants
-were asked for, by their clauses.
+afterwards by `forge-conformance run`.  Other bases, and all of them where only
+some mutants were asked for, are tried among the mutants, by the clauses of those.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from pathlib import Path
 from forge_conformance.harness.server import CannotJudge
 from forge_conformance.report.verdicts import Status
 from forge_spec import BY_SLUG
+from forge_spec.clauses import Level
 
 from . import mutants as fixtures
 from . import render
@@ -46,20 +47,19 @@ def run(options: argparse.Namespace) -> int:
     begun = time.perf_counter()
     chosen, unread = _chosen(options)
     out = options.out or Path("reports") / "matrix"
+    is_partial = bool(options.clause or options.mutant)
     with _temporary_folder():
-        trials = list(_trials(chosen, options.base, options.n))
-        is_partial = bool(options.clause or options.mutant)
-        base = _base(options.base, chosen, out / "base", options.n, is_partial)
-        others = {
-            path: _base(str(path), [one for one in chosen if one.base == path], out / path.stem, options.n, True)
-            for path in sorted({one.base for one in chosen if one.base is not None})
-        }
-    outcomes = [Outcome(trial, others.get(trial.mutant.base, base) if trial.mutant.base else base) for trial in trials]
+        bases_too = _bases(options.base, chosen, options.clause or (), is_partial)
+        tried = list(_trials([*chosen, *bases_too], options.base, options.n))
+        bases = {trial.mutant.path: Base.tried(trial) for trial in tried if trial.mutant.is_right}
+        base = bases.pop(Path(options.base), None) or _judged(options.base, chosen, out / "base", options.n)
+    trials = [trial for trial in tried if not trial.mutant.is_right]
+    outcomes = [Outcome(trial, base if trial.mutant.base is None else bases[trial.mutant.base]) for trial in trials]
     matrix = Matrix(
         base,
         in_order(outcomes),
         tuple(unread),
-        tuple(others.values()),
+        tuple(bases.values()),
         frozenset(options.clause) if options.clause else None,
         is_partial=bool(options.mutant),
         seconds=time.perf_counter() - begun,
@@ -113,8 +113,8 @@ def _temporary_folder() -> Iterator[None]:
 
 
 def _trials(mutants: Sequence[Mutant], base: str, processes: int) -> Iterator[Trial]:
-    """Each as soon as it has ended; those with several ranks, which take longest, begin first."""
-    queue = sorted(mutants, key=lambda mutant: (not mutant.ranks, mutant.name))
+    """Each as soon as it has ended; bases and those with several ranks, which take longest, begin first."""
+    queue = sorted(mutants, key=lambda mutant: (not mutant.is_right, not mutant.ranks, mutant.name))
     if not queue:
         return
     context = multiprocessing.get_context("fork")
@@ -144,21 +144,25 @@ def _show(number: int, total: int, trial: Trial) -> None:
         print(f"\r\033[K{number}/{total}  {said}  {trial.mutant.name}", end="", file=sys.stderr, flush=True)
         print("\r\033[K" if number == total else "", end="", file=sys.stderr, flush=True)
     elif number % 10 == 0 or number == total:
-        print(f"{number}/{total} mutants", file=sys.stderr, flush=True)
+        print(f"{number}/{total} trials", file=sys.stderr, flush=True)
 
 
 # -- bases ----------------------------------------------------------------------------
 
 
-def _base(impl: str, mutants: Sequence[Mutant], out: Path, processes: int, is_partial: bool) -> Base:
-    """What the suite says of a base, at the highest level of the mutants; `CannotJudge` if it says nothing."""
-    level = max((mutant.level for mutant in mutants), default=None)
-    command = [sys.executable, "-m", "forge_conformance.cli", "run", "--impl", impl, "--ranks", "2"]
-    command += ["-n", str(processes), "--out", str(out)]
-    command += ["--level", str(level)] if level is not None else []
+def _bases(base: str, mutants: Sequence[Mutant], asked: Sequence[str], is_partial: bool) -> Iterator[Mutant]:
+    """The bases that are tried beside their mutants, by the clauses of these."""
     if is_partial:
-        slugs = sorted({slug for mutant in mutants for slug in mutant.clauses})
-        command += [word for slug in slugs for word in ("--clause", slug)]
+        yield fixtures.base_of(base, [one for one in mutants if one.base is None], asked)
+    for path in sorted({one.base for one in mutants if one.base is not None}):
+        yield fixtures.base_of(str(path), [one for one in mutants if one.base == path])
+
+
+def _judged(impl: str, mutants: Sequence[Mutant], out: Path, processes: int) -> Base:
+    """What the whole suite says of a base, at the highest level of its mutants; `CannotJudge` if it says nothing."""
+    level = max((mutant.level for mutant in mutants), default=Level.CORE)
+    command = [sys.executable, "-m", "forge_conformance.cli", "run", "--impl", impl, "--ranks", "2"]
+    command += ["--level", str(level), "-n", str(processes), "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True)
     report = out / "report.json"
     if done.returncode == Status.NOTHING_JUDGED and not report.exists():

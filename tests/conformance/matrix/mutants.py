@@ -40,6 +40,8 @@ class Mutant:
     level: Level = Level.STRICT
     ranks: str = ""
     base: Path | None = None
+    is_right: bool = False
+    """Whether it is no mutant but what some were made from: then only the tests about its clauses run."""
 
     @property
     def name(self) -> str:
@@ -58,7 +60,8 @@ def read(path: Path) -> Mutant:
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     except (OSError, SyntaxError, ValueError) as error:
         raise BadMutant(f"{path} can't be read: {error}") from None
-    fields = dict(match.groups() for line in text.splitlines() if (match := _FIELD.fullmatch(line.strip())))
+    found = (_FIELD.fullmatch(line.strip()) for line in text.splitlines())
+    fields: dict[str, str] = {match[1]: match[2] for match in found if match}
     clauses = tuple(slug.strip() for slug in fields.get("Clause", "").split(",") if slug.strip())
     unknown = [slug for slug in clauses if slug not in BY_SLUG]
     if not clauses or unknown:
@@ -73,6 +76,14 @@ def read(path: Path) -> Mutant:
     except ValueError as error:
         raise BadMutant(f"{path}: {error}") from None
     return Mutant(path, text.partition("\n")[0], clauses, level, fields.get("Ranks", "2" if several else ""), base)
+
+
+def base_of(impl: str, mutants: Iterable[Mutant], clauses: Iterable[str] = ()) -> Mutant:
+    """What these mutants were made from, to be judged by all of their clauses, and by others."""
+    made = list(mutants)
+    slugs = sorted({slug for one in made for slug in one.clauses}.union(clauses))
+    level = max((one.level for one in made), default=Level.STRICT)
+    return Mutant(Path(impl), "", tuple(slugs), level, max((one.ranks for one in made), default=""), is_right=True)
 
 
 def files(directory: Path) -> list[Path]:

@@ -15,9 +15,9 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
-from forge_conformance.report.verdicts import Finding, Status
+from forge_conformance.report.verdicts import Finding, Status, judge
 from forge_spec import CLAUSES
-from forge_spec.clauses import Clause
+from forge_spec.clauses import CAPABILITIES, Clause
 
 from .mutants import Mutant
 from .trial import Trial
@@ -45,6 +45,7 @@ class Base:
     verdicts: Mapping[str, str]
     reasons: Mapping[str, str]
     seconds: float
+    errors: tuple[str, ...] = ()
 
     def unreached(self, slug: str) -> str:
         """Why this clause can't be judged here, whoever is asked; "" if it can."""
@@ -57,6 +58,18 @@ class Base:
         verdicts = {clause["slug"]: clause["verdict"] for clause in clauses}
         reasons = {clause["slug"]: clause["reason"] for clause in clauses}
         return cls(name, report["exit_status"], verdicts, reasons, report["seconds"])
+
+    @classmethod
+    def tried(cls, trial: Trial) -> "Base":
+        """From a trial, which is by its mutants' clauses alone."""
+        mutant, found = trial.mutant, trial.findings
+        judged, _ = judge(found, mutant.level, frozenset(CAPABILITIES), only=frozenset(mutant.clauses))
+        verdicts = {one.clause.slug: str(one.verdict) for one in judged}
+        fallen = any(finding.failure is not None for finding in found)
+        errors = [*trial.errors, *(f"{one.case}: {one.reason}" for one in found if one.outcome == "error")]
+        status = Status.OUR_ERROR if errors else Status.FAILED if fallen else Status.PASSED
+        reasons = {one.clause.slug: one.reason for one in judged}
+        return cls(str(mutant.path), status, verdicts, reasons, trial.wall_s, tuple(errors))
 
 
 @dataclass(frozen=True)
@@ -194,7 +207,7 @@ class Matrix:
         for base in (self.base, *self.other_bases):
             if base.status != Status.PASSED:
                 fallen = [slug for slug, verdict in base.verdicts.items() if verdict in ("fail", "error")]
-                what = ", ".join(fallen) or "something else"
+                what = ", ".join([*fallen, *base.errors]) or "something else"
                 yield Line("the base falls", f"{base.name}, which is to be right: {what}")
 
     def _about_mutants(self) -> Iterable[Line]:

@@ -23,9 +23,9 @@ def console(matrix: Matrix) -> str:
     for chapter, outcomes in _by_chapter(matrix):
         lines += ["", chapter, *map(_line, outcomes)]
     told = [line for line in matrix.lines if line.fails]
-    lines += ["", *(_wrapped(f"{line.kind}: {line.text}", 0) for line in told)] if told else []
+    lines += ["", *(_wrapped(f"{line.kind}: {line.text}") for line in told)] if told else []
     idle = [line.text for line in matrix.lines if not line.fails]
-    lines += ["", _wrapped(f"never killed anything ({len(idle)} tests): {', '.join(idle)}", 0)] if idle else []
+    lines += ["", _wrapped(f"never killed anything ({len(idle)} tests): {', '.join(idle)}")] if idle else []
     return "\n".join([*lines, "", totals(matrix)])
 
 
@@ -52,21 +52,13 @@ def _by_chapter(matrix: Matrix) -> Iterator[tuple[str, list[Outcome]]]:
 
 
 def _line(one: Outcome) -> str:
-    because = " ".join(one.because.split())
-    text = (
-        f"  {_MARKS[one.end]} {one.mutant.name:<38} {one.end if one.end is not End.KILLED else 'killed by'} {because}"
-    )
-    return (
-        _wrapped(text, 42)
-        if one.end in (End.ERROR, End.ELSEWHERE)
-        else textwrap.shorten(text, 150, drop_whitespace=False)
-        if False
-        else text[:170]
-    )
+    ends = "killed by" if one.end is End.KILLED else str(one.end)
+    because = textwrap.shorten(one.because, 300, placeholder=" ...")
+    return f"  {_MARKS[one.end]} {one.mutant.name:<38} {ends} {because}"
 
 
-def _wrapped(text: str, hanging: int) -> str:
-    return textwrap.fill(" ".join(text.split(" ")), _WIDTH, subsequent_indent=" " * (hanging + 2))
+def _wrapped(text: str) -> str:
+    return textwrap.fill(textwrap.shorten(text, 3000, placeholder=" ..."), _WIDTH, subsequent_indent="  ")
 
 
 def as_json(matrix: Matrix) -> dict[str, Any]:
@@ -125,11 +117,13 @@ table { border-collapse: collapse; font-size: 12px; } td, th { white-space: nowr
 table.list td { padding: 0 1rem 0 0; } tr:hover { background: #eef3f8; }
 div.grid { overflow: auto; max-height: 90vh; border: 1px solid #ddd; }
 .grid td { min-width: 13px; height: 13px; border: 1px solid #eee; padding: 0; } .grid td.good { background: #4a9d5b; }
-.grid td.own { background: #fff; outline: 2px solid #c0392b; outline-offset: -2px; } .grid td.too { background: #f0c36d; }
-.grid td.held { background: #e6eee8; } .grid th.head { vertical-align: bottom; padding: 2px 0; position: sticky; top: 0; background: #fff; }
+.grid td.own { background: #fff; outline: 2px solid #c0392b; outline-offset: -2px; }
+.grid td.too { background: #f0c36d; }
+.grid td.held { background: #e6eee8; }
+.grid th.head { vertical-align: bottom; padding: 2px 0; position: sticky; top: 0; background: #fff; }
 .grid th.head span { writing-mode: vertical-rl; transform: rotate(180deg); }
 .grid th.side { position: sticky; left: 0; background: #fff; padding: 0 .7rem 0 .3rem; }
-.bad { color: #c0392b; font-weight: 600; } .good { color: #2d7a3e; } .not { color: #888; } th.bare { color: #c0392b; font-weight: 600; }
+.bad, th.bare { color: #c0392b; font-weight: 600; } .good { color: #2d7a3e; } .not { color: #888; }
 """
 
 
@@ -153,9 +147,9 @@ def _told(line: Line) -> str:
 
 
 def _grid(matrix: Matrix) -> Iterator[str]:
-    names = "".join(
-        f"<th class=head title='{_quoted(o.mutant.sin)}'><span>{o.mutant.name}</span></th>" for o in matrix.outcomes
-    )
+    heads = [(one.mutant.name, _quoted(one.mutant.sin)) for one in matrix.outcomes]
+    heads = [(one.mutant.name, _quoted(one.mutant.sin)) for one in matrix.outcomes]
+    names = "".join(f"<th class=head title='{sin}'><span>{name}</span></th>" for name, sin in heads)
     yield f"<tr><th class='head side'></th>{names}</tr>"
     for clause in matrix.clauses:
         bare = "" if matrix.is_partial or matrix.killers(clause.slug) else " bare"

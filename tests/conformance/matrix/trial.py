@@ -170,6 +170,8 @@ class _Found:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        if self._mutant.is_right:
+            items[:] = filter(self._is_about, items)
         items.sort(key=lambda item: (not self._is_about(item), _breadth(item)))
 
     def _is_about(self, item: pytest.Item) -> bool:
