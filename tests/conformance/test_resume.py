@@ -158,15 +158,26 @@ def test_a_torn_newest_checkpoint_is_passed_over_and_written_again(run: Scenario
 
 
 @judges("resume.continue")
-def test_a_run_that_has_fallen_back_saves_on_over_the_debris(run: Scenario, mode: str) -> None:
+def test_a_run_saves_on_over_a_torn_checkpoint_of_its_step(run: Scenario, mode: str) -> None:
     run.start(mode=mode).commit_at(2, 4)
     run.judge.tell(f"step 4 is made torn, as a crash leaves it: {run.tear(4)}")
-    for committed in (4, 5):
-        life, _ = run.resume(mode=mode)
-        life.commit_at(committed)
-        life.kill()
-    _, loaded = run.resume(mode=mode)
-    run.expect_landing("resume.continue", loaded, {5}, "it was committed after step 4, which was saved again")
+    if run.folder.layout.pointer is not None:
+        run.folder.point_at(run.folder.of(2).name)
+    _expect_to_go_on(run, mode)
+
+
+@judges("resume.continue")
+@pytest.mark.parametrize("after", [3, 6])
+def test_a_run_that_was_killed_in_a_save_saves_on_over_what_that_left(run: Scenario, mode: str, after: int) -> None:
+    life = run.start(mode=mode, gated=True)
+    life.commit_at(2)
+    life.train_to(4)
+    life.close_gate(at(len(life.gate.log) + after), saying=f"it stops before file operation number {after}")
+    life.tell_save()
+    if not life.gate.wait_held(run.patience_s):
+        raise Unreached(f"a save has fewer than {after} file operations")
+    life.kill()
+    _expect_to_go_on(run, mode)
 
 
 @judges("resume.one-step")
@@ -523,6 +534,16 @@ def test_killed_at_a_file_operation_the_run_comes_back_where_it_may(run: Scenari
 
 
 # -- helpers ------------------------------------------------------------------------
+
+
+def _expect_to_go_on(run: Scenario, mode: str) -> None:
+    """The next run saves step 4 over what is left of it, and the one after that goes on from there."""
+    for committed in (4, 5):
+        life, _ = run.resume(mode=mode)
+        life.commit_at(max(committed, life.step))
+        life.kill()
+    _, loaded = run.resume(mode=mode)
+    run.expect_landing("resume.continue", loaded, {5}, "it was committed after step 4, which was saved again")
 
 
 def _step(outcome: resume.Outcome) -> int | None:

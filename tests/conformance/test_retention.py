@@ -42,7 +42,9 @@ def test_saves_back_to_back_are_pruned_as_they_are_committed(run: Scenario) -> N
 @pytest.mark.parametrize("keep_last_n", [0, -1])
 @judges("retention.off")
 def test_a_limit_below_one_deletes_nothing(run: Scenario, mode: str, keep_last_n: int) -> None:
-    run.start(mode=mode, keep_last_n=keep_last_n).commit_at(1, 2, 3, 4, 5)
+    life = run.start(mode=mode, keep_last_n=keep_last_n)
+    life.save_at(1, 2, 3, 4, 5)
+    life.wait()
     run.expect(
         "retention.off",
         run.folder.complete() == {1, 2, 3, 4, 5},

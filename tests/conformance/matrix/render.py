@@ -113,7 +113,8 @@ def _cell(text: str) -> str:
 
 _STYLE = """
 body { font: 14px/1.5 system-ui, sans-serif; margin: 2rem; color: #222; } code, pre { font-size: 12px; }
-table { border-collapse: collapse; font-size: 12px; } td, th { white-space: nowrap; text-align: left; font-weight: 400; }
+table { border-collapse: collapse; font-size: 12px; }
+td, th { white-space: nowrap; text-align: left; font-weight: 400; }
 table.list td { padding: 0 1rem 0 0; } tr:hover { background: #eef3f8; }
 div.grid { overflow: auto; max-height: 90vh; border: 1px solid #ddd; }
 .grid td { min-width: 13px; height: 13px; border: 1px solid #eee; padding: 0; } .grid td.good { background: #4a9d5b; }
@@ -123,7 +124,8 @@ div.grid { overflow: auto; max-height: 90vh; border: 1px solid #ddd; }
 .grid th.head { vertical-align: bottom; padding: 2px 0; position: sticky; top: 0; background: #fff; }
 .grid th.head span { writing-mode: vertical-rl; transform: rotate(180deg); }
 .grid th.side { position: sticky; left: 0; background: #fff; padding: 0 .7rem 0 .3rem; }
-.bad, th.bare { color: #c0392b; font-weight: 600; } .good { color: #2d7a3e; } .not { color: #888; }
+.bad, th.bare { color: #c0392b; font-weight: 600; }
+.good { color: #2d7a3e; } .not { color: #888; }
 """
 
 
