@@ -2,7 +2,8 @@
 
 The tests whose first clause is one of the mutant's all run.  Those that judge
 it on the way run after them, the most specific first, until the mutant's own
-clause has fallen.
+clause has fallen.  Once it has fallen by a hang nothing more is tried: each
+would take as long again.
 
 Each trial is a process that is forked from one with everything imported, and
 so is the mutant's server: what a mutant changes in the modules of its base is
@@ -159,7 +160,7 @@ class _Found:
 
     def __init__(self, mutant: Mutant, server: Server) -> None:
         self.findings: list[Finding] = []
-        self.hung: list[str] = []
+        self.hung: set[str] = set()
         self.lost: list[str] = []
         self.is_enough = False
         self._mutant = mutant
@@ -183,10 +184,10 @@ class _Found:
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Generator[None, object, object]:
         outcome = yield
-        has_fallen = any(
-            one.failure is not None and one.failure["clause"] == self._mutant.own.slug for one in self.findings
-        )
-        if has_fallen and nextitem is not None and not self._is_about(nextitem):
+        own = self._mutant.own.slug
+        fallen = [one.case for one in self.findings if one.failure is not None and one.failure["clause"] == own]
+        is_slow = not self.hung.isdisjoint(fallen)
+        if fallen and nextitem is not None and (is_slow or not self._is_about(nextitem)):
             self.is_enough = True
             item.session.shouldstop = "its own clause has fallen"
         return outcome
@@ -195,7 +196,7 @@ class _Found:
         values = dict(report.user_properties).get("forge")
         if isinstance(values, dict):
             self.findings.append(Finding.of(values))
-            self.hung += [values["case"]] if values.get("hung") else []
+            self.hung |= {values["case"]} if values.get("hung") else set()
         elif report.failed:
             self.lost.append(f"{report.nodeid}: {report.longrepr}")
 
