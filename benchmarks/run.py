@@ -148,10 +148,11 @@ def matrix() -> None:
         subprocess.run(command, capture_output=True, cwd=out)
         found = json.loads((Path(out) / "matrix.json").read_text())
     each = sorted(found["mutants"], key=lambda mutant: mutant["cpu_seconds"], reverse=True)
-    total, median = sum(one["cpu_seconds"] for one in each), statistics.median(one["cpu_seconds"] for one in each)
+    taken_s = [one["cpu_seconds"] for one in each]
     print(
-        f"{len(each)} mutants: {total:.0f} s of processor time, {median:.1f} s in the median; {found['seconds']} s in all"
+        f"{len(each)} mutants: {sum(taken_s):.0f} s of processor time, {statistics.median(taken_s):.1f} s in the median"
     )
+    print(f"  with the base: {found['seconds']} s")
     longest = [f"{one['name']} {one['cpu_seconds']} s" for one in each[:3]]
     print(f"  longest: {', '.join(longest)}")
 

@@ -52,7 +52,9 @@ def run(options: argparse.Namespace) -> int:
         bases_too = _bases(options.base, chosen, options.clause or (), is_partial)
         tried = list(_trials([*chosen, *bases_too], options.base, options.n))
         bases = {trial.mutant.path: Base.tried(trial) for trial in tried if trial.mutant.is_right}
-        base = bases.pop(Path(options.base), None) or _judged(options.base, chosen, out / "base", options.n)
+        base = bases.pop(Path(options.base), Base(options.base))
+        if not is_partial:
+            base = _judged(options.base, chosen, out / "base", options.n)
     trials = [trial for trial in tried if not trial.mutant.is_right]
     outcomes = [Outcome(trial, base if trial.mutant.base is None else bases[trial.mutant.base]) for trial in trials]
     matrix = Matrix(
@@ -152,8 +154,9 @@ def _show(number: int, total: int, trial: Trial) -> None:
 
 def _bases(base: str, mutants: Sequence[Mutant], asked: Sequence[str], is_partial: bool) -> Iterator[Mutant]:
     """The bases that are tried beside their mutants, by the clauses of these."""
-    if is_partial:
-        yield fixtures.base_of(base, [one for one in mutants if one.base is None], asked)
+    made = [one for one in mutants if one.base is None]
+    if is_partial and (made or asked):
+        yield fixtures.base_of(base, made, asked)
     for path in sorted({one.base for one in mutants if one.base is not None}):
         yield fixtures.base_of(str(path), [one for one in mutants if one.base == path])
 

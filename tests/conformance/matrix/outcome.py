@@ -41,10 +41,10 @@ class Base:
     """A right manager that mutants are made from, as the suite has judged it here."""
 
     name: str
-    status: int
-    verdicts: Mapping[str, str]
-    reasons: Mapping[str, str]
-    seconds: float
+    status: int = Status.PASSED
+    verdicts: Mapping[str, str] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 0
     errors: tuple[str, ...] = ()
 
     def unreached(self, slug: str) -> str:
