@@ -58,7 +58,8 @@ def test_order_is_by_number_whatever_names_times_and_inodes_say(run: Scenario, m
     run.start(mode=mode).commit_at(8, 9, 10, 11)
     _scramble(run, order=(11, 8, 10, 9))
     life, loaded = run.resume(mode=mode, keep_last_n=3)
-    life.commit_at(100)
+    life.save_at(100)
+    life.wait()
     run.expect(
         "retention.numeric",
         run.folder.complete() == {10, 11, 100},
