@@ -4,6 +4,7 @@
     python benchmarks/run.py lives      a fresh process life from the warm server
     python benchmarks/run.py save       forge_ref against stock torch.distributed.checkpoint, same bytes
     python benchmarks/run.py suite      the whole suite against forge_ref, two processes
+    python benchmarks/run.py matrix     the suite judged by mutants: processor time of each, and the whole
     python benchmarks/run.py model      the exhaustive search of the specification's model: states, and states a second
     python benchmarks/run.py scale      what coordination costs with many ranks; `--write docs/SCALE.md` to keep it
 
@@ -12,6 +13,7 @@ are compared they are measured in turns in one run, and the ratio is the result.
 """
 
 import argparse
+import json
 import shutil
 import statistics
 import subprocess
@@ -26,7 +28,7 @@ ROUNDS = 7
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    jobs = {"lives": lives, "save": save, "suite": suite, "model": model, "scale": scale}
+    jobs = {"lives": lives, "save": save, "suite": suite, "matrix": matrix, "model": model, "scale": scale}
     parser.add_argument("what", nargs="*", choices=[*jobs, []], default=[])
     parser.add_argument("--write", type=Path, help="a file to write the study of scale to, too")
     arguments = parser.parse_args()
@@ -137,6 +139,22 @@ def _judged(*options: str) -> tuple[float, str]:
         begun = time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True, cwd=Path(out))
         return time.perf_counter() - begun, done.stdout.splitlines()[-2]
+
+
+def matrix() -> None:
+    """Every mutant, two at a time, and the base; the ones that take longest."""
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, "-m", "forge_conformance.cli", "matrix", "-n", "2", "--out", out]
+        subprocess.run(command, capture_output=True, cwd=out)
+        found = json.loads((Path(out) / "matrix.json").read_text())
+    each = sorted(found["mutants"], key=lambda mutant: mutant["cpu_seconds"], reverse=True)
+    taken_s = [one["cpu_seconds"] for one in each]
+    print(
+        f"{len(each)} mutants: {sum(taken_s):.0f} s of processor time, {statistics.median(taken_s):.1f} s in the median"
+    )
+    print(f"  with the base: {found['seconds']} s")
+    longest = [f"{one['name']} {one['cpu_seconds']} s" for one in each[:3]]
+    print(f"  longest: {', '.join(longest)}")
 
 
 def model() -> None:

@@ -3,6 +3,7 @@
     smoke    a first contact: does the manager import, save, and come back after a kill?
     run      the suite; verdicts by chapter and clause
     crash    every disk that a death can leave, and what a resume makes of it
+    matrix   the suite itself, judged by managers with one mistake each
     list     the clauses, or the capabilities
     explain  one clause: what, why, and which tests judge it
 
@@ -37,6 +38,8 @@ from forge_conformance.harness.judge import JUDGES, Judges
 from forge_conformance.harness.scenario import kinds_claimed
 from forge_conformance.harness.server import CannotJudge, Implementation, Server
 from forge_conformance.harness.worker import ManagerFault, Unsupported
+from forge_conformance.matrix import command as matrix
+from forge_conformance.matrix.mutants import of_clause
 from forge_conformance.plugin import SUITE, WARM_SERVER
 from forge_conformance.report import render
 from forge_conformance.report.verdicts import (
@@ -151,6 +154,14 @@ def _parser() -> argparse.ArgumentParser:
     crash.add_argument("-n", type=_count, default=1, metavar="N", help="recordings explored side by side (1)")
     explorer.add_arguments(crash)
     crash.set_defaults(command=lambda options: explorer.run(options, _level))
+
+    mutants = commands.add_parser("matrix", help="judge the suite: managers with one mistake each have to fall")
+    mutants.add_argument("--out", type=Path, help="the directory of the report's files (./reports/matrix)")
+    mutants.add_argument(
+        "-n", type=_count, default=os.cpu_count() or 1, metavar="N", help="mutants tried side by side (one a core)"
+    )
+    matrix.add_arguments(mutants)
+    mutants.set_defaults(command=matrix.run)
 
     listing = commands.add_parser("list", help="the clauses")
     listing.add_argument("--level", help="only up to this level")
@@ -527,6 +538,10 @@ def _explain(options: argparse.Namespace) -> int:
     print("  tests:" if tests else "  tests: none yet")
     for case in tests:
         print(f"    {case}")
+    broken_by = [f"{mutant.name}: {mutant.sin}" for mutant in of_clause(slug)]
+    print("  mutants:" if broken_by else "  mutants: none here")
+    for mutant in broken_by:
+        print(textwrap.fill(mutant, 110, initial_indent="    ", subsequent_indent="      "))
     return 0
 
 

@@ -45,6 +45,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--forge-device", default="cpu", help="where state lives: cpu or cuda")
     group.addoption("--forge-ranks", default="2,4", help="how many ranks distributed runs have, comma-separated")
     group.addoption("--forge-examples", type=int, default=0, help="random programs to try (default: the usual few)")
+    group.addoption(
+        "--forge-no-shrinking", action="store_true", help="tell of a failing random program as it was found"
+    )
 
 
 WARM_SERVER = pytest.StashKey[Server]()

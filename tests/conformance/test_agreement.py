@@ -116,7 +116,7 @@ def test_the_manager_does_what_the_model_allows(
         deadline=None,
         report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate, Phase.shrink],
+        phases=[Phase.generate] if pytestconfig.getoption("--forge-no-shrinking") else [Phase.generate, Phase.shrink],
     )
     @given(PROGRAMS)
     def try_program(program: list[Action]) -> None:

@@ -33,6 +33,20 @@ def test_when_a_synchronous_save_returns_it_is_committed(run: Scenario) -> None:
         )
 
 
+@judges("commit.sync", "commit.no-later-than", needs=("pointer",))
+def test_latest_names_the_save_that_was_committed_last_not_the_highest_step(run: Scenario, mode: str) -> None:
+    run.start(mode=mode).commit_at(2, 4)
+    life = run.start(mode=mode, seed=1)
+    life.save_at(3)
+    life.wait()
+    run.expect(
+        "commit.sync" if mode == "sync" else "commit.no-later-than",
+        run.folder.latest() == 3,
+        expected="latest at step 3, which another run has saved beside the steps 2 and 4 that stood there",
+        seen=str(run.folder),
+    )
+
+
 @judges("commit.overlap")
 def test_an_asynchronous_save_returns_while_its_flush_goes_on(run: Scenario, flush_mode: str) -> None:
     life = run.start(mode=flush_mode, gated=True)

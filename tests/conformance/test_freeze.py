@@ -114,8 +114,8 @@ def test_the_list_in_force_is_the_base_overridden_by_the_stages_that_began(run: 
     base = [(VISION, True), (TEXT, True)]
     stages: list[tuple[int, list[tuple[str, bool]]]] = [
         (200, [(TEXT, False)]),
-        (100, [(VISION, False), (ADAPTER, True)]),
         (300, [(VISION, True)]),
+        (100, [(VISION, False), (ADAPTER, True)]),
     ]
     for step in (0, 99, 100, 101, 199, 200, 299, 300, 10_000):
         expected = freeze.effective(step, base, stages)

@@ -16,7 +16,9 @@ FREEZE = [{"module": "adapter", "frozen": False}, {"module": "vision", "frozen":
 
 @judges("layout.step-dir")
 def test_a_checkpoint_is_a_directory_of_its_step_with_shards_and_markers(run: Scenario, any_mode: str) -> None:
-    run.start(mode=any_mode).commit_at(3)
+    life = run.start(mode=any_mode)
+    life.save_at(3)
+    life.wait()
     path = run.folder.path / "step_3"
     files = [str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()]
     missing = layout.missing(files)
@@ -125,14 +127,15 @@ def _plant_look_alikes(run: Scenario, of: int) -> list[str]:
             shutil.copytree(original, run.folder.path / copy)
         else:
             shutil.copy(original, run.folder.path / copy)
-    odd, link = name.format(step=70), name.format(step=80)
+    odd, links = name.format(step=70), [name.format(step=step) for step in (1, 80)]
     if run.folder.layout.is_dir:
         (run.folder.path / odd).write_text("a file, not a directory")
-        os.symlink(original.name, run.folder.path / link)
+        for link in links:
+            os.symlink(original.name, run.folder.path / link)
     run.judge.tell(f"complete copies of {original.name} are put beside it: {', '.join(planted)}")
     if run.folder.layout.is_dir:
-        run.judge.tell(f"and {odd}, which is a file, and {link}, which is a symlink to {original.name}")
-        planted += [odd, link]
+        run.judge.tell(f"and {odd}, which is a file, and {' and '.join(links)}, which are symlinks to {original.name}")
+        planted += [odd, *links]
     return planted
 
 

@@ -130,13 +130,13 @@ def test_with_nothing_to_load_nothing_changes(run: Scenario, any_mode: str) -> N
 
 @judges("resume.fallback", "resume.skips-torn", "resume.one-step")
 def test_with_a_torn_latest_the_newest_complete_checkpoint_is_taken(run: Scenario, mode: str) -> None:
-    run.start(mode=mode).commit_at(2, 4, 6)
-    torn, complete = run.folder.of(6).name, run.folder.of(4).name
-    run.judge.tell(f"{torn} is made torn, as a crash in mid-flush leaves it: {run.tear(6)}; latest is at it")
+    run.start(mode=mode).commit_at(2, 9, 10, 11)
+    torn, complete = run.folder.of(11).name, run.folder.of(10).name
+    run.judge.tell(f"{torn} is made torn, as a crash in mid-flush leaves it: {run.tear(11)}; latest is at it")
     life, loaded = run.resume(mode=mode)
-    run.expect_landing("resume.fallback", loaded, {4}, "6 is torn")
+    run.expect_landing("resume.fallback", loaded, {10}, "11 is torn")
     run.expect_warning("resume.fallback", life, torn, complete)
-    run.expect_state("resume.one-step", life, 4)
+    run.expect_state("resume.one-step", life, 10)
 
 
 @judges("resume.skips-torn", "resume.continue")
@@ -155,6 +155,29 @@ def test_a_torn_newest_checkpoint_is_passed_over_and_written_again(run: Scenario
     life.kill()
     _, loaded = run.resume(mode=mode)
     run.expect_landing("resume.continue", loaded, {8})
+
+
+@judges("resume.continue")
+def test_a_run_saves_on_over_a_torn_checkpoint_of_its_step(run: Scenario, mode: str) -> None:
+    run.start(mode=mode).commit_at(2, 4)
+    run.judge.tell(f"step 4 is made torn, as a crash leaves it: {run.tear(4)}")
+    if run.folder.layout.pointer is not None:
+        run.folder.point_at(run.folder.of(2).name)
+    _expect_to_go_on(run, mode)
+
+
+@judges("resume.continue")
+@pytest.mark.parametrize("after", [3, 6])
+def test_a_run_that_was_killed_in_a_save_saves_on_over_what_that_left(run: Scenario, mode: str, after: int) -> None:
+    life = run.start(mode=mode, gated=True)
+    life.commit_at(2)
+    life.train_to(4)
+    life.close_gate(at(len(life.gate.log) + after), saying=f"it stops before file operation number {after}")
+    life.tell_save()
+    if not life.gate.wait_held(run.patience_s):
+        raise Unreached(f"a save has fewer than {after} file operations")
+    life.kill()
+    _expect_to_go_on(run, mode)
 
 
 @judges("resume.one-step")
@@ -511,6 +534,16 @@ def test_killed_at_a_file_operation_the_run_comes_back_where_it_may(run: Scenari
 
 
 # -- helpers ------------------------------------------------------------------------
+
+
+def _expect_to_go_on(run: Scenario, mode: str) -> None:
+    """The next run saves step 4 over what is left of it, and the one after that goes on from there."""
+    for committed in (4, 5):
+        life, _ = run.resume(mode=mode)
+        life.commit_at(max(committed, life.step))
+        life.kill()
+    _, loaded = run.resume(mode=mode)
+    run.expect_landing("resume.continue", loaded, {5}, "it was committed after step 4, which was saved again")
 
 
 def _step(outcome: resume.Outcome) -> int | None:

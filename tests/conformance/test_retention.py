@@ -44,7 +44,9 @@ def test_saves_back_to_back_are_pruned_as_they_are_committed(run: Scenario) -> N
 @pytest.mark.parametrize("keep_last_n", [0, -1])
 @judges("retention.off")
 def test_a_limit_below_one_deletes_nothing(run: Scenario, mode: str, keep_last_n: int) -> None:
-    run.start(mode=mode, keep_last_n=keep_last_n).commit_at(1, 2, 3, 4, 5)
+    life = run.start(mode=mode, keep_last_n=keep_last_n)
+    life.save_at(1, 2, 3, 4, 5)
+    life.wait()
     run.expect(
         "retention.off",
         run.folder.complete() == {1, 2, 3, 4, 5},
@@ -58,7 +60,8 @@ def test_order_is_by_number_whatever_names_times_and_inodes_say(run: Scenario, m
     run.start(mode=mode).commit_at(8, 9, 10, 11)
     _scramble(run, order=(11, 8, 10, 9))
     life, loaded = run.resume(mode=mode, keep_last_n=3)
-    life.commit_at(100)
+    life.save_at(100)
+    life.wait()
     run.expect(
         "retention.numeric",
         run.folder.complete() == {10, 11, 100},
@@ -106,7 +109,8 @@ def test_a_rewound_latest_survives_a_limit_of_one(run: Scenario) -> None:
     run.start(mode="async").commit_at(10, 20, 30)
     life = run.start(mode="async", keep_last_n=1, seed=999, load_path=_rewind(run, 10))
     life.load()
-    life.commit_at(15, 16)
+    life.save_at(15, 16)
+    life.wait()
     run.expect(
         "retention.latest",
         run.folder.latest() == 16 and 16 in run.folder.complete(),

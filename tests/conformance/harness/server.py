@@ -5,6 +5,7 @@ manager or its environment, never a traceback of ours.
 """
 
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from forge_conformance.adapter import Layout
 from forge_conformance.worker.channel import Channel, Closed
@@ -23,6 +24,36 @@ from .gate import Gate
 from .worker import Supervisor, Worker, connect, ending, readable, stacks_of
 
 LEVELS = [str(level) for level in Level]
+
+
+class _Process(Protocol):
+    """What is needed of a server's process."""
+
+    @property
+    def pid(self) -> int: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+
+
+class _Fork:
+    """A server's process that another server has forked, and that only that one can bury."""
+
+    def __init__(self, pid: int, host: "Server") -> None:
+        self.pid = pid
+        self.cpu_s = 0.0
+        self._host = host
+        self._descriptor = os.pidfd_open(pid)
+        self._status: int | None = None
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit status; `subprocess.TimeoutExpired` as of other processes."""
+        if self._status is None:
+            if not select.select([self._descriptor], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
+            os.close(self._descriptor)
+            buried = self._host._ask({"do": "reap", "pid": self.pid})
+            self._status, self.cpu_s = buried["status"], buried["cpu_s"]
+        return self._status
+
 
 _WORKER = Path(__file__).resolve().parents[1] / "worker"
 _CRASH = Path(__file__).resolve().parents[1] / "crash"
@@ -65,10 +96,16 @@ class Server:
         import_timeout_s: float = 120,
         device: str = "cpu",
         inside: Sequence[str] = (),
+        host: "Server | None" = None,
     ) -> None:
-        """`inside`: a script of the crash explorer, with arguments, that starts the interpreter in its turn."""
+        """`inside`: a script of the crash explorer, with arguments, that starts the interpreter in its turn.
+
+        With a `host` it is a fork of that one's process, see `fork`.
+        """
         self.device = device
         self._impl = impl
+        self._inside = inside
+        self._host = host
         self._directory = Path(tempfile.mkdtemp(prefix="forge-conformance-"))
         self._log = self._directory / "server.log"
         self._timeout_s = timeout_s
@@ -82,36 +119,50 @@ class Server:
         self.filter_refusal: str | None = None
         """Why file operations can't be held here, once it was tried in vain."""
         ours, theirs = connect()
-        interpreter = python or sys.executable
         try:
-            with open(self._log, "wb") as log:
-                self._process = subprocess.Popen(
-                    [
-                        *_started_by(inside),
-                        interpreter,
-                        str(_WORKER),
-                        f"--impl={impl}",
-                        f"--channel={theirs.fileno()}",
-                        f"--device={device}",
-                    ],
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                    env={**os.environ, "TMPDIR": str(self._directory)},  # what the killed leave there goes with us
-                )
-        except OSError as error:
+            with theirs, open(self._log, "wb") as log:
+                self._process = self._started(python or sys.executable, theirs.fileno(), log.fileno())
+        except BaseException:
+            ours.close()
             shutil.rmtree(self._directory)
-            raise CannotJudge(f"--python {interpreter} could not be started: {error.strerror}.") from None
-        finally:
-            theirs.close()
+            raise
         self._channel = Channel(ours)
         try:
             self.implementation = self._introduce()
         except BaseException:
             self.close()
             raise
+
+    def _started(self, interpreter: str, connection: int, log: int) -> "_Process":
+        if self._host is not None:
+            request = {"do": "fork", "impl": self._impl, "directory": str(self._directory)}
+            return _Fork(self._host._ask(request, descriptors=(connection, log))["pid"], self._host)
+        try:
+            return subprocess.Popen(
+                [
+                    *_started_by(self._inside),
+                    interpreter,
+                    str(_WORKER),
+                    f"--impl={self._impl}",
+                    f"--channel={connection}",
+                    f"--device={self.device}",
+                ],
+                pass_fds=[connection],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, "TMPDIR": str(self._directory)},  # what the killed leave there goes with us
+            )
+        except OSError as error:
+            raise CannotJudge(f"--python {interpreter} could not be started: {error.strerror}.") from None
+
+    def fork(self, impl: str) -> "Server":
+        """A server for another manager, which finds imported what this one has imported, and nothing else of it.
+
+        It lives in a process of its own; this one has to outlive it, and be asked nothing else meanwhile.
+        """
+        return Server(impl, None, self._timeout_s, self._import_timeout_s, self.device, host=self)
 
     def _introduce(self) -> Implementation:
         try:
@@ -155,7 +206,9 @@ class Server:
         return readable(self._log.read_text(errors="replace"))[-1500:].strip()
 
     def rehearse(self, modes: list[str], with_ranks: bool = False) -> None:
-        """Let the server import what lives in these modes will import, or those of several ranks."""
+        """Let the server import what lives in these modes will import, or those of several ranks; a fork has it all."""
+        if self._host is not None:
+            return
         seconds = 11 * self._timeout_s * len(modes)  # ten calls, and some time to end them
         request = {"do": "rehearse", "modes": modes, "timeout_s": self._timeout_s, "with_ranks": with_ranks}
         self._ask(request, timeout_s=seconds + self._import_timeout_s)
@@ -221,6 +274,11 @@ class Server:
         self._channel.close()
         self._ended()
         shutil.rmtree(self._directory, ignore_errors=True)
+
+    @property
+    def cpu_s(self) -> float:
+        """Processor time that it and its workers took, once it is closed; known of a fork alone."""
+        return self._process.cpu_s if isinstance(self._process, _Fork) else 0.0
 
     def _ended(self) -> int:
         """The exit status of the process, whose channel is closed."""

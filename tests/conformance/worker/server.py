@@ -47,15 +47,18 @@ def main(arguments: list[str]) -> int:
     os.dup2(_LOG, 1)  # whatever prints, prints to the log
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     _adopt_orphans()
-    channel = Channel(socket.socket(fileno=options.channel))
-    server = Server(channel, options.device)
+    return _serve(Channel(socket.socket(fileno=options.channel)), options.impl, options.device)
+
+
+def _serve(channel: Channel, impl: str, device: str) -> int:
+    server = Server(channel, device)
     try:
-        channel.send(server.introduce(options.impl))
-        worker = server.serve()
+        channel.send(server.introduce(impl))
+        life = server.serve()
     except Closed:
         server.end_children()
-        return 0
-    return worker() if worker is not None else 0
+        os._exit(0)  # nobody is left to hear of it, and taking torch down in order takes as long as several lives
+    return life() if life is not None else 0
 
 
 class Server:
@@ -107,7 +110,7 @@ class Server:
         }
 
     def serve(self) -> Any:
-        """Answer the suite; returns only inside a forked worker, with the function that is its life."""
+        """Answer the suite; returns only inside a forked child, with the function that is its life."""
         while True:
             request = self._channel.receive()
             match request["do"]:
@@ -116,13 +119,36 @@ class Server:
                     worker = self._spawn(request, *descriptors)
                     if worker is not None:
                         return worker
+                case "fork":
+                    descriptors = [self._channel.take_descriptor(), self._channel.take_descriptor()]
+                    server = self._spawn_server(request, *descriptors)
+                    if server is not None:
+                        return server
                 case "reap":
-                    self._channel.send({"status": self._reap(request["pid"])})
+                    status, cpu_s = self._reap(request["pid"])
+                    self._channel.send({"status": status, "cpu_s": cpu_s})
                 case "rehearse":
                     request.pop("do")
                     self._channel.send({"imported": self._rehearse(**request)})
 
     def _spawn(self, request: dict[str, Any], connection: int, log: int) -> Any:
+        if not self._is_forked(connection, log):
+            return None
+        from .commands import Worker
+
+        adapter, device = self._adapter, self._device
+        return lambda: Worker(Channel(socket.socket(fileno=connection)), adapter, device).live(request)
+
+    def _spawn_server(self, request: dict[str, Any], connection: int, log: int) -> Any:
+        """A server for another manager, which finds imported what this one has imported."""
+        if not self._is_forked(connection, log):
+            return None
+        os.environ["TMPDIR"], tempfile.tempdir = request["directory"], None
+        device = self._device
+        return lambda: _serve(Channel(socket.socket(fileno=connection)), request["impl"], device)
+
+    def _is_forked(self, connection: int, log: int) -> bool:
+        """Fork, and tell the suite of the child; true in the child."""
         gc.freeze()
         pid = os.fork()
         if pid:
@@ -130,14 +156,11 @@ class Server:
             os.close(log)
             self._children.add(pid)
             self._channel.send({"pid": pid})
-            return None
-        self._become_worker(log)
-        from .commands import Worker
+            return False
+        self._become_child(log)
+        return True
 
-        adapter, device = self._adapter, self._device
-        return lambda: Worker(Channel(socket.socket(fileno=connection)), adapter, device).live(request)
-
-    def _become_worker(self, log: int) -> None:
+    def _become_child(self, log: int) -> None:
         os.setpgid(0, 0)  # what the manager starts belongs to this life and is killed with it
         _adopt_orphans()  # until this life ends; then the server does
         self._children.clear()
@@ -147,14 +170,14 @@ class Server:
         os.close(log)
         faulthandler.register(signal.SIGUSR1, all_threads=True)
 
-    def _reap(self, pid: int) -> int:
-        """The exit status of a worker that has ended, when nothing of it is left."""
+    def _reap(self, pid: int) -> tuple[int, float]:
+        """Exit status and processor time of a child that has ended, when nothing of it is left."""
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         _kill_group(pid)  # while the worker still holds its number
-        _, status = os.waitpid(pid, 0)
+        _, status, used = os.wait4(pid, 0)
         self._children.discard(pid)
         self._end_orphans()
-        return os.waitstatus_to_exitcode(status)
+        return os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
 
     def _end_orphans(self) -> None:
         while orphans := _children() - self._children - self._helpers:

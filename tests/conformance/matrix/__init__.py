@@ -1,0 +1,8 @@
+"""The suite judged by mutants: managers with one mistake each, every one of which has to fall, and by the right clause.
+
+mutants     what a mutant's file says of it
+trial       one mutant, judged in a fork of a warm server
+outcome     what became of each, and what that says of the suite
+render      the same for a terminal, for programs, and as a page
+command     `forge-conformance matrix`
+"""

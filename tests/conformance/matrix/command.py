@@ -1,0 +1,173 @@
+"""`forge-conformance matrix`: every mutant by the tests that its clauses select, the base by all of them.
+
+Mutants are tried side by side, each bench with a warm server of its own.  The
+base, which has to be right in all that its mutants are wrong in, is judged
+afterwards by `forge-conformance run`.  Other bases, and all of them where only
+some mutants were asked for, are tried among the mutants, by the clauses of those.
+"""
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from forge_conformance.harness.server import CannotJudge
+from forge_conformance.report.verdicts import Status
+from forge_spec import BY_SLUG
+from forge_spec.clauses import Level
+
+from . import mutants as fixtures
+from . import render
+from .mutants import BadMutant, Mutant
+from .outcome import Base, Matrix, Outcome, in_order
+from .trial import Bench, Trial
+
+_bench: Bench | None = None
+"""The bench of a process that tries mutants."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command, besides those that it shares with others."""
+    parser.add_argument("--mutants", type=Path, default=fixtures.HERE, metavar="DIR", help="where they are")
+    parser.add_argument("--base", default="forge_ref", metavar="IMPL", help="what they were made from (forge_ref)")
+    parser.add_argument("--clause", action="append", metavar="SLUG", help="only mutants of this clause; repeatable")
+    parser.add_argument("--mutant", action="append", metavar="NAME", help="only this one; repeatable")
+
+
+def run(options: argparse.Namespace) -> int:
+    """The exit status: 1 where the suite has a hole, 3 where a mutant is no good."""
+    begun = time.perf_counter()
+    chosen, unread = _chosen(options)
+    out = options.out or Path("reports") / "matrix"
+    is_partial = bool(options.clause or options.mutant)
+    with _temporary_folder():
+        bases_too = _bases(options.base, chosen, options.clause or (), is_partial)
+        tried = list(_trials([*chosen, *bases_too], options.base, options.n))
+        bases = {trial.mutant.path: Base.tried(trial) for trial in tried if trial.mutant.is_right}
+        base = bases.pop(Path(options.base), Base(options.base))
+        if not is_partial:
+            base = _judged(options.base, chosen, out / "base", options.n)
+    trials = [trial for trial in tried if not trial.mutant.is_right]
+    outcomes = [Outcome(trial, base if trial.mutant.base is None else bases[trial.mutant.base]) for trial in trials]
+    matrix = Matrix(
+        base,
+        in_order(outcomes),
+        tuple(unread),
+        tuple(bases.values()),
+        frozenset(options.clause) if options.clause else None,
+        is_partial=bool(options.mutant),
+        seconds=time.perf_counter() - begun,
+    )
+    written = render.write(matrix, out)
+    print(render.console(matrix))
+    print(f"written: {', '.join(written)}")
+    return matrix.status
+
+
+def _chosen(options: argparse.Namespace) -> tuple[list[Mutant], list[str]]:
+    """The mutants that were asked for, and what is wrong with files that are none."""
+    unknown = [slug for slug in options.clause or () if slug not in BY_SLUG]
+    if unknown:
+        raise CannotJudge(f"there is no clause {', '.join(unknown)}; forge-conformance list shows them all.")
+    found: list[Mutant] = []
+    unread: list[str] = []
+    for path in fixtures.files(options.mutants.absolute()):
+        if options.mutant and path.stem not in options.mutant:
+            continue
+        try:
+            found.append(fixtures.read(path))
+        except BadMutant as reason:
+            unread.append(str(reason))
+    missing = sorted(set(options.mutant or ()) - {mutant.name for mutant in found} - {Path(u).stem for u in unread})
+    if missing and not unread:
+        raise CannotJudge(f"there is no mutant {', '.join(missing)} in {options.mutants}.")
+    asked = set(options.clause or ())
+    chosen = [mutant for mutant in found if not asked or asked.intersection(mutant.clauses)]
+    if not chosen and not unread and not asked:
+        raise CannotJudge(
+            f"there are no mutants in {options.mutants}; they are in fixtures/mutants of a checkout: pass --mutants."
+        )
+    return chosen, unread
+
+
+@contextlib.contextmanager
+def _temporary_folder() -> Iterator[None]:
+    """What a process leaves that is ended in the middle goes with this folder."""
+    before = os.environ.get("TMPDIR")
+    with tempfile.TemporaryDirectory(prefix="forge-matrix-", ignore_cleanup_errors=True) as folder:
+        os.environ["TMPDIR"], tempfile.tempdir = folder, None
+        try:
+            yield
+        finally:
+            os.environ.pop("TMPDIR") if before is None else os.environ.update(TMPDIR=before)
+            tempfile.tempdir = None
+
+
+# -- mutants --------------------------------------------------------------------------
+
+
+def _trials(mutants: Sequence[Mutant], base: str, processes: int) -> Iterator[Trial]:
+    """Each as soon as it has ended; bases and those with several ranks, which take longest, begin first."""
+    queue = sorted(mutants, key=lambda mutant: (not mutant.is_right, not mutant.ranks, mutant.name))
+    if not queue:
+        return
+    context = multiprocessing.get_context("fork")
+    with context.Pool(min(processes, len(queue)), _begin, (base,)) as pool:
+        for number, trial in enumerate(pool.imap_unordered(_judge, queue), 1):
+            _show(number, len(queue), trial)
+            yield trial
+
+
+def _begin(base: str) -> None:
+    """In each process that tries mutants, once."""
+    global _bench
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command hears it, and ends us
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _bench = Bench(base)
+
+
+def _judge(mutant: Mutant) -> Trial:
+    assert _bench is not None, "a process begins before it judges"
+    return _bench.judge(mutant)
+
+
+def _show(number: int, total: int, trial: Trial) -> None:
+    fell = {finding.failure["clause"] for finding in trial.findings if finding.failure is not None}
+    said = "error" if trial.errors else "killed" if trial.mutant.own.slug in fell else "alive"
+    if sys.stderr.isatty():
+        print(f"\r\033[K{number}/{total}  {said}  {trial.mutant.name}", end="", file=sys.stderr, flush=True)
+        print("\r\033[K" if number == total else "", end="", file=sys.stderr, flush=True)
+    elif number % 10 == 0 or number == total:
+        print(f"{number}/{total} trials", file=sys.stderr, flush=True)
+
+
+# -- bases ----------------------------------------------------------------------------
+
+
+def _bases(base: str, mutants: Sequence[Mutant], asked: Sequence[str], is_partial: bool) -> Iterator[Mutant]:
+    """The bases that are tried beside their mutants, by the clauses of these."""
+    made = [one for one in mutants if one.base is None]
+    if is_partial and (made or asked):
+        yield fixtures.base_of(base, made, asked)
+    for path in sorted({one.base for one in mutants if one.base is not None}):
+        yield fixtures.base_of(str(path), [one for one in mutants if one.base == path])
+
+
+def _judged(impl: str, mutants: Sequence[Mutant], out: Path, processes: int) -> Base:
+    """What the whole suite says of a base, at the highest level of its mutants; `CannotJudge` if it says nothing."""
+    level = max((mutant.level for mutant in mutants), default=Level.CORE)
+    command = [sys.executable, "-m", "forge_conformance.cli", "run", "--impl", impl, "--ranks", "2"]
+    command += ["--level", str(level), "-n", str(processes), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    report = out / "report.json"
+    if done.returncode == Status.NOTHING_JUDGED and not report.exists():
+        raise CannotJudge(f"the base {impl} can't be judged: {done.stderr.strip()[-2000:]}")
+    return Base.of(impl, json.loads(report.read_text()))

@@ -1,0 +1,194 @@
+"""The matrix: whatever it finds out about the suite is a line, and what is a hole in it fails the gate.
+
+One run over managers made for it has every kind of line; the rest is about findings that are written down here.
+"""
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from forge_conformance.matrix import mutants
+from forge_conformance.matrix.mutants import BadMutant, Mutant
+from forge_conformance.matrix.outcome import Base, End, Line, Matrix, Outcome
+from forge_conformance.matrix.trial import Trial
+from forge_conformance.report.verdicts import Finding, Status
+from forge_spec import CLAUSES
+
+Command = Any  # see conftest.py
+BASE = Path(__file__).parent / "managers" / "honest.py"
+OWN, OTHER = "resume.train-state", "commit.sync"
+
+
+# -- a whole run ------------------------------------------------------------------------
+
+
+def mutant(sin: str, clause: str, changed: str = "") -> str:
+    """The source of a manager that is made from the honest one."""
+    says = f'"""{sin}\n\nClause: {clause}\n"""\n'
+    return f"{says}from honest import Honest, Loaded\n\nclass It(Honest):\n    pass\n{changed}\n"
+
+
+MADE = {
+    "killed": mutant("Off by one.", OWN, "    def load(self, *a):\n        return Loaded(super().load(*a).step + 1)"),
+    "alive": mutant("Nothing is wrong with it.", "resume.dataloader"),
+    "elsewhere": mutant("Never saves.", OWN, "    def save(self, *a):\n        pass"),
+    "fails_to_load": mutant("Is no good.", OWN, "    import no_such_module"),
+    "says_nothing": '"""Has no clause."""\n',
+    "slips": mutant("Has a slip.", OWN, "    def load(self, *a):\n        return lodaed"),
+}
+
+
+def test_every_hole_in_the_suite_is_a_line_and_what_is_no_mutant_is_our_error(forge: Command) -> None:
+    folder = forge.folder / "mutants"
+    folder.mkdir()
+    for name, source in MADE.items():
+        (folder / f"{name}.py").write_text(source)
+    (folder / "honest.py").write_text(f'"""Its base.\n\nClause: {OTHER}\n"""\n' + BASE.read_text())
+    clauses = [word for slug in (OWN, "resume.dataloader", "resume.rng") for word in ("--clause", slug)]
+    ran = forge("matrix", "--mutants", str(folder), "--base", str(BASE), "-n", "2", *clauses)
+    assert ran.status == Status.OUR_ERROR
+    found = {line["text"].partition(": ")[0]: line["kind"] for line in _json(forge)["lines"] if line["fails"]}
+    says_nothing = next(text for text in found if "says_nothing.py" in text)
+    assert found == {
+        "alive": "a mutant survives",
+        "elsewhere": "a mutant dies of another clause",
+        "fails_to_load": "an error of ours",
+        "slips": "an error of ours",
+        says_nothing: "an error of ours",
+        "resume.dataloader": "a clause that no mutant breaks",
+        "resume.rng": "a clause that no mutant breaks",
+    }
+    ends = {one["name"]: one["end"] for one in _json(forge)["mutants"]}
+    assert ends["killed"] == "killed"
+    page = (forge.folder / "reports" / "matrix" / "matrix.html").read_text()
+    assert [name for name in ("killed", "alive", "elsewhere", OWN, "Off by one.") if name not in page] == []
+    assert "no_such_module" in ran.out and "lodaed" in ran.out
+
+
+def _json(forge: Command) -> Any:
+    return json.loads((forge.folder / "reports" / "matrix" / "matrix.json").read_text())
+
+
+# -- findings that are written down -------------------------------------------------------
+
+
+def finding(case: str, fell: str | None = None, seen: str = "", outcome: str = "", **reached: int) -> Finding:
+    """What a test of `OWN` found out."""
+    failure = None if fell is None else {"clause": fell, "seen": seen}
+    arose = {slug.replace("_", "."): count for slug, count in reached.items()} or {OWN: 1}
+    return Finding(case, (OWN, OTHER), arose, outcome or ("done" if fell is None else "failed"), 0.1, failure)
+
+
+def matrix(*trials: tuple[Finding, ...], hung: frozenset[str] = frozenset(), own: str = "pass") -> Matrix:
+    """A matrix about `OWN` alone, with a mutant for each of these trials."""
+    base = Base("base", 0, {OWN: own}, {OWN: "there is no GPU" if own == "unreached" else ""}, 1.0)
+    made = [Mutant(Path(f"sin_{number}.py"), "A sin.", (OWN,)) for number in range(len(trials))]
+    outcomes = [Outcome(Trial(one, found, hung), base) for one, found in zip(made, trials, strict=True)]
+    return Matrix(base, tuple(outcomes))
+
+
+KILLS = (finding("resume/a-step[sync]", fell=OWN),)
+SURVIVES = (finding("resume/a-step[sync]"),)
+
+
+@pytest.mark.parametrize(
+    "found,kinds,status",
+    [
+        (matrix(KILLS), set(), Status.PASSED),
+        (matrix(KILLS, SURVIVES), {"a mutant survives"}, Status.FAILED),
+        (matrix(KILLS, (finding("x", fell=OTHER),)), {"a mutant dies of another clause"}, Status.FAILED),
+        (matrix((finding("x", fell=OTHER),)), {"a mutant dies of another clause", "a clause that no mutant breaks"}, 1),
+        (matrix(), {"a clause that no mutant breaks"}, Status.FAILED),
+        (matrix((*KILLS, finding("resume/idle[sync]"))), {"a test that has never killed anything"}, Status.PASSED),
+        (matrix(KILLS, (finding("x", outcome="error"),)), {"an error of ours"}, Status.OUR_ERROR),
+        (matrix(KILLS, (finding("x", OWN, "load raised NameError: x"),)), {"an error of ours"}, Status.OUR_ERROR),
+    ],
+    ids=["killed", "survivor", "elsewhere", "elsewhere-alone", "uncovered", "idle-test", "error", "slip"],
+)
+def test_each_hole_has_its_line_and_fails_the_gate(found: Matrix, kinds: set[str], status: int) -> None:
+    assert {line.kind for line in found.lines} >= kinds
+    assert {line.kind for line in found.lines if line.fails} == kinds - {"a test that has never killed anything"}
+    assert found.status == status
+
+
+def test_what_nobody_can_reach_here_is_neither_killed_nor_a_survivor() -> None:
+    unreached = (finding("gpu/pinned", outcome="unreached", commit_sync=0),)
+    found = matrix(unreached, own="unreached")
+    assert (found.outcomes[0].end, found.outcomes[0].because) == (End.NOT_JUDGED, "there is no GPU")
+    assert ([line for line in found.lines if line.fails], found.status) == ([], Status.PASSED)
+    assert matrix(unreached).outcomes[0].end is End.SURVIVES, "the base reaches it, so the mutant hides from it"
+
+
+def test_a_death_by_a_hang_says_so() -> None:
+    found = matrix(KILLS, hung=frozenset({"resume/a-step[sync]"}))
+    assert found.outcomes[0].because.startswith("by a hang, ")
+
+
+def test_a_base_that_falls_fails_the_gate() -> None:
+    fallen = Base("base", 1, {OWN: "fail"}, {}, 1.0)
+    found = Matrix(fallen, (Outcome(Trial(Mutant(Path("sin.py"), "A sin.", (OWN,)), KILLS), fallen),))
+    assert found.lines == [Line("the base falls", f"base, which is to be right: {OWN}")]
+    assert found.status == Status.FAILED
+
+
+# -- the mutants themselves ---------------------------------------------------------------
+
+
+def test_every_clause_has_a_mutant_of_its_own_and_every_mutant_says_what_it_has_to() -> None:
+    every = [mutants.read(path) for path in mutants.files(mutants.HERE)]
+    missing = {clause.slug for clause in CLAUSES} - {one.own.slug for one in every}
+    assert missing == set()
+    assert [one.name for one in every if not one.sin.endswith(".")] == []
+
+
+@pytest.mark.parametrize(
+    "source,says",
+    [
+        ('"""No clause."""', "has no line `Clause: ...`"),
+        ('"""Clause: commit.snyc"""', "names commit.snyc"),
+        ('"""Clause: commit.sync\nLevel: heroic"""', "heroic"),
+        ('"""Clause: commit.sync\nBase: bases/nobody.py"""', "there is no"),
+        ("def", "can't be read"),
+    ],
+)
+def test_a_file_that_does_not_say_what_it_has_to_is_refused_by_name(tmp_path: Path, source: str, says: str) -> None:
+    path = tmp_path / "sin.py"
+    path.write_text(source)
+    with pytest.raises(BadMutant, match=r"sin\.py") as refusal:
+        mutants.read(path)
+    assert says in str(refusal.value)
+
+
+@pytest.fixture
+def bases() -> ModuleType:
+    """What mutants are made with."""
+    spec = importlib.util.spec_from_file_location("bases", mutants.HERE / "bases" / "__init__.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def keeps(limit: int, names: list[str]) -> list[str]:
+    """What a mutant changes here."""
+    return names[-limit:]
+
+
+def test_a_change_is_made_where_the_function_already_is_and_refused_where_it_is_gone(bases: ModuleType) -> None:
+    imported: Callable[..., list[str]] = keeps
+    bases.edit(keeps, "[-limit:]", "[:limit]")
+    assert imported(1, ["old", "new"]) == ["old"]
+    with pytest.raises(LookupError, match=r"keeps has 0 times '\[-limit:\]', not once"):
+        bases.edit(keeps, "[-limit:]", "[:limit]")
+    with pytest.raises(AttributeError):
+        bases.change(Status, "no_such_name")
+
+
+def test_explain_names_the_mutants_of_a_clause(forge: Command) -> None:
+    ran = forge("explain", "commit.deferred")
+    assert "latest_moves_at_dispatch: Points `latest` at a checkpoint when its save is dispatched." in ran.said
