@@ -275,12 +275,65 @@ _LAYOUT = (
     ),
     Corner(
         "layout/pointer",
+        "root",
+        ("layout.latest-relative",),
+        {"target": "/"},
+        {"survives_a_move": False},
+        "One part, and no name.",
+    ),
+    Corner(
+        "layout/pointer",
         "by-way-of-the-parent",
         ("layout.latest-relative",),
         {"target": "../checkpoints/step_5"},
         {"survives_a_move": False},
         "Relative, and still wrong when the folder is called something else.",
     ),
+)
+
+
+def _metadata(label: str, content: Any, answer: list[str] | None, why: str, vlm_freeze: Any = None) -> Corner:
+    """Of a save of step 1 with 640 tokens."""
+    given = {"metadata": content, "step": 1, "tokens_seen": 640, "vlm_freeze": vlm_freeze}
+    expected = {"is_object": answer is not None, "wrong": answer or []}
+    return Corner("layout/metadata", label, ("layout.metadata-json",), given, expected, why)
+
+
+_FROZEN = [{"module": "vision", "frozen": True}]
+_METADATA = (
+    _metadata("whole", {"step": 1, "tokens_seen": 640}, [], "Both are there, and nothing was frozen."),
+    _metadata("more", {"step": 1, "tokens_seen": 640, "host": "a"}, [], "Further keys are the manager's business."),
+    _metadata("no-tokens", {"step": 1}, ["tokens_seen"], "A plan that counts tokens takes this file's word."),
+    _metadata("step-as-text", {"step": "1", "tokens_seen": 640}, ["step"], "A number is a number."),
+    _metadata("step-as-truth", {"step": True, "tokens_seen": 640}, ["step"], "In some languages true equals 1."),
+    _metadata(
+        "frozen-in-another-order",
+        {"step": 1, "tokens_seen": 640, "vlm_freeze": [{"frozen": True, "module": "vision"}]},
+        [],
+        "The keys of an object have no order.",
+        vlm_freeze=_FROZEN,
+    ),
+    _metadata(
+        "frozen-and-recorded",
+        {"step": 1, "tokens_seen": 640, "vlm_freeze": [{"module": "vision", "frozen": True}]},
+        [],
+        "As the extra had it.",
+        vlm_freeze=_FROZEN,
+    ),
+    _metadata(
+        "frozen-and-not-recorded",
+        {"step": 1, "tokens_seen": 640},
+        ["vlm_freeze"],
+        "Nothing would be compared on resume.",
+        vlm_freeze=_FROZEN,
+    ),
+    _metadata(
+        "recorded-and-not-frozen",
+        {"step": 1, "tokens_seen": 640, "vlm_freeze": []},
+        ["vlm_freeze"],
+        "Nobody said anything about freezing.",
+    ),
+    _metadata("a-list", [1, 640], None, "Not an object."),
 )
 
 
@@ -642,6 +695,31 @@ _RETENTION = (
         _stays(["step_2", "step_4"], ["step_2", "step_4"], ["step_1", "step_3"]),
         "Whatever `latest` names is what the next resume asks for.",
     ),
+)
+
+_BOTH = ["pp0/.metadata", "pp1/.metadata", "train_state.pt", "metadata.json"]
+
+
+def _cut(label: str, before: Sequence[str], now: Sequence[str], stages: int | None, allowed: bool, why: str) -> Corner:
+    given = {"before": list(before), "now": list(now), "stages": stages}
+    return Corner("retention/cut-short", label, ("retention.invalidate-first",), given, {"allowed": allowed}, why)
+
+
+_CUT_SHORT = (
+    _cut("not-begun", WHOLE, WHOLE, None, True, "Nothing of it is gone."),
+    _cut("all-gone", WHOLE, [], None, True, "Not even a name is left, or an empty directory."),
+    _cut("shard-first", WHOLE, WHOLE[1:], None, False, "It looks complete, and lacks a shard."),
+    _cut("marker-first", WHOLE, [name for name in WHOLE if name != ".metadata"], None, True, "It is torn for all."),
+    _cut("metadata-first", WHOLE, WHOLE[:3], None, True, "Any file without which it is not complete will do."),
+    _cut(
+        "marker-of-one-stage-first",
+        [*_BOTH, "pp0/__0_0.distcp"],
+        [*_BOTH[1:], "pp0/__0_0.distcp"],
+        2,
+        True,
+        "Without the marker of one stage it is complete for none.",
+    ),
+    _cut("shard-of-a-stage-first", [*_BOTH, "pp0/__0_0.distcp"], _BOTH, 2, False, "It looks complete to both."),
 )
 
 _PAIR = {"step_10": _TEN, "step_20": _TWENTY}
@@ -1134,6 +1212,14 @@ _DURABLE = (
     ),
     Corner(
         "durable/comes-back",
+        "acknowledged-past-another",
+        ("durable.acknowledged",),
+        {"marks": [["begins", 0], ["begins", 1], ["acknowledged", 1]]},
+        {"may_come_back": [1]},
+        "What began before the acknowledged one is out of the question.",
+    ),
+    Corner(
+        "durable/comes-back",
         "acknowledged-by-the-next-call",
         ("durable.acknowledged",),
         {"marks": [["begins", 0], ["begins", 1], ["acknowledged", 0]]},
@@ -1145,8 +1231,10 @@ _DURABLE = (
 CORNERS: tuple[Corner, ...] = (
     *_SCHEDULE,
     *_LAYOUT,
+    *_METADATA,
     *_COMMIT,
     *_RETENTION,
+    *_CUT_SHORT,
     *_RESUME,
     *_FREEZE,
     *_TRUST,

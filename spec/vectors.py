@@ -132,6 +132,13 @@ def _pointer(given: Given) -> Answer:
     return {"survives_a_move": layout.is_relative(given["target"])}
 
 
+def _metadata(given: Given) -> Answer:
+    errors = layout.metadata_errors(given["metadata"], given["step"], given["tokens_seen"], given["vlm_freeze"])
+    if not isinstance(given["metadata"], Mapping):
+        return {"is_object": not errors, "wrong": []}
+    return {"is_object": True, "wrong": [error.partition(" ")[0] for error in errors]}
+
+
 # -- commit -------------------------------------------------------------------------
 
 
@@ -324,6 +331,18 @@ def _deletion_grid() -> Iterator[tuple[str, Given]]:
             label = "-".join(str(kind)[0] for kind in kinds) + f"-at-{committed}-keep-{limit}"
             label += "-milestone" if milestones else ""
             yield label, deletion(folder, limit, committed, milestones=milestones)
+
+
+def _cut_short(given: Given) -> Answer:
+    return {"allowed": retention.may_be_left(given["before"], given["now"], given["stages"])}
+
+
+def _cut_short_grid() -> Iterator[tuple[str, Given]]:
+    for stages in (None, 2):
+        before = [*layout.required(stages), "__0_0.distcp"]
+        for number in range(2 ** len(before)):
+            now = [name for place, name in enumerate(before) if number >> place & 1]
+            yield f"stages-{stages or 0}-{number}", {"before": before, "now": now, "stages": stages}
 
 
 # -- resume -------------------------------------------------------------------------
@@ -560,6 +579,20 @@ QUESTIONS: tuple[Question, ...] = (
         _nothing,
     ),
     Question(
+        "layout/metadata",
+        "what is wrong with a `metadata.json`",
+        {
+            "metadata": "its content",
+            "step": "that was saved",
+            "tokens_seen": "that were saved with it",
+            "vlm_freeze": "in the caller's extra; null: there was none",
+        },
+        {"is_object": "whether it is a JSON object at all", "wrong": "the keys whose value is wrong or missing"},
+        _metadata,
+        lambda given: ("layout.metadata-json",),
+        _nothing,
+    ),
+    Question(
         "commit/order",
         "whether a save in the background may change the folder in this order, and where a reader of it would resume",
         {
@@ -610,6 +643,19 @@ QUESTIONS: tuple[Question, ...] = (
         _deletion,
         _deletion_judges,
         _deletion_grid,
+    ),
+    Question(
+        "retention/cut-short",
+        "whether a deletion may be found so when it was cut short",
+        {
+            "before": "the files of the checkpoint before it",
+            "now": "those that are left under its name",
+            "stages": "pipeline stages of the run; null: no pipeline",
+        },
+        {"allowed": "true or false"},
+        _cut_short,
+        lambda given: ("retention.invalidate-first",),
+        _cut_short_grid,
     ),
     Question(
         "resume/landing",
