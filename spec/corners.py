@@ -1135,6 +1135,16 @@ _FREEZE = (
         [["adapter", True], ["vision", True]],
         "The later stage wins, though it is written first; what it does not name stays.",
     ),
+    _in_force(
+        "stages-in-order-of-their-start",
+        200,
+        [["vision", False]],
+        "The stage that begins last wins, whatever it says.",
+        schedule=[
+            {"start_step": 100, "entries": [["vision", True]]},
+            {"start_step": 200, "entries": [["vision", False]]},
+        ],
+    ),
     _in_force("unknown-module", 100, None, "adapter is in force and unknown.", valid_modules=["vision"]),
     _in_force(
         "unknown-module-later",
