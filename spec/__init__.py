@@ -23,7 +23,8 @@ and `explore` visits everything that can happen, with `machine` to be fast at it
 may look like after each of them.  `disk` says which disks a kill or a loss of
 power may leave, given what was done to a folder.  `clauses` defines the form of
 a clause, the levels and the capabilities; `book` renders the chapters as the
-document BOOK.md.
+document BOOK.md, and `vectors` as questions with their answers, of which
+`corners` has those that were answered by hand.
 """
 
 from collections.abc import Mapping

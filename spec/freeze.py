@@ -236,6 +236,11 @@ def effective(
 
     >>> effective(0, [("vision", True), ("vision", False)], [(9, [("typo", True)])], valid_modules={"vision"})
     [('vision', False)]
+
+    Stages that begin together are taken in their order:
+
+    >>> effective(9, [], [(9, [("vision", True)]), (9, [("vision", False)])])
+    [('vision', False)]
     """
     stages = sorted(((start, entries) for start, entries in schedule if start <= step), key=lambda stage: stage[0])
     in_force = dict(base)

@@ -11,6 +11,7 @@ opens nothing; everything else in the folder belongs to somebody else; and no
 path in it is absolute, so the folder can be moved whole.
 """
 
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePosixPath
@@ -194,10 +195,14 @@ def metadata_errors(
     if vlm_freeze is not None:
         expected["vlm_freeze"] = [dict(entry) for entry in vlm_freeze]
     keys = ("step", "tokens_seen", "vlm_freeze")
-    pairs = ((key, _shown(metadata, key), _shown(expected, key)) for key in keys)
-    return tuple(f"{key} is {found}, not {wanted}" for key, found, wanted in pairs if found != wanted)
+    wrong = (key for key in keys if _as_json(metadata, key) != _as_json(expected, key))
+    return tuple(f"{key} is {_shown(metadata, key)}, not {_shown(expected, key)}" for key in wrong)
+
+
+def _as_json(mapping: Mapping[str, object], key: str) -> str | None:
+    """The value as text, which unlike `==` tells True from 1; the order of an object's keys says nothing."""
+    return json.dumps(mapping[key], sort_keys=True) if key in mapping else None
 
 
 def _shown(mapping: Mapping[str, object], key: str) -> str:
-    """The value as text, which unlike `==` tells True from 1."""
     return repr(mapping[key]) if key in mapping else "absent"

@@ -135,7 +135,8 @@ class Session:
         """Whether a test that judges this fits the level, the claims and what was asked for."""
         only = self._config.getoption("--forge-clauses")
         asked = only is None or not set(only.split(",")).isdisjoint(declared.clauses)
-        return asked and declared.needs <= self.capabilities and self.is_judged(declared.clauses[0])
+        fits = declared.layout in (None, self.server.implementation.layout)
+        return asked and fits and declared.needs <= self.capabilities and self.is_judged(declared.clauses[0])
 
     def close(self) -> None:
         """Ends the server with all its workers."""

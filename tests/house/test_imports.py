@@ -29,6 +29,8 @@ class Room:
 
 WORKER = ("forge_conformance.adapter", "forge_conformance.worker")
 ROOMS = (
+    Room("fixtures/make/", "make", ("torch", "pytorch_lightning", "forge_conformance")),
+    Room("fixtures/", "forge_fixtures", ()),
     Room("spec/", "forge_spec", ("forge_spec",)),
     Room("forge_ref/", "forge_ref", ("forge_ref", "torch", "numpy")),
     Room(f"{SUITE}/__init__.py", "forge_conformance", ()),
@@ -53,7 +55,9 @@ ROOMS = (
 def sources() -> list[Path]:
     """Every module of the packages."""
     return sorted(
-        path for where in ("spec", "forge_ref", SUITE, "tests/distributed") for path in (ROOT / where).rglob("*.py")
+        path
+        for where in ("spec", "forge_ref", SUITE, "tests/distributed", "fixtures")
+        for path in (ROOT / where).rglob("*.py")
     )
 
 

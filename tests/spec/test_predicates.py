@@ -2,6 +2,7 @@
 
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -107,6 +108,16 @@ def test_a_failure_followed_by_a_wait_is_raised_exactly_once(position: int, back
     calls: list[commit.Call] = [commit.Save(step, fails=step == position) for step in range(6)]
     assert len(commit.must_raise([*calls, commit.Wait()], background)) == 1
     assert position not in commit.must_be_committed([*calls, commit.Wait()], background)
+
+
+@pytest.mark.parametrize("between", [[], [commit.Wait()]], ids=["nothing", "a-wait"])
+def test_two_failing_saves_in_a_row_are_not_asked_about(between: list[commit.Call]) -> None:
+    calls = [commit.Save(0, fails=True), *between, commit.Save(1, fails=True), commit.Wait()]
+    if between:
+        assert commit.must_raise(calls, background=True) == (1, 3)
+    else:
+        with pytest.raises(AssertionError, match=r"^two failing saves in a row$"):
+            commit.must_raise(calls, background=True)
 
 
 # -- retention ----------------------------------------------------------------

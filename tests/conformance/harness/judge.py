@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from forge_conformance.adapter import Layout
 from forge_spec import BY_SLUG
 
 
@@ -82,17 +83,21 @@ class Judges:
 
     clauses: tuple[str, ...]
     needs: frozenset[str]
+    layout: Layout | None = None
 
 
-def judges(*clauses: str, needs: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def judges(
+    *clauses: str, needs: tuple[str, ...] = (), layout: Layout | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Declare which clauses a test judges.
 
     It runs only against implementations that claim what the first clause
-    needs, and `needs` besides.
+    needs, and `needs` besides, and whose folders have this layout, if one is
+    named.
     """
     unknown = [clause for clause in clauses if clause not in BY_SLUG]
     assert not unknown, f"no such clauses: {unknown}"
-    declared = Judges(clauses, frozenset(needs) | BY_SLUG[clauses[0]].capabilities)
+    declared = Judges(clauses, frozenset(needs) | BY_SLUG[clauses[0]].capabilities, layout)
 
     def mark(test: Callable[..., None]) -> Callable[..., None]:
         setattr(test, JUDGES, declared)
