@@ -191,12 +191,17 @@ INVARIANTS: tuple[Invariant, ...] = (
     ),
     Invariant(
         "retention.drops",
-        "when a save has ended, nothing complete stands beyond the limit; and nothing hidden piles up",
-        lambda flight, saving, folder, debris, keep: (
-            (flight is not Flight.DONE or not (debris or complete(folder) & leaving(folder, saving.step, keep)))
-            and len(set(debris)) == len(debris)
+        "when a save has ended, nothing complete stands beyond the limit",
+        lambda flight, saving, folder, keep: (
+            flight is not Flight.DONE or not complete(folder) & leaving(folder, saving.step, keep)
         ),
         lambda flight, folder: flight is Flight.DONE and None in folder,
+    ),
+    Invariant(
+        "retention.debris",
+        "nothing hidden stands twice, nor at all when a save has ended",
+        lambda flight, debris: len(set(debris)) == len(debris) and (flight is not Flight.DONE or not debris),
+        lambda flight, debris: flight is Flight.FLUSHING and bool(debris),
     ),
     Invariant(
         "retention.in-flight",

@@ -427,7 +427,7 @@ VARIANTS: tuple[Variant, ...] = (
             lambda debris: {"debris": debris},
             "rank 0 moves aside what it finds, and makes a hidden directory for step {now}",
         ),
-        "retention.drops",
+        "retention.debris",
     ),
     Variant(
         "refuses-leftovers",

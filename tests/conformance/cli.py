@@ -2,7 +2,7 @@
 
     smoke    a first contact: does the manager import, save, and come back after a kill?
     run      the suite; verdicts by chapter and clause
-    crash    every disk that a death can leave, and what a resume makes of it
+    crash    every disk that a death can leave, deaths and failures in earnest, and what a resume makes of them
     matrix   the suite itself, judged by managers with one mistake each
     list     the clauses, or the capabilities
     explain  one clause: what, why, and which tests judge it
@@ -144,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("-n", type=_count, default=1, metavar="N", help="processes that judge side by side (1)")
     run.set_defaults(command=_run)
 
-    crash = commands.add_parser("crash", help="find every disk that a death can leave, and resume from each")
+    crash = commands.add_parser("crash", help="every disk that a death can leave, and deaths and failures in earnest")
     crash.add_argument("--impl", required=True, help="a drop-in module, module:Adapter, or file.py:Adapter")
     crash.add_argument("--python", help="the Python that the manager lives in (default: this one)")
     crash.add_argument("--timeout", type=_seconds, default=20, metavar="S", help="until a command counts as hung (20)")

@@ -1,6 +1,9 @@
 """Deaths and failures in earnest: a right manager passes each kind, and each mistake is caught by its clause."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from forge_conformance.cli import main
-from forge_conformance.crash import report
+from forge_conformance.crash import full, report
 from forge_conformance.crash.command import Manager, Place, workplace
 from forge_conformance.crash.deaths import DEATHS
 from forge_conformance.crash.drills import SITUATIONS, Drill, Drilled
 from forge_conformance.crash.earnest import Asked, drilled, drills
 from forge_conformance.crash.failures import MAY_FAIL, NAMES
+from forge_conformance.crash.small import REFUSED
 from forge_spec.clauses import Level
 
 from .conftest import CAREFUL, needs_recorder
@@ -183,6 +187,50 @@ def test_a_disk_that_is_really_full_and_then_has_room(
     if "can't be mounted here" in result.refusal:
         pytest.skip(result.refusal)
     assert found(result) == {(word, "commit.failed-save") for word in words}
+
+
+# -- bad input --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "drill", [Drill("deaths", "kill", "steady", "sync"), Drill("errors", "fail", "steady", "sync")]
+)
+def test_a_manager_that_leaves_no_trace_in_its_folder_is_told_where_it_wrote(tries: Tries, drill: Drill) -> None:
+    result = tries("Elsewhere", drill)
+    assert "without changing anything in the folder" in result.refusal
+    assert "checkpoints-beside" in result.refusal
+    assert result.points == 0
+
+
+def test_a_manager_that_hangs_in_its_load_is_refused_with_where_it_stands(tries: Tries) -> None:
+    result = tries("HangsInLoad", Drill("deaths", "kill", "steady", "sync"))
+    assert "could not be brought about" in result.refusal
+    assert "load(" in result.refusal
+    assert "did not return within" in result.refusal
+    assert "in find" in result.refusal
+
+
+def test_files_beside_the_folder_are_told_of(tries: Tries) -> None:
+    result = tries("WritesBeside", Drill("deaths", "kill", "first-save", "sync"))
+    assert [Path(path).name for path in result.outside] == ["checkpoints.log"]
+    assert found(result) == set()
+
+
+def test_a_manager_that_needs_more_disk_than_there_is_is_told_so(tmp_path: Path) -> None:
+    small = [sys.executable, str(Path(full.__file__).with_name("small.py")), "/dev/shm", str(40 << 20)]
+    options = ["--impl", f"{CARELESS}:Huge", "--tier", "disks", "--tier", "deaths", "--scenario", "steady"]
+    command = [*small, sys.executable, "-m", "forge_conformance.cli", "crash", *options, "--out", str(tmp_path)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env={**os.environ, "TMPDIR": "/dev/shm"}
+    )
+    if done.returncode == REFUSED:
+        pytest.skip(done.stderr)
+    said = " ".join(done.stdout.split())
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "NOT EXPLORED (steady, sync): Scenario 'steady'" in said
+    assert "NOT TRIED (kill/steady/sync/1): Situation 'steady'" in said
+    assert said.count("No space left on device") > 1
+    assert said.count("itself is full") > 1
 
 
 # -- the command ------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """The manager on real folders: corners that a black-box suite can't reach or would not know to look for."""
 
+import errno
+import itertools
 import os
 import resource
 import signal
@@ -337,3 +339,53 @@ def test_a_pointer_that_can_not_be_made_fails_the_save_before_any_name_changes(s
             run.save(step)
     assert (run.folder / "step_1" / "train_state.pt").read_bytes() == before
     assert sorted(os.listdir(run.folder)) == [".latest.partial", "latest", "step_1"]
+
+
+@pytest.mark.parametrize("before", [(), (1,), (1, 2)], ids=["first", "next", "again"])
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_commit_that_fails_at_a_sync_is_taken_back(
+    start: Start, monkeypatch: pytest.MonkeyPatch, before: tuple[int, ...], failing: int
+) -> None:
+    run = start()
+    for step in before:
+        run.save(step)
+    stood = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    run.train(1)
+    with monkeypatch.context() as patched:
+        patched.setattr(publish, "sync", _fails_at_sync_of(run.folder, failing if before != (1, 2) else 1))
+        with pytest.raises(SaveError, match="nothing was committed"):
+            run.save(2)
+    assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == stood
+    names = [f"step_{step}" for step in before] + (["latest"] if before else [])
+    assert sorted(name for name in os.listdir(run.folder) if name != ".latest.partial") == sorted(names)
+    run.save(2)
+    assert os.readlink(run.folder / "latest") == "step_2"
+
+
+def test_a_commit_that_can_not_be_taken_back_does_not_say_that_nothing_was_committed(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start()
+    run.save(1)
+
+    def stands_still(one: Path, other: Path) -> None:
+        raise OSError("read-only")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(publish, "sync", _fails_at_sync_of(run.folder, 2))
+        patched.setattr(publish, "_exchange_back", stands_still)
+        with pytest.raises(SaveError, match=r"a resume may find it or the checkpoint before it.*read-only"):
+            run.save(2)
+    assert (run.folder / "step_1").is_dir()
+
+
+def _fails_at_sync_of(folder: Path, number: int) -> Callable[[Path], None]:
+    """`sync`, except that its n-th call for this directory fails as a bad block does."""
+    sync, calls = publish.sync, itertools.count(1)
+
+    def failing(path: Path) -> None:
+        if path == folder and next(calls) == number:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        sync(path)
+
+    return failing

@@ -1,4 +1,4 @@
-"""Finds every disk that the death of a manager can leave, and lets the manager resume from each.
+"""Finds every disk that the death of a manager can leave, and resumes from each; and lets it die and fail in earnest.
 
 calls          makes a stopped process's file calls in its place
 trace          what was done to a folder, and the disks that it makes
@@ -20,6 +20,14 @@ story          a bad disk, shrunk and told
 replay         the script that rebuilds it without the suite
 report         terminal, JSON and a page
 command        `forge-conformance crash`
+
+live       processes that save, die and resume in earnest, and what may come back
+drills     a mishap in a situation, point by point, and the tally of what came of it
+deaths     the kinds of death
+failures   which call can fail with which errno, and what has to follow
+full       a small disk that really fills; `small` starts a command on one
+debris     death after death over one folder
+earnest    which drills there are for a manager
 
 Recorder, calls and trace need nothing but Linux and the standard library, and
 can be used by themselves:

@@ -31,6 +31,7 @@ from . import report
 from .drills import SITUATIONS, Drill, Drilled
 from .earnest import DEATHS_TIER, ERRORS_TIER, Asked, drilled, drills
 from .explorer import Effort, Exploration, Explored, Totals
+from .live import room_told
 from .order import disorders
 from .path import followed
 from .processes import Digest, Undisturbed
@@ -377,7 +378,7 @@ def record(scenario: str, mode: str, place: Place) -> tuple[Recorded, float]:
     except ManagerFault as fault:
         raise CannotJudge(
             f"Scenario {scenario!r} ({SCENARIOS[scenario].says}) could not be recorded in mode {mode}, so no disks of "
-            f"it can be explored. {fault}"
+            f"it can be explored. {fault}{room_told(place.folder)}"
         ) from None
     seconds = time.perf_counter() - begun
     return recording.end(), seconds

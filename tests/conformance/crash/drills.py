@@ -22,7 +22,7 @@ from forge_conformance.harness.ranks import RanksTimeline, Shape, by_rank
 from forge_conformance.harness.server import CannotJudge
 from forge_conformance.harness.worker import ManagerFault
 
-from .live import Ledger, Life, Team
+from .live import Ledger, Life, Team, room_told
 from .recorder import Control, Operation
 from .resume import GoingOn, Landing
 from .story import shown
@@ -100,6 +100,8 @@ class Drilled:
     """Points that were not tried because of `--every`."""
     void: int = 0
     """Points at which the mishap could not happen when it came to it."""
+    outside: tuple[str, ...] = ()
+    """Files beside the folder that a save opened for writing."""
     refusal: str = ""
     """Why nothing could be tried; "" if something was."""
 
@@ -188,15 +190,17 @@ class Stage:
             control = Control()
             with self.about_to_save([control] if is_watched else ()) as life:
                 self.operations = self._rehearsed(life, control)
+                self.outside = tuple(dict.fromkeys(life.journal.outside if life.journal else ()))
         except ManagerFault as fault:
             raise CannotJudge(
                 f"Situation {drill.situation!r} ({self.situation.says}) could not be brought about in mode "
-                f"{drill.mode}, so nothing can be tried in it. {fault}"
+                f"{drill.mode}, so nothing can be tried in it. {fault}{room_told(team.here)}"
             ) from None
         if is_watched and not self.operations:
+            beside = f" It opened {', '.join(self.outside[:3])} for writing instead." if self.outside else ""
             raise CannotJudge(
                 "The manager saved without changing anything in the folder that it was given, so there is no "
-                "operation at which something could go wrong."
+                f"operation at which something could go wrong.{beside}"
             )
 
     def save_at(self, life: Life, *steps: int) -> None:

@@ -2,7 +2,7 @@
 
 import errno
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from forge_conformance.harness.server import CannotJudge
@@ -94,7 +94,8 @@ def _die(drill: Drill, manager: "Manager", place: "Place", asked: Asked) -> Dril
     every = asked.every or (-(-len(numbers) // death.most) if death.most else 1)
     points = {f"{drill.name}/{number}": number for number in numbers}
     chosen = [f"{drill.name}/{numbers[at - 1]}" for at in spread(len(numbers), every)]
-    return _tally(drill, asked, list(points), lambda name: death.dies(stage, points[name]), chosen)
+    found = _tally(drill, asked, list(points), lambda name: death.dies(stage, points[name]), chosen)
+    return replace(found, outside=stage.outside)
 
 
 def _fail(drill: Drill, manager: "Manager", place: "Place", asked: Asked) -> Drilled:
@@ -107,7 +108,8 @@ def _fail(drill: Drill, manager: "Manager", place: "Place", asked: Asked) -> Dri
     names = list(points)
     every = range(1, len(stage.operations) + 1, asked.every) if asked.every else ends_of_bursts(stage.operations)
     chosen = [name for name in names if points[name][0] in every]
-    return _tally(drill, asked, names, lambda name: failures.fail(stage, *points[name]), chosen)
+    found = _tally(drill, asked, names, lambda name: failures.fail(stage, *points[name]), chosen)
+    return replace(found, outside=stage.outside)
 
 
 def _full(drill: Drill, manager: "Manager", place: "Place", asked: Asked) -> Drilled:

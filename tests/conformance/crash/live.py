@@ -32,6 +32,7 @@ from .trace import Disk, Journal
 EVERY = 2
 """Steps between the saves of a run."""
 ALONE = Shape(1)
+_HARDLY_ANY_BYTES = 1 << 20
 _PATIENCE_S = 5.0
 """How long a rank waits for another one that is dead."""
 
@@ -133,7 +134,7 @@ class Life:
         """Everything that was warned of so far."""
         self._in_flight: int | None = None
         self._is_sync = settings["mode"] == "sync"
-        self._journal = Journal(team.folder) if controls else None
+        self.journal = Journal(team.folder) if controls else None
         self.ranks = Ranks([], team.shape)
         for rank in range(team.shape.ranks):
             self.ranks.workers.append(self._spawn(rank))
@@ -146,9 +147,9 @@ class Life:
         return self.ranks.workers
 
     def _spawn(self, rank: int) -> Worker:
-        if self._journal is None:
+        if self.journal is None:
             return self.team.server.spawn()
-        journal, control = self._journal, self.controls[min(rank, len(self.controls) - 1)]
+        journal, control = self.journal, self.controls[min(rank, len(self.controls) - 1)]
 
         def supervise(listener: int, _: Path, pid: int) -> Recorder:
             self.recorders.append(Recorder(listener, pid, journal, control, rank=rank))
@@ -316,6 +317,17 @@ def comes_back(team: Team, settings: Mapping[str, Any], ledger: Ledger, step: in
         return GoingOn()
     where = landing.said or (f"came back at step {landing.step}" if landing.step else "came back fresh")
     return GoingOn(f"after going on to step {step}, the next resume: {where}")
+
+
+def room_told(folder: Path) -> str:
+    """A sentence for who has given the manager a disk that is full, and does not know; "" where it is not."""
+    free = shutil.disk_usage(folder).free
+    if free > _HARDLY_ANY_BYTES:
+        return ""
+    return (
+        f" The disk of {folder} itself is full, {free:,} bytes are left: make room there, or let TMPDIR name another "
+        "place."
+    )
 
 
 class Astray(ManagerFault):

@@ -146,6 +146,9 @@ def _notes_in_earnest(tried: Sequence[Drilled]) -> Iterator[str]:
     for one in tried:
         if one.refusal:
             yield textwrap.fill(f"NOT TRIED ({one.drill.name}): {one.refusal}", 110, subsequent_indent="    ")
+        if one.outside:
+            beside = ", ".join(one.outside[:3])
+            yield f"OUTSIDE ({one.drill.name}): files beside the folder were opened for writing: {beside}"
     left_out = sum(one.left_out for one in tried)
     if left_out:
         yield f"left out: {left_out:,} more points at which the same could have happened (--every 1)"
@@ -327,6 +330,7 @@ def _drilled_json(one: Drilled, again: str) -> dict[str, Any]:
         **asdict(one.drill),
         "says": one.says,
         "refusal": one.refusal,
+        "outside": list(one.outside),
         "points": one.points,
         "went_on": one.went_on,
         "left_out": one.left_out,

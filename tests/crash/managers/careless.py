@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from careful import Careful, InPlace, Mixes, NeverAgain
+from careful import Careful, Elsewhere, InPlace, Mixes, NeverAgain
 
 from forge_conformance.adapter import Claims, Settings, Training
 
@@ -206,7 +206,8 @@ class HangsInLoad(Careful):
     """Never comes back."""
 
     def find(self) -> Path | None:
-        return threading.Event().wait() and None
+        threading.Event().wait()
+        return None
 
 
 class WritesBeside(Careful):
@@ -225,4 +226,4 @@ class Huge(Careful):
         return {**super().files(step), "ballast": bytes(24 << 20)}
 
 
-__all__ = ["InPlace", "Mixes", "NeverAgain"]
+__all__ = ["Elsewhere", "InPlace", "Mixes", "NeverAgain"]
