@@ -281,7 +281,8 @@ def pytest_runtest_makereport(
         found = found_out(judge, call.excinfo.value if call.excinfo else None)
         if found.get("hung") and _SESSION in item.config.stash:
             item.config.stash[_SESSION].server.hangs += 1
-        report.user_properties.append(("forge", {"case": case_of(item), "seconds": report.duration, **found}))
+        at = _failed_at(_cause(call.excinfo.value)) if call.excinfo else None
+        report.user_properties.append(("forge", {"case": case_of(item), "seconds": report.duration, "at": at, **found}))
         if "failure" in found:
             report.longrepr = explain(found["failure"])
     return report
@@ -329,6 +330,17 @@ def _cause(error: BaseException | None) -> BaseException | None:
         causes = [_cause(inner) for inner in error.exceptions]
         return next((cause for cause in causes if isinstance(cause, (ClauseFailure, ManagerFault))), causes[0])
     return error
+
+
+def _failed_at(error: BaseException | None) -> tuple[str, int] | None:
+    """The innermost line of a test's module that an error went through; None if it went through none."""
+    found, frame = None, error.__traceback__ if error else None
+    while frame is not None:
+        path = Path(frame.tb_frame.f_code.co_filename)
+        if path.name.startswith("test_"):
+            found = path.name, frame.tb_lineno
+        frame = frame.tb_next
+    return found
 
 
 def explain(failure: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 mutants     what a mutant's file says of it
 trial       one mutant, judged in a fork of a warm server
+assertions  each assertion of the suite, and which were seen to fail
 outcome     what became of each, and what that says of the suite
 render      the same for a terminal, for programs, and as a page
 command     `forge-conformance matrix`

@@ -20,12 +20,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from forge_conformance.harness.server import CannotJudge
+from forge_conformance.plugin import SUITE
 from forge_conformance.report.verdicts import Status
 from forge_spec import BY_SLUG
 from forge_spec.clauses import Level
 
 from . import mutants as fixtures
 from . import render
+from .assertions import assertions
 from .mutants import BadMutant, Mutant
 from .outcome import Base, Matrix, Outcome, in_order
 from .trial import Bench, Trial
@@ -65,6 +67,7 @@ def run(options: argparse.Namespace) -> int:
         frozenset(options.clause) if options.clause else None,
         is_partial=bool(options.mutant),
         seconds=time.perf_counter() - begun,
+        assertions=tuple(assertions(SUITE)),
     )
     written = render.write(matrix, out)
     print(render.console(matrix))

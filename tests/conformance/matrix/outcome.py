@@ -1,9 +1,10 @@
 """What became of each mutant, and what that says of the suite.
 
-Four things are told, each in a line of its own.  Three of them are holes in the
+Five things are told, each in a line of its own.  Three of them are holes in the
 suite and fail the gate: a mutant that survives, a mutant that dies of another
-clause than its own, and a clause that no mutant breaks.  The fourth may be
-chance: a test that was tried and has never killed anything.
+clause than its own, and a clause that no mutant breaks.  The others may be
+chance: a test that was tried and has never killed anything, and an assertion
+that was never seen to fail.
 
 Whatever goes wrong with a mutant itself is our error, never a kill.
 """
@@ -19,9 +20,12 @@ from forge_conformance.report.verdicts import Finding, Status, judge
 from forge_spec import CLAUSES
 from forge_spec.clauses import CAPABILITIES, Clause
 
+from .assertions import Assertion, never_failed
 from .mutants import Mutant
 from .trial import Trial
 
+IDLE_TEST = "a test that has never killed anything"
+IDLE_ASSERTION = "an assertion that was never seen to fail"
 _SLIP = re.compile(r"raised (?:Name|Attribute|Type|Import|ModuleNotFound|UnboundLocal|Assertion|Syntax)Error\b")
 """What a manager raises whose author has slipped: the clause that takes the blame says nothing about the sin."""
 
@@ -171,6 +175,8 @@ class Matrix:
     is_partial: bool = False
     """Whether only some mutants were tried: then nothing is said of what none of them does."""
     seconds: float = field(default=0)
+    assertions: tuple[Assertion, ...] = ()
+    """Every one of the suite."""
 
     @cached_property
     def clauses(self) -> list[Clause]:
@@ -231,8 +237,11 @@ class Matrix:
                 yield Line("a clause that no mutant breaks", clause.slug)
 
     def _about_tests(self) -> Iterable[Line]:
-        if not self.is_partial:
-            yield from (Line("a test that has never killed anything", test, fails=False) for test in self.idle_tests)
+        if self.is_partial or self.asked is not None:
+            return
+        yield from (Line(IDLE_TEST, test, fails=False) for test in self.idle_tests)
+        at = [finding.at for one in self.outcomes for finding in one.trial.findings if finding.at and finding.failure]
+        yield from (Line(IDLE_ASSERTION, str(one), fails=False) for one in never_failed(self.assertions, at))
 
     def count(self, end: End) -> int:
         """How many mutants end so."""

@@ -10,7 +10,7 @@ from typing import Any
 from forge_conformance import __version__
 from forge_spec import CHAPTERS
 
-from .outcome import End, Line, Matrix, Outcome
+from .outcome import IDLE_ASSERTION, IDLE_TEST, End, Line, Matrix, Outcome
 
 _WIDTH = 110
 _MARKS = {End.KILLED: "✓", End.ELSEWHERE: "✗", End.SURVIVES: "✗", End.NOT_JUDGED: "?", End.ERROR: "!"}
@@ -24,8 +24,9 @@ def console(matrix: Matrix) -> str:
         lines += ["", chapter, *map(_line, outcomes)]
     told = [line for line in matrix.lines if line.fails]
     lines += ["", *(_wrapped(f"{line.kind}: {line.text}") for line in told)] if told else []
-    idle = [line.text for line in matrix.lines if not line.fails]
-    lines += ["", _wrapped(f"never killed anything ({len(idle)} tests): {', '.join(idle)}")] if idle else []
+    for kind in (IDLE_TEST, IDLE_ASSERTION):
+        idle = [line.text for line in matrix.lines if line.kind == kind]
+        lines += ["", _wrapped(f"{kind} ({len(idle)}): {', '.join(idle)}")] if idle else []
     return "\n".join([*lines, "", totals(matrix)])
 
 

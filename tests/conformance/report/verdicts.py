@@ -53,13 +53,16 @@ class Finding:
     seconds: float
     failure: dict[str, Any] | None = None
     reason: str | None = None
+    at: tuple[str, int] | None = None
+    """The line of a test's module that it failed in."""
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> "Finding":
         """From the user property that a test report carries."""
         known = {name: values[name] for name in ("case", "reached", "outcome", "seconds")}
         clauses = tuple(values["clauses"])
-        return cls(**known, clauses=clauses, failure=values.get("failure"), reason=values.get("reason"))
+        at = tuple(values["at"]) if values.get("at") else None
+        return cls(**known, clauses=clauses, failure=values.get("failure"), reason=values.get("reason"), at=at)
 
 
 def is_case(case: str, pattern: str) -> bool:
