@@ -44,7 +44,7 @@ class Reader:
 
 def reader(recorded: Recorded, layout: Layout) -> Reader:
     """For the stages that this recording has."""
-    stages = recorded.shape.stages if recorded.shape else 0
+    stages = recorded.shape.stages
     if not stages:
         return Reader(layout, layout.required)
     shared = [name for name in layout.required if name not in layout.required_of_stage]

@@ -34,7 +34,7 @@ from .explorer import Effort, Exploration, Explored, Totals
 from .live import room_told
 from .order import disorders
 from .path import followed
-from .processes import Digest, Undisturbed
+from .processes import ALONE, Digest, Undisturbed
 from .recording import Recorded, Recording
 from .replay import script
 from .report import Found, Result
@@ -130,7 +130,7 @@ def run(options: argparse.Namespace, level_named: Any) -> int:
     """The exit status, as for `run`."""
     begun = time.perf_counter()
     manager = Manager(options.impl, options.python, options.timeout, options.import_timeout)
-    has_ranks = any(SCENARIOS[name].shape for name in options.scenario or SCENARIOS)
+    has_ranks = any(SCENARIOS[name].shape != ALONE for name in options.scenario or SCENARIOS)
     with workplace(manager, has_ranks or _tiers(options) != ("disks",)) as place:
         implementation = place.server.implementation
         level: Level = level_named(options.level or implementation.level)
@@ -188,7 +188,7 @@ def _jobs(options: argparse.Namespace, manager: Manager, implementation: Impleme
     storages = (KILL, *STORAGES) if "all" in chosen else tuple(dict.fromkeys(chosen))
     for name in options.scenario or SCENARIOS:
         if SCENARIOS[name].needs <= implementation.capabilities:
-            goes_on = options.going_on // (4 if SCENARIOS[name].shape else 1)
+            goes_on = options.going_on // (1 if SCENARIOS[name].shape == ALONE else 4)
             effort = Effort(not options.every_write, goes_on, options.seconds, options.second_deaths)
             for mode in [options.mode] if options.mode else claimed:
                 yield Job(manager, name, mode, storages, effort)
@@ -248,17 +248,17 @@ class Place:
     server: Server
     folder: Path
     kinds: tuple[str, ...]
-    _runs: dict[tuple[int, Shape | None], Undisturbed] = field(default_factory=dict)
+    _runs: dict[tuple[int, Shape], Undisturbed] = field(default_factory=dict)
 
-    def undisturbed(self, shape: Shape | None) -> Undisturbed:
+    def undisturbed(self, shape: Shape) -> Undisturbed:
         """The run that is recorded, by one or several ranks."""
         return self._run(0, shape)
 
-    def fresh(self, shape: Shape | None) -> Digest:
+    def fresh(self, shape: Shape) -> Digest:
         """What a process has that resumes and finds nothing."""
         return self._run(OTHER_SEED, shape).digest(0)
 
-    def _run(self, seed: int, shape: Shape | None) -> Undisturbed:
+    def _run(self, seed: int, shape: Shape) -> Undisturbed:
         if (seed, shape) not in self._runs:
             self._runs[seed, shape] = Undisturbed(self.server, seed, shape)
         return self._runs[seed, shape]
@@ -299,7 +299,7 @@ def _done_alone(job: Job | DrillJob) -> Result | Drilled:
 
 
 def _has_ranks(job: Job | DrillJob) -> bool:
-    return isinstance(job, DrillJob) or SCENARIOS[job.scenario].shape is not None
+    return isinstance(job, DrillJob) or SCENARIOS[job.scenario].shape != ALONE
 
 
 def explore(job: Job, place: Place) -> Result:
@@ -366,7 +366,7 @@ def explore_again(
 
 def record(scenario: str, mode: str, place: Place) -> tuple[Recorded, float]:
     """Let the manager go through a scenario; what it did, and how long that took in seconds."""
-    if SCENARIOS[scenario].shape and not place.server.implementation.environment["has_numpy"]:
+    if SCENARIOS[scenario].shape != ALONE and not place.server.implementation.environment["has_numpy"]:
         raise CannotJudge(
             "torch.distributed sends objects between ranks through numpy, which the manager's Python lacks"
         )

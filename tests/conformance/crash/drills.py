@@ -305,7 +305,7 @@ class Heard:
 def team_of(place: "Place", ranks: int) -> Team:
     """One process, or several ranks that share the model."""
     if ranks == 1:
-        return Team(place.server, place.folder, place.kinds, place.fresh(None))
+        return Team(place.server, place.folder, place.kinds, place.fresh(ALONE))
     shape = Shape(ranks)
     fresh = by_rank(RanksTimeline(place.server, 999, shape).digest(0))
     return Team(place.server, place.folder, place.kinds, fresh, shape)

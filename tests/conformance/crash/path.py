@@ -46,8 +46,8 @@ def followed(recorded: Recorded, layout: Layout) -> Followed:
     if recorded.trace.unseen:
         return Followed(recorded.special, untold="the recording has holes")
     numbers = {step: number for number, step in enumerate(sorted({saved.step for saved in recorded.saves}), start=1)}
-    stages = recorded.shape.stages or 1 if recorded.shape else 1
-    replicas = recorded.shape.ranks // stages if recorded.shape else 1
+    stages = recorded.shape.stages or 1
+    replicas = recorded.shape.ranks // stages
     scope = Scope(steps=len(numbers), stages=stages, replicas=replicas, accidents=0)
     setting = Setting(is_async=recorded.mode != "sync", keep=recorded.settings.get("keep_last_n", 0))
     seen = list(_seen(recorded, reader(recorded, layout), numbers))

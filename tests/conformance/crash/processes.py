@@ -15,6 +15,8 @@ from forge_conformance.harness.server import Server
 from forge_conformance.harness.worker import ALL_PARTS, Loaded, ManagerFault, Raised, Supervisor, Worker, loaded_from
 
 Digest = dict[str, str]
+ALONE = Shape(1)
+"""One process, which knows of no others."""
 Supervise = Callable[[int, int, int], Supervisor]
 """From a rank, a listener and a process to who answers for it."""
 
@@ -22,9 +24,9 @@ Supervise = Callable[[int, int, int], Supervisor]
 class Undisturbed:
     """The run that nothing happens to, by one or several ranks."""
 
-    def __init__(self, server: Server, seed: int, shape: Shape | None) -> None:
-        self._alone = None if shape else Timeline(server, seed)
-        self._ranks = RanksTimeline(server, seed, shape) if shape else None
+    def __init__(self, server: Server, seed: int, shape: Shape = ALONE) -> None:
+        self._alone = Timeline(server, seed) if shape == ALONE else None
+        self._ranks = None if shape == ALONE else RanksTimeline(server, seed, shape)
 
     def digest(self, step: int) -> Digest:
         """The state after this many steps."""
@@ -42,20 +44,18 @@ class Undisturbed:
 class Processes:
     """Killed together, at the latest when the server ends."""
 
-    def __init__(
-        self, server: Server, shape: Shape | None, watched: Path | None, watch: str, supervise: Supervise
-    ) -> None:
+    def __init__(self, server: Server, shape: Shape, watched: Path | None, watch: str, supervise: Supervise) -> None:
         self._shape = shape
         self._server = server
         self.workers: list[Worker] = []
-        for rank in range(shape.ranks if shape else 1):
+        for rank in range(shape.ranks):
             answers = _for_rank(supervise, rank)
             self.workers.append(server.spawn(watched, watch=watch, supervise=answers))
-        self._ranks = Ranks(self.workers, shape or Shape(1))
+        self._ranks = Ranks(self.workers, shape)
 
     def open(self, settings: Mapping[str, Any], seed: int) -> None:
         """Make the training run and its manager."""
-        if self._shape is None:
+        if self._shape == ALONE:
             self.workers[0].open(dict(settings), seed)
         else:
             timeout_s = self.workers[0].patience_s
@@ -86,7 +86,7 @@ class Processes:
     def digest(self) -> Digest:
         """Fingerprints of the state of all ranks."""
         values: list[Digest] = self._all("digest")
-        return by_rank(values) if self._shape else values[0]
+        return values[0] if self._shape == ALONE else by_rank(values)
 
     def strike(self, ranks: Collection[int] | None = None) -> None:
         """SIGKILL to these ranks, or to all, without waiting for what comes of it."""

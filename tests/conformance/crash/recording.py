@@ -17,7 +17,7 @@ from forge_conformance.harness.worker import ALL_PARTS, ManagerFault, Raised
 
 from .causes import Causes
 from .interleavings import History, orders
-from .processes import Digest, Processes, Undisturbed, is_refusal, raised_once
+from .processes import ALONE, Digest, Processes, Undisturbed, is_refusal, raised_once
 from .recorder import Control, Operation, Recorder
 from .trace import Journal, Trace
 
@@ -45,8 +45,8 @@ class Recorded:
     every: int
     """Steps between saves, for a run that goes on."""
     operations: int
-    shape: Shape | None = None
-    """How many ranks there were, if there were several, and how they divided the work."""
+    shape: Shape = ALONE
+    """How many ranks there were, and how they divided the work."""
     special: str = ""
     """What is special about it: a death that came before, or another order in which ranks may have done the same."""
     others: tuple["Recorded", ...] = ()
@@ -66,7 +66,7 @@ class Recording:
         timeline: Undisturbed,
         is_recorded: bool = True,
         saves: Sequence[Saved] = (),
-        shape: Shape | None = None,
+        shape: Shape = ALONE,
     ) -> None:
         """What the folder holds already was saved by `saves`.
 
@@ -78,7 +78,7 @@ class Recording:
         self.folder = folder
         self.mode = mode
         self.shape = shape
-        self._history = History(shape.ranks) if shape else None
+        self._history = None if shape == ALONE else History(shape.ranks)
         self.journal = Journal(folder, self._history)
         self._causes = Causes(self.journal, self._history) if self._history else None
         self.control = Control()
@@ -95,7 +95,9 @@ class Recording:
         """A fresh process; killed at the end.  Its settings are those of later resumes as well."""
         self.settings = {"mode": self.mode, **settings}
         watched = self.folder if self._is_recorded else None
-        processes = Processes(self.server, self.shape, watched, "talks" if self.shape else "storing", self._supervise)
+        processes = Processes(
+            self.server, self.shape, watched, "talks" if self._history else "storing", self._supervise
+        )
         try:
             if self._is_recorded and len(self._recorders) < len(processes.workers):
                 raise CannotJudge(f"The manager's file operations can't be recorded: {self.server.filter_refusal}.")
@@ -135,7 +137,7 @@ class Recording:
                 f"given, so there is nothing to explore.{beside}"
             )
         told = (self.scenario, self.mode, trace, tuple(self.saves), self.settings, self.every, self.control.done)
-        if self._history is None or self.shape is None:
+        if self._history is None:
             return Recorded(*told)
         stages = [self.shape.members(stage) for stage in range(self.shape.stages)]
         own, *others = [

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from forge_conformance.harness.ranks import Shape
 
+from .processes import ALONE
 from .recorder import Operation
 from .recording import Recording
 
@@ -121,7 +122,7 @@ class Scenario:
     run: Callable[[Recording], None]
     says: str
     needs: frozenset[str] = frozenset()
-    shape: Shape | None = None
+    shape: Shape = ALONE
     """Several ranks, and how they divide the work."""
 
 
