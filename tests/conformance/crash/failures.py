@@ -2,7 +2,9 @@
 
 Whatever the errno: somebody has to be told, once, or the step has to be there,
 whole; nothing that was acknowledged may be lost; and when the cause is gone the
-next save works.  Which error is raised is not asked.
+next save works.  Which error is raised is not asked.  A save that was told as
+failed must not come back, but for one case: where the folder became read-only
+in the middle of it, no name can be changed back, and the save may stand, whole.
 """
 
 import errno
@@ -99,7 +101,7 @@ def _failure(stage: Stage, heard: Heard, error: int) -> "Failure | None":
     if heard.failed is None:
         return None
     happened = f"{errno.errorcode[error]} at operation {heard.number}, {heard.failed}"
-    return Failure(happened, tuple(heard.done), _is_clearing(stage, heard.failed))
+    return Failure(happened, tuple(heard.done), _is_clearing(stage, heard.failed), error == errno.EROFS)
 
 
 def _is_clearing(stage: Stage, operation: Operation) -> bool:
@@ -117,6 +119,8 @@ class Failure:
     operations: tuple[str, ...] = ()
     is_clearing: bool = False
     """Whether it was a deletion of what is no longer wanted."""
+    is_final: bool = False
+    """Whether nothing in the folder can be changed any more, back included."""
 
 
 def suffer(stage: Stage, life: Life, heal: Callable[[], None], failed: Callable[[], Failure | None]) -> Tried:
@@ -136,6 +140,8 @@ def suffer(stage: Stage, life: Life, heal: Callable[[], None], failed: Callable[
     if failure is None:
         return Tried(None)
     left, then = Disk.read(stage.team.here), life.ledger.copy()
+    if failure.is_final:
+        then.marks = [mark for mark in then.marks if mark.word != "raised"]
     if len(raised) > 1:
         return _told(failure, Verdict("repeated", clause, "; then ".join(raised), "one error"), left)
     later = _saves_again(stage, life)
