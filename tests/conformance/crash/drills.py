@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from forge_conformance.harness.ranks import RanksTimeline, Shape, by_rank
+from forge_conformance.harness.ranks import Shape
 from forge_conformance.harness.server import CannotJudge
 from forge_conformance.harness.worker import ManagerFault
 
@@ -304,11 +304,8 @@ class Heard:
 
 def team_of(place: "Place", ranks: int) -> Team:
     """One process, or several ranks that share the model."""
-    if ranks == 1:
-        return Team(place.server, place.folder, place.kinds, place.fresh(ALONE))
     shape = Shape(ranks)
-    fresh = by_rank(RanksTimeline(place.server, 999, shape).digest(0))
-    return Team(place.server, place.folder, place.kinds, fresh, shape)
+    return Team(place.server, place.folder, place.kinds, place.fresh(shape), shape)
 
 
 def ends_of_bursts(operations: Sequence[Operation]) -> list[int]:

@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from forge_conformance.harness.ranks import OnRank, Outcome, Ranks, Shape, by_rank, places
+from forge_conformance.harness.ranks import Outcome, Ranks, Shape, by_rank, places
 from forge_conformance.harness.server import CannotJudge, Server
 from forge_conformance.harness.worker import ALL_PARTS, Died, Hung, ManagerFault, Worker, loaded_from
 from forge_spec.disk import Mark
 from forge_spec.durable import may_come_back
 
-from .processes import Digest
+from .processes import ALONE, Digest, raised_once
 from .recorder import Control, Recorder
 from .recording import Saved
 from .resume import OTHER_SEED, GoingOn, Landing, differing
@@ -31,7 +31,6 @@ from .trace import Disk, Journal
 
 EVERY = 2
 """Steps between the saves of a run."""
-ALONE = Shape(1)
 _HARDLY_ANY_BYTES = 1 << 20
 _PATIENCE_S = 5.0
 """How long a rank waits for another one that is dead."""
@@ -177,21 +176,13 @@ class Life:
 
     def call(self, do: str, **arguments: Any) -> list[Any]:
         """The values of a command; the fault of the one rank, or `OnRank`."""
-        return self._values(self.outcomes(do, **arguments))
+        return raised_once(self.outcomes(do, **arguments))
 
     def outcomes(self, do: str, **arguments: Any) -> list[Outcome]:
         """What a command came to on each rank that lives."""
         found = self.ranks.outcomes(do, **arguments)
         self.warnings += [text for worker in self.workers for text in worker.warnings]
         return found
-
-    def _values(self, outcomes: Sequence[Outcome]) -> list[Any]:
-        faults = [outcome.fault for outcome in outcomes if outcome.fault is not None]
-        if faults and len(outcomes) == 1:
-            raise faults[0]
-        if faults:
-            raise OnRank(outcomes)
-        return [outcome.value for outcome in outcomes]
 
     def open(self, seed: int) -> None:
         """Make the training run and its manager."""
@@ -260,7 +251,7 @@ class Life:
         faulty = any(outcome.fault is not None for outcome in outcomes)
         if faulty and not has_died and save is not None:
             self.ledger.mark("raised", save)
-        self._values(outcomes)
+        raised_once(outcomes)
 
     def _acknowledge(self) -> None:
         if self._in_flight is not None and len(self.ranks.living) == self.team.shape.ranks:
@@ -276,7 +267,7 @@ class Life:
             is_fresh = self.load()
             state = self.digest()
         except Astray as astray:
-            return Landing("mixed", said=str(astray))
+            return Landing("apart", said=str(astray))
         except ManagerFault as fault:
             return Landing(word_of(fault), said=str(fault))
         if all(is_fresh):
