@@ -30,6 +30,7 @@ DATA = {
     "forge_conformance/PROTOCOL.md",
     "forge_conformance/report/schema.json",
     "forge_conformance/adapters/lightning.xfail",
+    "forge_conformance/adapters/orbax.xfail",
 }
 
 
