@@ -13,14 +13,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from forge_conformance.harness.scenario import Timeline, kinds_claimed
 from forge_conformance.harness.server import CannotJudge, Implementation, Server
-from forge_conformance.harness.worker import ManagerFault
+from forge_conformance.harness.worker import ManagerFault, Unsupported
 from forge_conformance.report.verdicts import Status
 from forge_spec.clauses import Level
 from forge_spec.disk import STORAGES
@@ -28,8 +28,9 @@ from forge_spec.disk import STORAGES
 from . import report
 from .explorer import Effort, Exploration, Explored, Totals
 from .order import disorders
+from .recorders import RECORDERS, Kind, choose
 from .recording import Recorded, Recording
-from .replay import script
+from .replay import outcome, script
 from .report import Found, Result
 from .resume import Landing, Resumer
 from .scenarios import SCENARIOS
@@ -49,6 +50,8 @@ class Manager:
     python: str | None = None
     timeout_s: float = 20
     import_timeout_s: float = 120
+    recorder: str | None = None
+    """One of `RECORDERS`; None for the best that works."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=[KILL, *STORAGES, "all"],
         help=f"what may be lost: {names}; repeatable (kill, and at level durable all of them)",
     )
+    parser.add_argument(
+        "--recorder", choices=list(RECORDERS), help="how the manager is watched (the best that works here)"
+    )
     parser.add_argument("--every-write", action="store_true", help="do not leave out the middle of bursts of writes")
     parser.add_argument(
         "--going-on", type=int, default=40, metavar="N", help="runs to go on with after a resume, per storage (40)"
@@ -87,29 +93,71 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds", type=float, default=600, metavar="S", help="time for one recording under one storage (600)"
     )
+    parser.add_argument(
+        "--check-replays", action="store_true", help="run each replay script alone and compare its verdict (s each)"
+    )
 
 
 def run(options: argparse.Namespace, level_named: Any) -> int:
-    """The exit status, as for `run`."""
+    """The exit status, as for `run`; a coarse recorder never makes it 0."""
     begun = time.perf_counter()
-    manager = Manager(options.impl, options.python, options.timeout, options.import_timeout)
+    manager = Manager(options.impl, options.python, options.timeout, options.import_timeout, options.recorder)
     with workplace(manager) as place:
         implementation = place.server.implementation
         level: Level = level_named(options.level or implementation.level)
         jobs = list(_jobs(options, manager, implementation, level))
         if not jobs:
             raise CannotJudge(f"{options.impl} does not claim what the scenarios that were asked for need.")
+        means = _means(jobs, place.recorder)
         out = options.out or Path("reports") / "crash"
         out.mkdir(parents=True, exist_ok=True)
-        results = list(_results(jobs, options.n, place))
-    written = report.write(implementation, level, results, out, time.perf_counter() - begun)
-    print(report.console(implementation, level, results, out, time.perf_counter() - begun))
+        results, means = _explored(jobs, options.n, place, means)
+    seconds = time.perf_counter() - begun
+    written = report.write(implementation, level, results, out, seconds, means)
+    if options.check_replays and not means.interrupted:
+        results, means = _with_replays(results, out, manager, options.n, means)
+        report.write(implementation, level, results, out, seconds, means)
+    print(report.console(implementation, level, results, out, seconds, means))
     print(f"written: {', '.join(written)}")
-    if any(explored.contradiction for result in results for explored in result.explored):
+    return _status(results, level, means)
+
+
+def _status(results: Sequence[Result], level: Level, means: report.Means) -> Status:
+    found = [one for result in results for one in result.found]
+    is_contradicted = any(explored.contradiction for result in results for explored in result.explored)
+    if means.interrupted or is_contradicted or any(one.replayed not in ("", one.verdict.word) for one in found):
         return Status.OUR_ERROR
     if report.counted(results, level):
         return Status.FAILED
-    return Status.NOTHING_JUDGED if any(result.refusal for result in results) else Status.PASSED
+    is_whole = not means.recorder.is_coarse and not any(result.refusal for result in results)
+    return Status.PASSED if is_whole else Status.NOTHING_JUDGED
+
+
+def _explored(
+    jobs: Sequence[Job], side_by_side: int, place: "Place", means: report.Means
+) -> tuple[list[Result], report.Means]:
+    """What was explored, all of it or until it was interrupted."""
+    results: list[Result] = []
+    try:
+        for result in _results(jobs, side_by_side, place):
+            results.append(result)
+    except KeyboardInterrupt:
+        if not results:
+            raise
+        means = replace(means, interrupted=f"after {len(results)} of {len(jobs)} recordings")
+    return results, means
+
+
+def _means(jobs: Sequence[Job], recorder: Kind) -> report.Means:
+    """`CannotJudge` where the recorder can say nothing of what is asked for."""
+    storages = jobs[0].storages
+    unreached = tuple(name for name in storages if name != KILL) if recorder.is_coarse else ()
+    if len(unreached) == len(storages):
+        raise CannotJudge(
+            f"{', '.join(unreached)}: nothing can be said with {recorder.says}: {recorder.unseen}. Ask for --storage "
+            f"{KILL}, or record with another --recorder."
+        )
+    return report.Means(recorder, unreached)
 
 
 def _jobs(options: argparse.Namespace, manager: Manager, implementation: Implementation, level: Level) -> Iterator[Job]:
@@ -132,10 +180,35 @@ def _results(jobs: Sequence[Job], processes: int, place: "Place") -> Iterator[Re
             return
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(min(processes, len(jobs)), context) as pool:
-            for done in as_completed([pool.submit(_explore_alone, job) for job in jobs]):
-                yield progress.shown(done.result())
+            try:
+                for done in as_completed([pool.submit(_explore_alone, job) for job in jobs]):
+                    yield progress.shown(done.result())
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
     finally:
         progress.end()
+
+
+def _with_replays(
+    results: list[Result], out: Path, manager: Manager, side_by_side: int, means: report.Means
+) -> tuple[list[Result], report.Means]:
+    """The same, with what each script came to by itself; those of one recording share its folder."""
+    timeout_s = manager.import_timeout_s + 10 * manager.timeout_s
+
+    def check(found: Found) -> Found:
+        # one that shows a hang is not given the time that an import may take
+        patience_s = 3 * manager.timeout_s if found.verdict.word == "hung" else timeout_s
+        return replace(found, replayed=outcome(out / f"replay-{found.name}.py", manager.python, patience_s))
+
+    def check_all(result: Result) -> Result:
+        return replace(result, found=tuple(map(check, result.found)))
+
+    try:
+        with ThreadPoolExecutor(side_by_side) as pool:
+            return list(pool.map(check_all, results)), means
+    except KeyboardInterrupt:
+        return results, replace(means, interrupted="while the replay scripts were checked")
 
 
 class _Progress:
@@ -174,18 +247,21 @@ class Place:
     kinds: tuple[str, ...]
     timeline: Timeline
     fresh: dict[str, str]
+    recorder: Kind
 
 
 @contextlib.contextmanager
 def workplace(manager: Manager) -> Iterator["Place"]:
     """A place to explore in, gone afterwards."""
+    recorder = choose(manager.recorder)
     server = Server(manager.impl, manager.python, manager.timeout_s, manager.import_timeout_s)
     base = Path(tempfile.mkdtemp(prefix="forge-crash-", dir=_roomy()))
     try:
         claimed = server.implementation.capabilities
         server.rehearse([mode for mode in ("sync", "async") if mode in claimed])
         kinds = kinds_claimed(server.implementation.capabilities)
-        yield Place(server, base / "checkpoints", kinds, Timeline(server, 0), Timeline(server, 999).digest(0))
+        fresh = Timeline(server, 999).digest(0)
+        yield Place(server, base / "checkpoints", kinds, Timeline(server, 0), fresh, recorder)
     finally:
         server.close()
         shutil.rmtree(base, ignore_errors=True)
@@ -213,14 +289,16 @@ def explore(job: Job, place: Place) -> Result:
         recorded, recorded_s = record(job.scenario, job.mode, place)
     except CannotJudge as reason:
         return Result(job.scenario, job.mode, refusal=str(reason))
-    resumer = Resumer(place.server, place.folder, recorded, place.kinds, place.fresh)
+    resumer = Resumer(place.server, place.folder, recorded, place.kinds, place.fresh, place.recorder)
     exploration = Exploration(recorded, resumer, job.effort)
-    explored = [exploration.under(STORAGES.get(name)) for name in job.storages]
+    reached = [name for name in job.storages if name == KILL or not place.recorder.is_coarse]
+    explored = [exploration.under(STORAGES.get(name)) for name in reached]
     again = [explore_again(job, place, exploration, *death) for death in exploration.deaths(job.effort.deaths_again)]
     found = [one for result in explored for one in _found(job, place, exploration, result)]
     found += [one for _, stories in again for one in stories]
     found = [replace(one, name=f"{job.scenario}-{job.mode}-{number}") for number, one in enumerate(found, start=1)]
-    disordered, looked = disorders(recorded.trace, place.server.implementation.layout)
+    layout = place.server.implementation.layout
+    disordered, looked = ([], 0) if place.recorder.is_coarse else disorders(recorded.trace, layout)
     return Result(
         job.scenario,
         job.mode,
@@ -242,7 +320,7 @@ def explore_again(
     recorded = before.recorded
     recording = Recording(
         f"{recorded.scenario}, second death", place.server, place.folder, job.mode, place.kinds, place.timeline,
-        saves=recorded.saves,
+        saves=recorded.saves, kind=place.recorder,
     )  # fmt: skip
     recording.every = recorded.every
     settings = {name: value for name, value in recorded.settings.items() if name != "mode"}
@@ -257,7 +335,8 @@ def explore_again(
         except ManagerFault:
             pass  # that it can't go on was found out before; here it is about how far it got
     second = recording.end()
-    exploration = Exploration(second, Resumer(place.server, place.folder, second, place.kinds, place.fresh), job.effort)
+    resumer = Resumer(place.server, place.folder, second, place.kinds, place.fresh, place.recorder)
+    exploration = Exploration(second, resumer, job.effort)
     explored = exploration.under(None)
     return explored, list(_found(job, place, exploration, explored))
 
@@ -265,11 +344,11 @@ def explore_again(
 def record(scenario: str, mode: str, place: Place) -> tuple[Recorded, float]:
     """Let the manager go through a scenario; what it did, and how long that took in seconds."""
     _empty(place.folder)
-    recording = Recording(scenario, place.server, place.folder, mode, place.kinds, place.timeline)
+    recording = Recording(scenario, place.server, place.folder, mode, place.kinds, place.timeline, kind=place.recorder)
     begun = time.perf_counter()
     try:
         SCENARIOS[scenario].run(recording)
-    except ManagerFault as fault:
+    except (ManagerFault, Unsupported) as fault:
         raise CannotJudge(
             f"Scenario {scenario!r} ({SCENARIOS[scenario].says}) could not be recorded in mode {mode}, so no disks of "
             f"it can be explored. {fault}"
@@ -285,7 +364,7 @@ def _unrecorded_s(job: Job, place: Place) -> float:
     _empty(place.folder)
     recording = Recording(job.scenario, place.server, place.folder, job.mode, place.kinds, place.timeline, False)
     begun = time.perf_counter()
-    with contextlib.suppress(ManagerFault):
+    with contextlib.suppress(ManagerFault, Unsupported, CannotJudge):
         SCENARIOS[job.scenario].run(recording)
     return time.perf_counter() - begun
 
@@ -313,5 +392,5 @@ def _found(job: Job, place: Place, exploration: Exploration, explored: Explored)
         title = f"scenario {recorded.scenario}, {recorded.mode}: {says}"
         steps = tuple(saved.step for saved in recorded.saves)
         story = tell(recorded.trace, storage, state, disk, bad.verdict, steps, title)
-        replay = script(job.manager.impl, place.folder, recorded, disk, story)
+        replay = script(job.manager.impl, place.folder, recorded, disk, story, exploration.allowed(state.cut))
         yield Found("", explored.storage, bad.verdict, bad.states, story.missing, story.text, replay)

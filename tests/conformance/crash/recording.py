@@ -15,8 +15,10 @@ from forge_conformance.harness.scenario import Timeline
 from forge_conformance.harness.server import CannotJudge, Server
 from forge_conformance.harness.worker import ManagerFault, Raised, Worker
 
-from .recorder import Control, Operation, Recorder
-from .trace import Journal, Trace
+from .recorder import Control, Operation
+from .recorders import RECORDERS, Kind
+from .recorders import Recording as Watch
+from .trace import Trace
 
 Digest = dict[str, str]
 
@@ -59,8 +61,9 @@ class Recording:
         timeline: Timeline,
         is_recorded: bool = True,
         saves: Sequence[Saved] = (),
+        kind: Kind = RECORDERS["seccomp"],
     ) -> None:
-        """What the folder holds already was saved by `saves`.
+        """What the folder holds already was saved by `saves`; `kind` is the recorder.
 
         Without `is_recorded` the same happens and nobody looks: to know what
         recording costs.
@@ -69,24 +72,25 @@ class Recording:
         self.server = server
         self.folder = folder
         self.mode = mode
-        self.journal = Journal(folder)
+        self.journal = kind.journal(folder)
         self.control = Control()
         self.saves: list[Saved] = list(saves)
         self.settings: dict[str, Any] = {"mode": mode}
         self.every = 2
         self._kinds = kinds
         self._timeline = timeline
-        self._is_recorded = is_recorded
-        self._recorder: Recorder | None = None
+        self.is_recorded = is_recorded
+        self._kind = kind
+        self._recorder: Watch | None = None
 
     @contextlib.contextmanager
     def life(self, **settings: Any) -> Iterator["RecordedLife"]:
         """A fresh process; killed at the end.  Its settings are those of later resumes as well."""
         self.settings = {"mode": self.mode, **settings}
-        watched = self.folder if self._is_recorded else None
-        worker = self.server.spawn(watched, watch="storing", supervise=self._supervise)
+        watched = self.folder if self.is_recorded else None
+        worker = self.server.spawn(watched, watch=self._kind.watch, supervise=self._supervise)
         try:
-            if self._is_recorded and self._recorder is None:
+            if self.is_recorded and self._recorder is None:
                 raise CannotJudge(f"The manager's file operations can't be recorded: {self.server.filter_refusal}.")
             self.control.dies = worker.strike
             worker.open({"folder": str(self.folder), **self.settings}, seed=0)
@@ -98,8 +102,8 @@ class Recording:
                 raise recorder.failure
             self.control.dies_at, self.control.is_dead = None, False
 
-    def _supervise(self, listener: int, folder: Path, pid: int) -> Recorder:
-        self._recorder = Recorder(listener, pid, self.journal, self.control)
+    def _supervise(self, listener: int, folder: Path, pid: int) -> Watch:
+        self._recorder = self._kind.start(listener, pid, self.journal, self.control)
         return self._recorder
 
     def state_at(self, trained: int, step: int) -> Digest:
@@ -120,6 +124,11 @@ class Recording:
             raise CannotJudge(
                 f"Scenario {self.scenario!r}: the manager saved without changing anything in the folder that it was "
                 f"given, so there is nothing to explore.{beside}"
+            )
+        if trace.missed:
+            raise CannotJudge(
+                f"Scenario {self.scenario!r}: {', '.join(trace.missed[:3])} changed without a call that was recorded, "
+                "so the disks that could be built would not be the manager's."
             )
         return Recorded(
             self.scenario, self.mode, trace, tuple(self.saves), self.settings, self.every, self.control.done
@@ -192,13 +201,21 @@ class RecordedLife:
         self._acknowledge()
 
     def dies_in_save(self, after: int) -> None:
-        """Save at the run's step, and die before the operation that comes `after` so many of it."""
+        """Save at the run's step, and die before the operation that comes `after` so many of it.
+
+        `CannotJudge` if the save came to its end before that.
+        """
         control = self._recording.control
         with self._recording.journal.lock:
             control.dies_at = control.done + after + 1
         with contextlib.suppress(ManagerFault):
             self.save()
             self.wait()
+        if self._recording.is_recorded and not control.is_dead:
+            raise CannotJudge(
+                f"Scenario {self._recording.scenario!r} lets a save die after {after} operations on the folder, and "
+                f"the save of step {self.step} came to its end first."
+            )
 
     @contextlib.contextmanager
     def failing(self, fails: Callable[[Operation], int]) -> Iterator[None]:

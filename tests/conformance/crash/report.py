@@ -17,9 +17,9 @@ from forge_spec.disk import Bytes, Mark
 
 from .explorer import Explored, Totals
 from .order import Disorder
+from .recorders import Kind
 from .verdicts import Verdict
 
-RECORDER = "seccomp user notification, which sees every call, its data and its result"
 _SHOWN = 3
 _COLUMNS = "{:<12}{:<7}{:<15}{:>9}{:>8}{:>6}{:>9}{:>10}"
 
@@ -35,6 +35,8 @@ class Found:
     missing: tuple[str, ...]
     text: str
     replay: str
+    replayed: str = ""
+    """The verdict that the replay script came to by itself; "" if it was not run."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,31 @@ def _level(clause: str) -> Level:
     return BY_SLUG[clause].level
 
 
-def console(implementation: Implementation, level: Level, results: Sequence[Result], out: Path, seconds: float) -> str:
+@dataclass(frozen=True)
+class Means:
+    """How it was recorded, and what that left out."""
+
+    recorder: Kind
+    unreached: tuple[str, ...] = ()
+    """Storages that were asked for and that this recorder can say nothing about."""
+    interrupted: str = ""
+    """When it was, in words; "" if it came to its end."""
+
+    def sentences(self) -> Iterator[str]:
+        """What nobody may overlook; nothing after a recorder that sees everything and came to its end."""
+        if self.interrupted:
+            yield f"PARTIAL: interrupted {self.interrupted}."
+        if self.recorder.is_coarse:
+            yield f"UNSEEN: {self.recorder.unseen}."
+            yield f"UNREACHED: {', '.join((*self.unreached, 'durable.order'))}, and every death that nobody saw."
+
+
+def console(
+    implementation: Implementation, level: Level, results: Sequence[Result], out: Path, seconds: float, means: Means
+) -> str:
     """A line for each recording and storage, what is bad by clause, the simplest stories, and the sums."""
-    lines = [f"crash exploration of {implementation.name}, level {level}; recorded by {RECORDER}", ""]
+    lines = [f"crash exploration of {implementation.name}, level {level}; recorded by {means.recorder.says}"]
+    lines += [*(textwrap.fill(said, 110, subsequent_indent="    ") for said in means.sentences()), ""]
     head = ("scenario", "mode", "storage", "states", "disks", "bad", "resumes", "a second")
     lines.append(_COLUMNS.format(*head))
     for result in results:
@@ -82,7 +106,7 @@ def console(implementation: Implementation, level: Level, results: Sequence[Resu
         lines += ["", found.text, "", f"  replay: python {out}/replay-{found.name}.py"]
     if len(every) > _SHOWN:
         lines += ["", f"{len(every)} ways to be bad in all, each told in {out}/crash.html"]
-    return "\n".join([*lines, "", _sum(results, seconds)])
+    return "\n".join([*lines, "", *_replays(results), _sum(results, seconds)])
 
 
 def _line(result: Result, explored: Explored) -> str:
@@ -121,6 +145,17 @@ def _notes(results: Sequence[Result]) -> Iterator[str]:
         yield f"left out: the rest of {'; '.join(late)} (--seconds)"
 
 
+def _replays(results: Sequence[Result]) -> Iterator[str]:
+    """What came of the scripts, where they were run."""
+    tried = [found for result in results for found in result.found if found.replayed]
+    if tried:
+        same = sum(found.replayed == found.verdict.word for found in tried)
+        yield f"{same} of {len(tried)} replay scripts came to the same verdict by themselves"
+    for found in tried:
+        if found.replayed != found.verdict.word:
+            yield f"NOT REPRODUCED: replay-{found.name}.py says {found.replayed}, the exploration {found.verdict.word}"
+
+
 def _totals(results: Sequence[Result]) -> Totals:
     totals = Totals()
     for result in results:
@@ -155,11 +190,11 @@ def _sum(results: Sequence[Result], seconds: float) -> str:
 
 
 def write(
-    implementation: Implementation, level: Level, results: Sequence[Result], out: Path, seconds: float
+    implementation: Implementation, level: Level, results: Sequence[Result], out: Path, seconds: float, means: Means
 ) -> list[str]:
     """The report's files, and a replay script for each way to be bad; their paths."""
-    (out / "crash.json").write_text(json.dumps(_json(implementation, level, results, seconds), indent=1) + "\n")
-    (out / "crash.html").write_text(page(implementation, results))
+    (out / "crash.json").write_text(json.dumps(_json(implementation, level, results, seconds, means), indent=1) + "\n")
+    (out / "crash.html").write_text(page(implementation, results, means))
     for result in results:
         for found in result.found:
             (out / f"replay-{found.name}.py").write_text(found.replay)
@@ -168,13 +203,22 @@ def write(
     return [f"{out}/crash.json", f"{out}/crash.html", *scripts]
 
 
-def _json(implementation: Implementation, level: Level, results: Sequence[Result], seconds: float) -> dict[str, Any]:
+def _json(
+    implementation: Implementation, level: Level, results: Sequence[Result], seconds: float, means: Means
+) -> dict[str, Any]:
     return {
         "version": __version__,
         "implementation": implementation.name,
         "environment": implementation.environment,
         "level": str(level),
-        "recorder": RECORDER,
+        "recorder": {
+            "name": means.recorder.name,
+            "says": means.recorder.says,
+            "is_coarse": means.recorder.is_coarse,
+            "unseen": means.recorder.unseen,
+            "unreached": list(means.unreached),
+        },
+        "interrupted": means.interrupted,
         "seconds": round(seconds, 3),
         "totals": asdict(_totals(results)),
         "recordings": [_recording_json(result) for result in results],
@@ -213,6 +257,7 @@ def _recording_json(result: Result) -> dict[str, Any]:
                 "expected": found.verdict.expected,
                 "missing": list(found.missing),
                 "states": found.states,
+                "replayed": found.replayed,
                 "story": found.text,
             }
             for found in result.found
@@ -229,10 +274,12 @@ pre { background: #f6f6f4; padding: 1rem; overflow-x: auto; } details { margin: 
 """
 
 
-def page(implementation: Implementation, results: Sequence[Result]) -> str:
+def page(implementation: Implementation, results: Sequence[Result], means: Means) -> str:
     """One self-contained HTML page: each recording's operations, with what a death after each of them leaves."""
     body = [f"<h1>Crash exploration of {html.escape(implementation.name)}</h1>"]
     body += [f"<p>{html.escape(_sum(results, max(1e-9, sum(result.seconds for result in results))))}</p>"]
+    body.append(f"<p>Recorded by {html.escape(means.recorder.says)}.</p>")
+    body += [f"<p><b>{html.escape(said)}</b></p>" for said in means.sentences()]
     body.append("<p>A cell counts the disks first met if death comes after the operation; red: some are bad.</p>")
     for result in results:
         body += _section(result) if result.explored else [f"<p>{html.escape(result.refusal)}</p>"]

@@ -17,8 +17,8 @@ from typing import Any
 from forge_conformance.harness.server import CannotJudge, Server
 from forge_conformance.harness.worker import Died, Hung, ManagerFault, Worker
 
-from .facts import Fact, Facts
-from .recorder import Recorder
+from .facts import WHOLE, Fact, Facts
+from .recorders import RECORDERS, Kind
 from .recording import Digest, Recorded
 from .trace import Disk, Journal
 
@@ -64,12 +64,21 @@ class Tried:
 class Resumer:
     """Resumes the manager of one recording, over the folder that it was recorded in."""
 
-    def __init__(self, server: Server, folder: Path, recorded: Recorded, kinds: tuple[str, ...], fresh: Digest) -> None:
+    def __init__(
+        self,
+        server: Server,
+        folder: Path,
+        recorded: Recorded,
+        kinds: tuple[str, ...],
+        fresh: Digest,
+        watch: Kind = RECORDERS["seccomp"],
+    ) -> None:
         self._server = server
         self._folder = folder
         self._recorded = recorded
         self._kinds = kinds
         self._fresh = fresh
+        self._watch = watch
         self._settings = {"folder": str(folder), **recorded.settings}
         self._base_ns = time.time_ns() - 86_400_000_000_000
         self.resumes = 0
@@ -99,20 +108,27 @@ class Resumer:
         worker = self._spawn(facts)
         try:
             landing = self._land(worker)
-            of_landing = tuple(facts.seen)
+            of_landing = self._learnt(facts)
             going_on = self._go_on(worker, landing, facts) if goes_on and landing.is_alive else None
         finally:
             worker.kill()
-        return Tried(landing, of_landing, going_on, tuple(facts.seen), time.perf_counter() - begun)
+        return Tried(landing, of_landing, going_on, self._learnt(facts), time.perf_counter() - begun)
 
     def _spawn(self, facts: Facts) -> Worker:
         self.resumes += 1
+        watch = self._watch
+        if watch.looks is None:
+            return self._server.spawn()
         journal = Journal(self._folder)
         return self._server.spawn(
             self._folder,
-            watch="looks",
-            supervise=lambda listener, _, pid: Recorder(listener, pid, journal, facts=facts),
+            watch=watch.looks,
+            supervise=lambda listener, _, pid: watch.start_looking(listener, pid, journal, facts),
         )
+
+    def _learnt(self, facts: Facts) -> tuple[Fact, ...]:
+        """What the outcome depended on; on everything, where nobody could watch."""
+        return tuple(facts.seen) if self._watch.looks else (WHOLE,)
 
     def _land(self, worker: Worker) -> Landing:
         try:
