@@ -8,6 +8,7 @@ import pytest
 
 from forge_conformance.crash.command import Job, Manager, Place, explore
 from forge_conformance.crash.explorer import Effort
+from forge_conformance.crash.recorders import choose
 from forge_conformance.crash.report import Result
 from forge_conformance.harness.judge import Unreached, judges
 from forge_conformance.harness.scenario import Scenario
@@ -52,8 +53,10 @@ def test_a_checkpoint_is_on_storage_before_it_is_complete_and_complete_before_it
 
 
 def _explored(run: Scenario, mode: str, *storages: str) -> Result:
-    run.require_gate()
-    place = Place(run.server, run.folder.path, run.kinds())
+    recorder = choose(None)
+    if recorder.is_coarse:
+        raise Unreached(f"the only recorder that works here is {recorder.says}: {recorder.unseen}")
+    place = Place(run.server, run.folder.path, run.kinds(), recorder)
     result = explore(Job(Manager(run.implementation.name), "steady", mode, storages, _EFFORT), place)
     if result.refusal:
         raise Unreached(result.refusal)

@@ -1,6 +1,5 @@
 """What these tests share: commands run under a recorder, and traces made by hand."""
 
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from forge_conformance.crash.ptrace import PtraceRecorder
 from forge_conformance.crash.recorder import Control, Recorder, launch
+from forge_conformance.crash.recorders import RECORDERS
 from forge_conformance.crash.trace import Disk, Journal, Trace
 from forge_conformance.harness.gate import is_supported
 
@@ -46,19 +47,22 @@ class Program:
     """Runs Python source with the folder as its working directory."""
 
     folder: Path
+    kind: str = "seccomp"
 
     def __call__(self, source: str, control: Control | None = None) -> Ran:
         journal = Journal(self.folder)
         prelude = f"import os, threading, shutil\nos.chdir({str(self.folder)!r})\n"
-        pid, recorder = launch([sys.executable, "-S", "-c", prelude + source], journal, control)
-        _, status = os.waitpid(pid, 0)
-        recorder.end()
-        return Ran(self.folder, journal, os.waitstatus_to_exitcode(status), recorder)
+        recorder_of = {"seccomp": Recorder, "ptrace": PtraceRecorder}
+        command = [sys.executable, "-S", "-c", prelude + source]
+        _, recorder = launch(command, journal, control, 0, RECORDERS[self.kind].watch, recorder_of[self.kind])
+        return Ran(self.folder, journal, recorder.wait(), recorder)
 
 
-@pytest.fixture
-def program(tmp_path: Path) -> Iterator[Program]:
-    """A folder, and programs that run in it."""
+@pytest.fixture(params=["seccomp", "ptrace"])
+def program(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Program]:
+    """A folder, and programs that run in it, under each recorder that works here."""
+    if reason := RECORDERS[request.param].why_not():
+        pytest.skip(f"--recorder {request.param}: {reason}")
     folder = tmp_path / "folder"
     folder.mkdir()
-    yield Program(folder)
+    yield Program(folder, request.param)

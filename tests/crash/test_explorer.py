@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from forge_conformance.cli import main
-from forge_conformance.crash import report
+from forge_conformance.crash import command, report
 from forge_conformance.crash.command import KILL, Job, Manager, Place, explore, workplace
 from forge_conformance.crash.explorer import Effort
 from forge_conformance.crash.report import Result
@@ -144,6 +144,90 @@ def test_a_scenario_that_the_manager_refuses_is_told_and_the_others_are_explored
     assert "NOT EXPLORED (resave, sync)" in said
     assert "step 4 is saved already" in said
     assert "first-save sync kill" in said
+
+
+def test_a_manager_on_stock_dcp_survives_kills_and_no_loss_of_power() -> None:
+    manager = Manager(str(CAREFUL.with_name("dcp.py")))
+    with workplace(manager) as place:
+        result = explore(Job(manager, "first-save", "sync", (KILL, "ext4"), QUICK), place)
+    kill, cut = result.explored
+    assert kill.totals.disks > 5
+    assert [bad.verdict.seen for bad in kill.bad] == []
+    assert {bad.verdict.clause for bad in cut.bad} == {"durable.acknowledged"}
+
+
+def test_a_save_of_one_operation_is_explored_where_something_can_come_between() -> None:
+    with place_of("OneFile") as (manager, place):
+        died = explore(Job(manager, "fallback", "sync", (KILL,), QUICK), place)
+        full = explore(Job(manager, "disk-full", "sync", (KILL,), QUICK), place)
+    assert died.refusal == ""
+    assert [one.text for one in died.found] == []
+    assert died.explored[0].recorded.trace.outside
+    assert "nothing in that save needed room in the folder" in full.refusal
+
+
+def test_a_scenario_that_the_adapter_has_no_counterpart_for_is_told() -> None:
+    refusal = explored("OnlyItsOwnSteps", "resave", KILL).refusal
+    assert "it counts the steps by itself" in refusal
+    assert "could not be recorded in mode sync" in refusal
+
+
+def test_a_manager_that_writes_through_maps_is_explored_and_the_report_says_how() -> None:
+    result = explored("Maps", "first-save", KILL, "posix-strict")
+    assert [one.text for one in result.found] == []
+    assert any("changed through a shared map" in said for said in result.explored[0].recorded.trace.unseen)
+
+
+def test_an_interrupted_exploration_reports_what_it_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = []
+
+    def once(job: Job, place: Place) -> Result:
+        if done:
+            raise KeyboardInterrupt
+        done.append(job)
+        return explore(job, place)
+
+    monkeypatch.setattr(command, "explore", once)
+    options = ["--storage", "kill", "--going-on", "0", "--second-deaths", "0", "--out", str(tmp_path)]
+    status = main(
+        ["crash", "--impl", f"{CAREFUL}:Careful", "--scenario", "first-save", "--scenario", "steady", *options]
+    )
+    assert status == 3
+    assert "PARTIAL: interrupted after 1 of 2 recordings" in capsys.readouterr().out
+    assert json.loads((tmp_path / "crash.json").read_text())["interrupted"] == "after 1 of 2 recordings"
+
+
+REPLAYED = [
+    ("Mixes", "resave", "mixed"),
+    ("RaisesNoException", "resave", "refused"),
+    ("NeverAgain", "first-save", "stuck"),
+]
+
+
+@pytest.mark.parametrize(("name", "scenario", "word"), REPLAYED)
+def test_replay_scripts_are_checked_and_counted(
+    name: str, scenario: str, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--storage", "kill", "--second-deaths", "0", "--check-replays", "--out", str(tmp_path)]
+    assert main(["crash", "--impl", f"{CAREFUL}:{name}", "--scenario", scenario, *options]) == 1
+    said = capsys.readouterr().out
+    (recording,) = json.loads((tmp_path / "crash.json").read_text())["recordings"]
+    assert {bad["replayed"] for bad in recording["bad"]} == {word}
+    count = len(recording["bad"])
+    assert f"{count} of {count} replay scripts came to the same verdict by themselves" in said
+
+
+def test_a_replay_that_comes_to_another_verdict_is_an_error_of_the_suite(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "outcome", lambda replay, python, timeout_s: "good")
+    options = ["--scenario", "resave", "--storage", "kill", "--second-deaths", "0", "--check-replays"]
+    assert main(["crash", "--impl", f"{CAREFUL}:DeletesFirst", *options, "--out", str(tmp_path)]) == 3
+    said = capsys.readouterr().out
+    assert "0 of 1 replay scripts" in said
+    assert "NOT REPRODUCED: replay-resave-sync-1.py says good, the exploration stale" in said
 
 
 def test_a_story_names_the_death_and_its_replay_shows_the_same_without_the_suite(tmp_path: Path) -> None:

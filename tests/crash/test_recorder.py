@@ -96,7 +96,7 @@ def test_what_was_there_before_is_part_of_the_trace_and_safe(program: Program) -
 def test_a_kill_at_an_operation_leaves_the_predicted_disk(program: Program, tmp_path: Path, dies_at: int) -> None:
     source = "for n in range(3):\n with open(f'f{n}', 'w') as file: file.write('x' * 10)\n os.rename(f'f{n}', 'kept')"
     whole = program(source)
-    other = Program(tmp_path / "killed")
+    other = Program(tmp_path / "killed", program.kind)
     other.folder.mkdir()
     control = Control(dies_at=dies_at)
     killed = other(source, control=_killing(control))
@@ -164,14 +164,21 @@ def test_two_ranks_make_one_trace_in_one_order(program: Program) -> None:
     assert control.done == 40 + 38  # opened, and written to but for the two of no bytes
 
 
-def test_a_shared_writable_map_is_told_of(program: Program) -> None:
+def test_changes_through_a_shared_map_are_seen_at_the_next_operation_and_said_to_be(program: Program) -> None:
     ran = program(
         "import mmap\nfd = os.open('m', os.O_CREAT | os.O_RDWR); os.ftruncate(fd, 4096)\n"
-        "mmap.mmap(fd, 4096)[:3] = b'map'"
+        "m = mmap.mmap(fd, 4096); m[:3] = b'map'; os.mkdir('d'); m[3:5] = b'on'; m.flush(); m[5:6] = b'!'"
     )
     assert ran.status == 0
-    assert "m was mapped shared and writable: changes through the map are unseen" in ran.trace.unseen
-    assert "the folder has changes that no recorded call made: m" in ran.trace.unseen
+    assert ran.trace.unseen == ("when m changed through a shared map: changes are seen at the next operation",)
+    assert ran.trace.missed == ()
+    made = ran.calls.index("mkdirat(d)")
+    changed = "changes through a map of m"
+    told = [call for call in ran.calls[made - 1 :] if not call.startswith("close")]
+    assert told == [changed, "mkdirat(d)", changed, "msync(m)", changed]
+    kept = ran.trace.disk(ran.trace.begins + made)
+    assert kept.nodes["m"].content == b"map".ljust(4096, b"\0")
+    assert ran.left.nodes["m"].content == b"mapon!".ljust(4096, b"\0")
 
 
 def test_files_beside_the_folder_are_told_of(program: Program, tmp_path: Path) -> None:

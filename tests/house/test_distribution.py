@@ -41,6 +41,7 @@ DATA = FIXTURES | {
     "forge_conformance/PROTOCOL.md",
     "forge_conformance/report/schema.json",
     "forge_conformance/adapters/lightning.xfail",
+    "forge_conformance/adapters/orbax.xfail",
 }
 
 

@@ -44,7 +44,7 @@ ROOMS = (
     Room(
         f"{SUITE}/adapters/",
         "forge_conformance.adapters",
-        ("forge_conformance.adapter", "torch", "greenlet", "pytorch_lightning"),
+        ("forge_conformance.adapter", "torch", "numpy", "greenlet", "pytorch_lightning", "orbax"),
     ),
     Room(f"{SUITE}/plugin.py", "forge_conformance", ("forge_conformance", "forge_distributed", "forge_spec", "pytest")),
     Room(SUITE + "/", "forge_conformance", ("forge_conformance", "forge_spec", "pytest", "hypothesis")),

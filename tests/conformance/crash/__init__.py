@@ -3,6 +3,9 @@
 calls          makes a stopped process's file calls in its place
 trace          what was done to a folder, and the disks that it makes
 recorder       answers the kernel filter: records every change, kills, fails or holds at an exact operation
+ptrace         the same over ptrace, for kernels and containers without the filter's listener
+sightings      a coarse one for everywhere else: looks at the folder before each change that Python announces
+recorders      which of them works here, and what it leaves unseen
 states         the disks that a trace can leave, after a kill and after a loss of power
 facts          what a resume learns of a disk, and which disks share its outcome for that
 interleavings  the other orders in which several ranks may have done the same
@@ -34,8 +37,7 @@ can be used by themselves:
 
     journal = Journal(Path("folder"))
     pid, recorder = launch(["python", "train.py"], journal)
-    os.waitpid(pid, 0)
-    recorder.end()
+    recorder.wait()
     trace = journal.end()
     trace.disk(10)      # what a kill after ten effects leaves
 """

@@ -120,6 +120,16 @@ class Caller:
         path = os.readlink(f"/proc/{self.thread}/fd/{self.number(descriptor)}")
         return path.removesuffix(" (deleted)")
 
+    def mapped(self, address: int) -> tuple[str, ...]:
+        """The path of the file that is mapped at an address; none if there is no file."""
+        with open(f"/proc/{self.thread}/maps") as maps:
+            for line in maps:
+                where, *_, path = line.rstrip("\n").split(maxsplit=5)
+                first, last = (int(end, 16) for end in where.split("-"))
+                if first <= address < last and path.startswith("/"):
+                    return (path.removesuffix(" (deleted)"),)
+        return ()
+
     def place(self, directory: int, address: int, follow: bool = False) -> Place:
         """Where a path leads; with `follow`, where it leads to if its last name is a link."""
         path = self.string(address)

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 from forge_conformance.harness.ranks import Shape
 from forge_conformance.harness.scenario import kinds_claimed
 from forge_conformance.harness.server import CannotJudge, Implementation, Server
-from forge_conformance.harness.worker import ManagerFault
+from forge_conformance.harness.worker import ManagerFault, Unsupported
 from forge_conformance.report.verdicts import Status
 from forge_spec.clauses import Level
 from forge_spec.disk import STORAGES
@@ -35,8 +35,9 @@ from .live import room_told
 from .order import disorders
 from .path import followed
 from .processes import ALONE, Digest, Undisturbed
+from .recorders import RECORDERS, Kind, choose
 from .recording import Recorded, Recording
-from .replay import script
+from .replay import outcome, script
 from .report import Found, Result
 from .resume import OTHER_SEED, Landing, Resumer
 from .scenarios import SCENARIOS
@@ -58,6 +59,8 @@ class Manager:
     python: str | None = None
     timeout_s: float = 20
     import_timeout_s: float = 120
+    recorder: str | None = None
+    """One of `RECORDERS`; None for the best that works."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=[KILL, *STORAGES, "all"],
         help=f"what may be lost: {names}; repeatable (kill, and at level durable all of them)",
     )
+    parser.add_argument(
+        "--recorder", choices=list(RECORDERS), help="how the manager is watched (the best that works here)"
+    )
     parser.add_argument("--every-write", action="store_true", help="do not leave out the middle of bursts of writes")
     parser.add_argument(
         "--going-on",
@@ -124,12 +130,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds", type=float, default=600, metavar="S", help="time for one recording under one storage (600)"
     )
+    parser.add_argument(
+        "--check-replays", action="store_true", help="run each replay script alone and compare its verdict (s each)"
+    )
 
 
 def run(options: argparse.Namespace, level_named: Any) -> int:
-    """The exit status, as for `run`."""
+    """The exit status, as for `run`; a coarse recorder never makes it 0."""
     begun = time.perf_counter()
-    manager = Manager(options.impl, options.python, options.timeout, options.import_timeout)
+    manager = Manager(options.impl, options.python, options.timeout, options.import_timeout, options.recorder)
     has_ranks = any(SCENARIOS[name].shape != ALONE for name in options.scenario or SCENARIOS)
     with workplace(manager, has_ranks or _tiers(options) != ("disks",)) as place:
         implementation = place.server.implementation
@@ -138,20 +147,61 @@ def run(options: argparse.Namespace, level_named: Any) -> int:
         jobs += _drill_jobs(options, manager, implementation)
         if not jobs:
             raise CannotJudge(f"{options.impl} does not claim what was asked for.")
+        means = _means(jobs, place.recorder)
         out = options.out or Path("reports") / "crash"
         out.mkdir(parents=True, exist_ok=True)
-        done = list(_results(jobs, options.n, place))
+        done, means = _finished(jobs, options.n, place, means)
+    seconds = time.perf_counter() - begun
     results = [one for one in done if isinstance(one, Result)]
     tried = [one for one in done if isinstance(one, Drilled)]
     again = shlex.join(_same_manager(options, level))
-    written = report.write(implementation, level, results, tried, again, out, time.perf_counter() - begun)
-    print(report.console(implementation, level, results, tried, again, out, time.perf_counter() - begun))
+    written = report.write(implementation, level, results, tried, again, out, seconds, means)
+    if options.check_replays and not means.interrupted:
+        results, means = _with_replays(results, out, manager, options.n, means)
+        report.write(implementation, level, results, tried, again, out, seconds, means)
+    print(report.console(implementation, level, results, tried, again, out, seconds, means))
     print(f"written: {', '.join(written)}")
-    if any(explored.contradiction for result in results for explored in result.explored):
+    return _status(results, tried, level, means)
+
+
+def _status(results: Sequence[Result], tried: Sequence[Drilled], level: Level, means: report.Means) -> Status:
+    found = [one for result in results for one in result.found]
+    is_contradicted = any(explored.contradiction for result in results for explored in result.explored)
+    if means.interrupted or is_contradicted or any(one.replayed not in ("", one.verdict.word) for one in found):
         return Status.OUR_ERROR
     if report.counted(results, level, tried):
         return Status.FAILED
-    return Status.NOTHING_JUDGED if any(one.refusal for one in done) else Status.PASSED
+    is_whole = not means.recorder.is_coarse and not any(
+        [*(one.refusal for one in results), *(one.refusal for one in tried)]
+    )
+    return Status.PASSED if is_whole else Status.NOTHING_JUDGED
+
+
+def _finished(
+    jobs: Sequence["Job | DrillJob"], side_by_side: int, place: "Place", means: report.Means
+) -> tuple[list[Result | Drilled], report.Means]:
+    """What came of all jobs, or of those until it was interrupted."""
+    done: list[Result | Drilled] = []
+    try:
+        for one in _results(jobs, side_by_side, place):
+            done.append(one)
+    except KeyboardInterrupt:
+        if not done:
+            raise
+        means = replace(means, interrupted=f"after {len(done)} of {len(jobs)} recordings and drills")
+    return done, means
+
+
+def _means(jobs: Sequence["Job | DrillJob"], recorder: Kind) -> report.Means:
+    """`CannotJudge` where the recorder can say nothing of what is asked for."""
+    storages = next((job.storages for job in jobs if isinstance(job, Job)), ())
+    unreached = tuple(name for name in storages if name != KILL) if recorder.is_coarse else ()
+    if storages and len(unreached) == len(storages):
+        raise CannotJudge(
+            f"{', '.join(unreached)}: nothing can be said with {recorder.says}: {recorder.unseen}. Ask for --storage "
+            f"{KILL}, or record with another --recorder."
+        )
+    return report.Means(recorder, unreached)
 
 
 def _same_manager(options: argparse.Namespace, level: Level) -> list[str]:
@@ -203,10 +253,35 @@ def _results(jobs: Sequence[Job | DrillJob], processes: int, place: "Place") -> 
             return
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(min(processes, len(jobs)), context) as pool:
-            for done in as_completed([pool.submit(_done_alone, job) for job in jobs]):
-                yield progress.shown(done.result())
+            try:
+                for done in as_completed([pool.submit(_done_alone, job) for job in jobs]):
+                    yield progress.shown(done.result())
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
     finally:
         progress.end()
+
+
+def _with_replays(
+    results: list[Result], out: Path, manager: Manager, side_by_side: int, means: report.Means
+) -> tuple[list[Result], report.Means]:
+    """The same, with what each script came to by itself; those of one recording share its folder."""
+    timeout_s = manager.import_timeout_s + 10 * manager.timeout_s
+
+    def check(found: Found) -> Found:
+        # one that shows a hang is not given the time that an import may take
+        patience_s = 3 * manager.timeout_s if found.verdict.word == "hung" else timeout_s
+        return replace(found, replayed=outcome(out / f"replay-{found.name}.py", manager.python, patience_s))
+
+    def check_all(result: Result) -> Result:
+        return replace(result, found=tuple(map(check, result.found)))
+
+    try:
+        with ThreadPoolExecutor(side_by_side) as pool:
+            return list(pool.map(check_all, results)), means
+    except KeyboardInterrupt:
+        return results, replace(means, interrupted="while the replay scripts were checked")
 
 
 class _Progress:
@@ -248,6 +323,7 @@ class Place:
     server: Server
     folder: Path
     kinds: tuple[str, ...]
+    recorder: Kind
     _runs: dict[tuple[int, Shape], Undisturbed] = field(default_factory=dict)
 
     def undisturbed(self, shape: Shape) -> Undisturbed:
@@ -267,12 +343,13 @@ class Place:
 @contextlib.contextmanager
 def workplace(manager: Manager, with_ranks: bool = False) -> Iterator["Place"]:
     """A place to explore in, for several ranks as well if the manager claims them; gone afterwards."""
+    recorder = choose(manager.recorder)
     server = Server(manager.impl, manager.python, manager.timeout_s, manager.import_timeout_s)
     base = Path(tempfile.mkdtemp(prefix="forge-crash-", dir=_roomy()))
     try:
         claimed = server.implementation.capabilities
         server.rehearse([mode for mode in _MODES if mode in claimed], with_ranks and "distributed" in claimed)
-        yield Place(server, base / "checkpoints", kinds_claimed(claimed))
+        yield Place(server, base / "checkpoints", kinds_claimed(claimed), recorder)
     finally:
         server.close()
         shutil.rmtree(base, ignore_errors=True)
@@ -310,17 +387,19 @@ def explore(job: Job, place: Place) -> Result:
         recorded, recorded_s = record(job.scenario, job.mode, place)
     except CannotJudge as reason:
         return Result(job.scenario, job.mode, refusal=str(reason))
-    resumer = Resumer(place.server, place.folder, recorded, place.kinds, place.fresh(recorded.shape))
+    fresh = place.fresh(recorded.shape)
+    resumer = Resumer(place.server, place.folder, recorded, place.kinds, fresh, place.recorder)
     exploration = Exploration(recorded, resumer, job.effort)
-    explored = [exploration.under(STORAGES.get(name)) for name in job.storages]
+    reached = [name for name in job.storages if name == KILL or not place.recorder.is_coarse]
+    explored = [exploration.under(STORAGES.get(name)) for name in reached]
     for other in recorded.others:
-        explored += [exploration.of(other).under(STORAGES.get(name)) for name in job.storages]
+        explored += [exploration.of(other).under(STORAGES.get(name)) for name in reached]
     again = [explore_again(job, place, exploration, *death) for death in exploration.deaths(job.effort.deaths_again)]
     found = [one for result in explored for one in _found(job, place, exploration.of(result.recorded), result)]
     found += [one for _, stories in again for one in stories]
     found = [replace(one, name=f"{job.scenario}-{job.mode}-{number}") for number, one in enumerate(found, start=1)]
     layout = place.server.implementation.layout
-    disordered, looked = disorders(recorded, layout)
+    disordered, looked = ([], 0) if place.recorder.is_coarse else disorders(recorded, layout)
     return Result(
         job.scenario,
         job.mode,
@@ -343,7 +422,7 @@ def explore_again(
     recorded = before.recorded
     recording = Recording(
         recorded.scenario, place.server, place.folder, job.mode, place.kinds,
-        place.undisturbed(recorded.shape), saves=recorded.saves, shape=recorded.shape,
+        place.undisturbed(recorded.shape), saves=recorded.saves, shape=recorded.shape, kind=place.recorder,
     )  # fmt: skip
     recording.every = recorded.every
     settings = {name: value for name, value in recorded.settings.items() if name != "mode"}
@@ -358,8 +437,8 @@ def explore_again(
         except ManagerFault:
             pass  # that it can't go on was found out before; here it is about how far it got
     second = replace(recording.end(), special="second death")
-    fresh = place.fresh(second.shape)
-    exploration = Exploration(second, Resumer(place.server, place.folder, second, place.kinds, fresh), job.effort)
+    resumer = Resumer(place.server, place.folder, second, place.kinds, place.fresh(second.shape), place.recorder)
+    exploration = Exploration(second, resumer, job.effort)
     explored = exploration.under(None)
     return explored, list(_found(job, place, exploration, explored))
 
@@ -370,12 +449,14 @@ def record(scenario: str, mode: str, place: Place) -> tuple[Recorded, float]:
         raise CannotJudge(
             "torch.distributed sends objects between ranks through numpy, which the manager's Python lacks"
         )
+    if SCENARIOS[scenario].shape != ALONE and place.recorder.name != "seccomp":
+        raise CannotJudge("Several ranks are recorded by seccomp alone: the other recorders do not see their messages.")
     _empty(place.folder)
     recording = _recording(scenario, mode, place)
     begun = time.perf_counter()
     try:
         SCENARIOS[scenario].run(recording)
-    except ManagerFault as fault:
+    except (ManagerFault, Unsupported) as fault:
         raise CannotJudge(
             f"Scenario {scenario!r} ({SCENARIOS[scenario].says}) could not be recorded in mode {mode}, so no disks of "
             f"it can be explored. {fault}{room_told(place.folder)}"
@@ -391,7 +472,7 @@ def _unrecorded_s(job: Job, place: Place) -> float:
     _empty(place.folder)
     recording = _recording(job.scenario, job.mode, place, is_recorded=False)
     begun = time.perf_counter()
-    with contextlib.suppress(ManagerFault):
+    with contextlib.suppress(ManagerFault, Unsupported, CannotJudge):
         SCENARIOS[job.scenario].run(recording)
     return time.perf_counter() - begun
 
@@ -399,7 +480,10 @@ def _unrecorded_s(job: Job, place: Place) -> float:
 def _recording(scenario: str, mode: str, place: Place, is_recorded: bool = True) -> Recording:
     shape = SCENARIOS[scenario].shape
     undisturbed = place.undisturbed(shape)
-    return Recording(scenario, place.server, place.folder, mode, place.kinds, undisturbed, is_recorded, shape=shape)
+    return Recording(
+        scenario, place.server, place.folder, mode, place.kinds, undisturbed, is_recorded, shape=shape,
+        kind=place.recorder,
+    )  # fmt: skip
 
 
 def _empty(folder: Path) -> None:
@@ -426,5 +510,5 @@ def _found(job: Job, place: Place, exploration: Exploration, explored: Explored)
         title = f"scenario {recorded.scenario}{special}, {recorded.mode}: {says}"
         steps = tuple(saved.step for saved in recorded.saves)
         story = tell(recorded.trace, storage, state, disk, bad.verdict, steps, title)
-        replay = script(job.manager.impl, place.folder, recorded, disk, story)
+        replay = script(job.manager.impl, place.folder, recorded, disk, story, exploration.allowed(state.cut))
         yield Found("", explored.storage, bad.verdict, bad.states, story.missing, story.text, replay)

@@ -24,6 +24,8 @@ Fact = tuple[str, str]
 """(`kind`, path), (`stat`, path), (`content`, path) or (`names`, path), relative to the folder."""
 Answer = tuple[object, ...] | None
 
+WHOLE: Fact = ("whole", "")
+"""All that a disk holds, in one fact."""
 _MOST_LINKS = 40
 _NO_FOLLOW = {"unlinkat", "renameat2", "mkdirat", "symlinkat", "linkat", "readlinkat"}
 _PATHS: dict[str, tuple[tuple[int | None, int], ...]] = {
@@ -38,6 +40,8 @@ def answer(disk: Disk, fact: Fact) -> Answer:
     """What the fact is on this disk."""
     about, path = fact
     node = disk.nodes.get(path)
+    if about == "whole":
+        return tuple(sorted((path, node.kind, node.changed_at, node.content) for path, node in disk.nodes.items()))
     if about == "names":
         return disk.names(path)
     if node is None:

@@ -43,6 +43,8 @@ def followed(recorded: Recorded, layout: Layout) -> Followed:
     """The recording, as far as the model can follow it."""
     if recorded.settings.get("window"):
         return Followed(recorded.special, untold="the model has no milestones")
+    if recorded.trace.instants is not None:
+        return Followed(recorded.special, untold="the recorder is coarse")
     if recorded.trace.unseen:
         return Followed(recorded.special, untold="the recording has holes")
     numbers = {step: number for number, step in enumerate(sorted({saved.step for saved in recorded.saves}), start=1)}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from forge_conformance.harness.gate import Gate
 from forge_conformance.harness.ranks import OnRank, Outcome, Ranks, RanksTimeline, Shape, by_rank, places
 from forge_conformance.harness.scenario import Timeline
 from forge_conformance.harness.server import Server
@@ -44,12 +45,20 @@ class Undisturbed:
 class Processes:
     """Killed together, at the latest when the server ends."""
 
-    def __init__(self, server: Server, shape: Shape, watched: Path | None, watch: str, supervise: Supervise) -> None:
+    def __init__(
+        self,
+        server: Server,
+        shape: Shape,
+        watched: Path | None = None,
+        watch: str = "writes",
+        supervise: Supervise | None = None,
+    ) -> None:
+        """With a folder that is `watched`, `supervise` says who answers for each rank's calls on it."""
         self._shape = shape
         self._server = server
         self.workers: list[Worker] = []
         for rank in range(shape.ranks):
-            answers = _for_rank(supervise, rank)
+            answers = _for_rank(supervise, rank) if supervise else Gate
             self.workers.append(server.spawn(watched, watch=watch, supervise=answers))
         self._ranks = Ranks(self.workers, shape)
 

@@ -11,7 +11,8 @@ Operations are numbered from 1 over all that is recorded, failed ones included.
 At an operation the recorder can hold the caller, make it fail with an errno
 before anything has happened, or call `dies`, after which nothing is let go.
 
-What it can't see it says (`Journal.unseen`): shared writable maps.  Calls that
+Changes through a shared writable map are seen at the next operation, and said
+to be (`Journal.unseen`).  Calls that
 copy inside the kernel, and io_uring, are not implemented for a watched process,
 so programs fall back to plain writes.
 """
@@ -30,6 +31,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from forge_conformance.worker import filter as kernel_filter
+from forge_conformance.worker.handover import hand_over
 from forge_spec.disk import Bytes, Close, Entries, Size, Sync
 
 from . import calls
@@ -43,7 +45,7 @@ _NOTIFICATION = struct.Struct("QIIiIQ6Q")
 _RESPONSE = struct.Struct("QqiI")
 _ADDED = struct.Struct("QIIII")
 _CONTINUE, _ADD_AND_ANSWER = 1, 2
-_EXCHANGE, _KEEP_SIZE = 2, 1
+_EXCHANGE, _KEEP_SIZE, _MS_SYNC = 2, 1, 4
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _WRITES = ("write", "pwrite64", "writev", "pwritev", "pwritev2")
 _ON_DESCRIPTORS = (*_WRITES, "fsync", "fdatasync", "ftruncate", "fallocate")
@@ -139,6 +141,12 @@ class Recorder:
         with self.changed:
             self._held.clear()
 
+    def wait(self) -> int:
+        """The exit status of a command that `launch` started, as `os.waitstatus_to_exitcode` has it; then ends."""
+        _, status = os.waitpid(self._pid, 0)
+        self.end()
+        return os.waitstatus_to_exitcode(status)
+
     def end(self) -> None:
         """Return when the last call was answered; the watched processes have to be dead."""
         self._thread.join(10)
@@ -169,9 +177,13 @@ class Recorder:
         except OSError:  # the caller was killed between the poll and here
             return
         identity, thread, _, number, _, _, *registers = _NOTIFICATION.unpack(buffer)
+        self._take(identity, thread, self._names[number], tuple(registers))
+
+    def _take(self, identity: int, thread: int, name: str, registers: Arguments) -> None:
+        """Answer a call, or leave it waiting."""
         with self._journal.lock:
             try:
-                self._answer_call(identity, thread, self._names[number], tuple(registers))
+                self._answer_call(identity, thread, name, registers)
             except Continue:
                 self._answer(identity, 0, 0, _CONTINUE)
             except OSError as error:
@@ -198,6 +210,7 @@ class Recorder:
             raise Continue
         if not self._changes(caller, name, arguments):
             raise Continue
+        self._journal.look_at_maps()
         self.control.done += 1
         operation = Operation(self.control.done, self._rank, thread == self._pid, name, self._shown(paths))
         self._decide(identity, caller, name, arguments, operation)
@@ -263,6 +276,8 @@ class Recorder:
                 return (caller.place(AT_FDCWD, a[0], follow=True).path,)
             case "mmap":
                 return (caller.opened(a[4]),)
+            case "msync":
+                return caller.mapped(a[0])
             case "sync" | "syncfs":
                 return (str(self._journal.folder),)
             case "close":
@@ -275,15 +290,25 @@ class Recorder:
             case "openat":
                 return bool(arguments[2] & _WRITING)
             case "mmap":
-                path = os.path.relpath(caller.opened(arguments[4]), self._journal.folder)
-                self._journal.unseen.append(
-                    f"{path} was mapped shared and writable: changes through the map are unseen"
-                )
+                with caller.descriptor(arguments[4]) as ours:
+                    self._journal.watch_map(ours, caller.opened(arguments[4]))
+                return False
+            case "msync":
+                self._stores_map(caller, arguments)
                 return False
             case "close":
                 self._closes(caller, arguments)
                 return False
         return True
+
+    def _stores_map(self, caller: Caller, arguments: Arguments) -> None:
+        (path,) = caller.mapped(arguments[0])
+        number = self._journal.number(os.stat(path))
+        if arguments[2] & _MS_SYNC and number is not None:
+            self._journal.look_at_maps()
+            shown = os.path.relpath(path, self._journal.folder)
+            call = Call(self._rank, caller.thread, caller.thread == self._pid, f"msync({shown})")
+            self._journal.add(Sync(number, content_only=True), call)
 
     def _closes(self, caller: Caller, arguments: Arguments) -> None:
         descriptor = f"/proc/{caller.thread}/fd/{caller.number(arguments[0])}"
@@ -313,17 +338,22 @@ class Recorder:
         ours = calls.make_open(place.path, flags, mode, caller.umask)
         try:
             found = os.fstat(ours)
-            if flags & os.O_TMPFILE == os.O_TMPFILE:
-                self._journal.new(found)
-            elif before is None:
-                self._journal.made(place, found, call)
-            elif flags & os.O_TRUNC and before.st_size:
-                self._journal.add(Size(self._known(found), 0), call)
+            self._note_opened(found, before, place, flags, call)
             closes = os.O_CLOEXEC if flags & os.O_CLOEXEC else 0
             with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # the caller is dead, its file is there
                 fcntl.ioctl(self._listener, _ADD_DESCRIPTOR, _ADDED.pack(identity, _ADD_AND_ANSWER, ours, 0, closes))
         finally:
             os.close(ours)
+
+    def _note_opened(
+        self, found: os.stat_result, before: os.stat_result | None, place: Place, flags: int, call: Call
+    ) -> None:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            self._journal.new(found)
+        elif before is None:
+            self._journal.made(place, found, call)
+        elif flags & os.O_TRUNC and before.st_size:
+            self._journal.add(Size(self._known(found), 0), call)
 
     def _known(self, found: os.stat_result) -> int:
         number = self._journal.number(found)
@@ -443,38 +473,46 @@ class Recorder:
 
 
 def launch(
-    command: Sequence[str], journal: Journal, control: Control | None = None, rank: int = 0
+    command: Sequence[str],
+    journal: Journal,
+    control: Control | None = None,
+    rank: int = 0,
+    watch: str = "storing",
+    recorder: type[Recorder] = Recorder,
 ) -> tuple[int, Recorder]:
-    """Start a command under a recorder; its process, for the caller to wait for, and the recorder.
+    """Start a command under a recorder; its process, and the recorder, whose `wait` has to be called.
 
-    `OSError` where the kernel or a container forbids the filter; the command
-    has not run then.
+    `OSError` where the kernel or a container forbids it; the command has not
+    run then.
     """
     ours, theirs = socket.socketpair()
     pid = os.fork()
     if pid == 0:
-        _become(command, theirs)
+        _become(command, theirs, watch)
     theirs.close()
     with ours:
         said, descriptors, _, _ = socket.recv_fds(ours, 200, 1)
     if not descriptors:
         os.waitpid(pid, 0)
-        raise OSError(errno.EPERM, said.decode() or "the process could not be filtered")
+        raise OSError(errno.EPERM, said.decode() or "the process could not be watched")
     control = control or Control(dies=lambda: os.kill(pid, signal.SIGKILL))
-    return pid, Recorder(descriptors[0], pid, journal, control, rank=rank)
+    return pid, recorder(descriptors[0], pid, journal, control, rank=rank)
 
 
-def _become(command: Sequence[str], connection: socket.socket) -> NoReturn:
+def _become(command: Sequence[str], connection: socket.socket, watch: str) -> NoReturn:
     try:
         try:
-            listener = kernel_filter.install("storing")
+            hand_over(watch, connection.fileno(), lambda descriptor: _send(connection, descriptor))
         except OSError as error:
             connection.send(str(error).encode())
             os._exit(127)
-        socket.send_fds(connection, [b"."], [listener])
         os.execvp(command[0], list(command))
     finally:
         os._exit(127)
+
+
+def _send(connection: socket.socket, descriptor: int) -> None:
+    socket.send_fds(connection, [b"."], [descriptor])
 
 
 def _has_ended(pidfd: int) -> bool:

@@ -19,7 +19,9 @@ from .causes import Causes
 from .interleavings import History, orders
 from .processes import ALONE, Digest, Processes, Undisturbed, is_refusal, raised_once
 from .recorder import Control, Operation, Recorder
-from .trace import Journal, Trace
+from .recorders import RECORDERS, Kind
+from .recorders import Recording as Watch
+from .trace import Trace
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,9 @@ class Recording:
         is_recorded: bool = True,
         saves: Sequence[Saved] = (),
         shape: Shape = ALONE,
+        kind: Kind = RECORDERS["seccomp"],
     ) -> None:
-        """What the folder holds already was saved by `saves`.
+        """What the folder holds already was saved by `saves`; `kind` is the recorder.
 
         Without `is_recorded` the same happens and nobody looks: to know what
         recording costs.
@@ -79,7 +82,8 @@ class Recording:
         self.mode = mode
         self.shape = shape
         self._history = None if shape == ALONE else History(shape.ranks)
-        self.journal = Journal(folder, self._history)
+        self.journal = kind.journal(folder)
+        self.journal.history = self._history
         self._causes = Causes(self.journal, self._history) if self._history else None
         self.control = Control()
         self.saves: list[Saved] = list(saves)
@@ -87,19 +91,19 @@ class Recording:
         self.every = 2
         self._kinds = kinds
         self._timeline = timeline
-        self._is_recorded = is_recorded
-        self._recorders: list[Recorder] = []
+        self.is_recorded = is_recorded
+        self._kind = kind
+        self._recorders: list[Watch] = []
 
     @contextlib.contextmanager
     def life(self, **settings: Any) -> Iterator["RecordedLife"]:
         """A fresh process; killed at the end.  Its settings are those of later resumes as well."""
         self.settings = {"mode": self.mode, **settings}
-        watched = self.folder if self._is_recorded else None
-        processes = Processes(
-            self.server, self.shape, watched, "talks" if self._history else "storing", self._supervise
-        )
+        watched = self.folder if self.is_recorded else None
+        watch = "talks" if self._history else self._kind.watch
+        processes = Processes(self.server, self.shape, watched, watch, self._supervise)
         try:
-            if self._is_recorded and len(self._recorders) < len(processes.workers):
+            if self.is_recorded and len(self._recorders) < len(processes.workers):
                 raise CannotJudge(f"The manager's file operations can't be recorded: {self.server.filter_refusal}.")
             self.control.dies = processes.strike
             processes.open({"folder": str(self.folder), **self.settings}, seed=0)
@@ -113,10 +117,14 @@ class Recording:
                     raise recorder.failure
             self.control.dies_at, self.control.is_dead = None, False
 
-    def _supervise(self, rank: int, listener: int, pid: int) -> Recorder:
-        recorder = Recorder(listener, pid, self.journal, self.control, rank=rank, causes=self._causes)
-        self._recorders.append(recorder)
-        return recorder
+    def _supervise(self, rank: int, listener: int, pid: int) -> Watch:
+        several = (
+            None
+            if self._causes is None
+            else Recorder(listener, pid, self.journal, self.control, rank=rank, causes=self._causes)
+        )
+        self._recorders.append(several or self._kind.start(listener, pid, self.journal, self.control))
+        return self._recorders[-1]
 
     def state_at(self, trained: int, step: int) -> Digest:
         """What the undisturbed run has after so many steps, with the counter that the save is told."""
@@ -135,6 +143,11 @@ class Recording:
             raise CannotJudge(
                 f"Scenario {self.scenario!r}: the manager saved without changing anything in the folder that it was "
                 f"given, so there is nothing to explore.{beside}"
+            )
+        if trace.missed:
+            raise CannotJudge(
+                f"Scenario {self.scenario!r}: {', '.join(trace.missed[:3])} changed without a call that was recorded, "
+                "so the disks that could be built would not be the manager's."
             )
         told = (self.scenario, self.mode, trace, tuple(self.saves), self.settings, self.every, self.control.done)
         if self._history is None:
@@ -221,13 +234,21 @@ class RecordedLife:
         raised_once(outcomes)
 
     def dies_in_save(self, after: int) -> None:
-        """Save at the run's step, and die before the operation that comes `after` so many of it."""
+        """Save at the run's step, and die before the operation that comes `after` so many of it.
+
+        `CannotJudge` if the save came to its end before that.
+        """
         control = self._recording.control
         with self._recording.journal.lock:
             control.dies_at = control.done + after + 1
         with contextlib.suppress(ManagerFault):
             self.save()
             self.wait()
+        if self._recording.is_recorded and not control.is_dead:
+            raise CannotJudge(
+                f"Scenario {self._recording.scenario!r} lets a save die after {after} operations on the folder, and "
+                f"the save of step {self.step} came to its end first."
+            )
 
     @contextlib.contextmanager
     def failing(self, fails: Callable[[Operation], int]) -> Iterator[None]:

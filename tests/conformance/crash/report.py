@@ -19,10 +19,10 @@ from .drills import Bad, Drilled
 from .explorer import Explored, Totals
 from .order import Disorder
 from .path import Followed
+from .recorders import Kind
 from .story import sentence
 from .verdicts import Verdict
 
-RECORDER = "seccomp user notification, which sees every call, its data and its result"
 _SHOWN = 3
 _COLUMNS = "{:<14}{:<7}{:<29}{:>9}{:>8}{:>6}{:>9}{:>10}"
 _DRILLS = "{:<12}{:<12}{:<7}{:>6}{:>8}{:>6}{:>9}{:>7}{:>9}"
@@ -39,6 +39,8 @@ class Found:
     missing: tuple[str, ...]
     text: str
     replay: str
+    replayed: str = ""
+    """The verdict that the replay script came to by itself; "" if it was not run."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,25 @@ def _level(clause: str) -> Level:
     return BY_SLUG[clause].level
 
 
+@dataclass(frozen=True)
+class Means:
+    """How it was recorded, and what that left out."""
+
+    recorder: Kind
+    unreached: tuple[str, ...] = ()
+    """Storages that were asked for and that this recorder can say nothing about."""
+    interrupted: str = ""
+    """When it was, in words; "" if it came to its end."""
+
+    def sentences(self) -> Iterator[str]:
+        """What nobody may overlook; nothing after a recorder that sees everything and came to its end."""
+        if self.interrupted:
+            yield f"PARTIAL: interrupted {self.interrupted}."
+        if self.recorder.is_coarse:
+            yield f"UNSEEN: {self.recorder.unseen}."
+            yield f"UNREACHED: {', '.join((*self.unreached, 'durable.order'))}, and every death that nobody saw."
+
+
 def console(
     implementation: Implementation,
     level: Level,
@@ -81,17 +102,19 @@ def console(
     again: str,
     out: Path,
     seconds: float,
+    means: Means,
 ) -> str:
     """A line for each recording and storage and for each drill, what is bad by clause, the simplest stories, the sums.
 
     `again` is the command that runs against the same manager again.
     """
-    lines = [f"crash exploration of {implementation.name}, level {level}; recorded by {RECORDER}", ""]
+    lines = [f"crash exploration of {implementation.name}, level {level}; recorded by {means.recorder.says}"]
+    lines += [*(textwrap.fill(said, 110, subsequent_indent="    ") for said in means.sentences()), ""]
     if results:
         lines += _of_disks(level, results, out)
     if tried:
         lines += _in_earnest(level, tried, again, out)
-    sums = [_sum(results, seconds)] if results else []
+    sums = [*_replays(results), _sum(results, seconds)] if results else []
     return "\n".join([*lines, "", *sums, *([_sum_in_earnest(tried)] if tried else [])])
 
 
@@ -216,6 +239,17 @@ def _paths(results: Sequence[Result]) -> Iterator[str]:
         yield f"{paths} of {len(told)} recordings are paths of the model ({seen:,} things seen)"
 
 
+def _replays(results: Sequence[Result]) -> Iterator[str]:
+    """What came of the scripts, where they were run."""
+    tried = [found for result in results for found in result.found if found.replayed]
+    if tried:
+        same = sum(found.replayed == found.verdict.word for found in tried)
+        yield f"{same} of {len(tried)} replay scripts came to the same verdict by themselves"
+    for found in tried:
+        if found.replayed != found.verdict.word:
+            yield f"NOT REPRODUCED: replay-{found.name}.py says {found.replayed}, the exploration {found.verdict.word}"
+
+
 def _totals(results: Sequence[Result]) -> Totals:
     totals = Totals()
     for result in results:
@@ -257,13 +291,14 @@ def write(
     again: str,
     out: Path,
     seconds: float,
+    means: Means,
 ) -> list[str]:
     """The report's files, and a replay script for each way of a disk to be bad; their paths."""
-    written = _json(implementation, level, results, seconds) | {
+    written = _json(implementation, level, results, seconds, means) | {
         "in_earnest": [_drilled_json(one, again) for one in tried]
     }
     (out / "crash.json").write_text(json.dumps(written, indent=1) + "\n")
-    (out / "crash.html").write_text(page(implementation, results, tried, again))
+    (out / "crash.html").write_text(page(implementation, results, tried, again, means))
     for result in results:
         for found in result.found:
             (out / f"replay-{found.name}.py").write_text(found.replay)
@@ -272,13 +307,22 @@ def write(
     return [f"{out}/crash.json", f"{out}/crash.html", *scripts]
 
 
-def _json(implementation: Implementation, level: Level, results: Sequence[Result], seconds: float) -> dict[str, Any]:
+def _json(
+    implementation: Implementation, level: Level, results: Sequence[Result], seconds: float, means: Means
+) -> dict[str, Any]:
     return {
         "version": __version__,
         "implementation": implementation.name,
         "environment": implementation.environment,
         "level": str(level),
-        "recorder": RECORDER,
+        "recorder": {
+            "name": means.recorder.name,
+            "says": means.recorder.says,
+            "is_coarse": means.recorder.is_coarse,
+            "unseen": means.recorder.unseen,
+            "unreached": list(means.unreached),
+        },
+        "interrupted": means.interrupted,
         "seconds": round(seconds, 3),
         "totals": asdict(_totals(results)),
         "recordings": [_recording_json(result) for result in results],
@@ -318,6 +362,7 @@ def _recording_json(result: Result) -> dict[str, Any]:
                 "expected": found.verdict.expected,
                 "missing": list(found.missing),
                 "states": found.states,
+                "replayed": found.replayed,
                 "story": found.text,
             }
             for found in result.found
@@ -361,10 +406,14 @@ pre { background: #f6f6f4; padding: 1rem; overflow-x: auto; } details { margin: 
 """
 
 
-def page(implementation: Implementation, results: Sequence[Result], tried: Sequence[Drilled], again: str) -> str:
+def page(
+    implementation: Implementation, results: Sequence[Result], tried: Sequence[Drilled], again: str, means: Means
+) -> str:
     """One self-contained HTML page: what was tried in earnest, and each recording's operations, with what a death
     after each of them leaves."""
     body = [f"<h1>Crash exploration of {html.escape(implementation.name)}</h1>"]
+    body.append(f"<p>Recorded by {html.escape(means.recorder.says)}.</p>")
+    body += [f"<p><b>{html.escape(said)}</b></p>" for said in means.sentences()]
     body += _tried_section(tried, again) if tried else []
     if results:
         body += [f"<p>{html.escape(_sum(results, max(1e-9, sum(result.seconds for result in results))))}</p>"]

@@ -17,9 +17,9 @@ from typing import Any
 from forge_conformance.harness.server import CannotJudge, Server
 from forge_conformance.harness.worker import Died, Hung, ManagerFault
 
-from .facts import Fact, Facts
+from .facts import WHOLE, Fact, Facts
 from .processes import Digest, Processes
-from .recorder import Recorder
+from .recorders import RECORDERS, Kind
 from .recording import Recorded
 from .trace import Disk, Journal
 
@@ -67,12 +67,21 @@ class Tried:
 class Resumer:
     """Resumes the manager of one recording, over the folder that it was recorded in."""
 
-    def __init__(self, server: Server, folder: Path, recorded: Recorded, kinds: tuple[str, ...], fresh: Digest) -> None:
+    def __init__(
+        self,
+        server: Server,
+        folder: Path,
+        recorded: Recorded,
+        kinds: tuple[str, ...],
+        fresh: Digest,
+        watch: Kind = RECORDERS["seccomp"],
+    ) -> None:
         self._server = server
         self._folder = folder
         self._recorded = recorded
         self._kinds = kinds
         self._fresh = fresh
+        self._watch = watch
         self._settings = {"folder": str(folder), **recorded.settings}
         self._base_ns = time.time_ns() - 86_400_000_000_000
         self.resumes = 0
@@ -102,23 +111,29 @@ class Resumer:
         processes = self._spawn(facts)
         try:
             landing = self._land(processes)
-            of_landing = tuple(facts.seen)
+            of_landing = self._learnt(facts)
             going_on = self._go_on(processes, landing, facts) if goes_on and landing.is_alive else None
         finally:
             processes.kill()
-        return Tried(landing, of_landing, going_on, tuple(facts.seen), time.perf_counter() - begun)
+        return Tried(landing, of_landing, going_on, self._learnt(facts), time.perf_counter() - begun)
 
     def _spawn(self, facts: Facts) -> Processes:
+        watch, shape = self._watch, self._recorded.shape
+        self.resumes += shape.ranks
+        if watch.looks is None:
+            return Processes(self._server, shape)
         journal = Journal(self._folder)
-        processes = Processes(
+        return Processes(
             self._server,
-            self._recorded.shape,
+            shape,
             self._folder,
-            "looks",
-            lambda rank, listener, pid: Recorder(listener, pid, journal, facts=facts, rank=rank),
+            watch.looks,
+            lambda _, listener, pid: watch.start_looking(listener, pid, journal, facts),
         )
-        self.resumes += len(processes.workers)
-        return processes
+
+    def _learnt(self, facts: Facts) -> tuple[Fact, ...]:
+        """What the outcome depended on; on everything, where nobody could watch."""
+        return tuple(facts.seen) if self._watch.looks else (WHOLE,)
 
     def _land(self, processes: Processes) -> Landing:
         try:

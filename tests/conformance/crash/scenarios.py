@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from forge_conformance.harness.ranks import Shape
+from forge_conformance.harness.server import CannotJudge
 
 from .processes import ALONE
 from .recorder import Operation
@@ -51,10 +52,13 @@ def resave(run: Recording) -> None:
 def fallback(run: Recording) -> None:
     """A run that died in a save resumes and goes on over what that left."""
     with run.life(**_limit(run, 2)) as life:
-        life.save_at(2, 4)
+        life.save_at(2)
+        life.wait()
+        before = run.control.done
+        life.save_at(4)
         life.wait()
         life.train_to(6)
-        life.dies_in_save(after=5)
+        life.dies_in_save(after=min(5, (run.control.done - before) // 2))
     with run.life(**_limit(run, 2)) as life:
         life.load()
         life.save_at(6, 8)
@@ -84,9 +88,15 @@ def disk_full(run: Recording) -> None:
         life.save_at(2)
         life.wait()
         life.train_to(4)
-        with life.failing(_full_from(run.control.done + 4)), life.refusing():
+        room = _Room(until=run.control.done + 4)
+        with life.failing(room.error), life.refusing():
             life.save()
             life.wait()
+        if run.is_recorded and not room.was_missed:
+            raise CannotJudge(
+                "The disk of scenario 'disk-full' fills from the fourth operation of a save on, and after that nothing "
+                "in that save needed room in the folder: it was written elsewhere, or in fewer operations."
+            )
         life.save_at(6)
         life.wait()
 
@@ -106,8 +116,19 @@ def ranks_resave(run: Recording) -> None:
         life.wait()
 
 
-def _full_from(number: int) -> Callable[[Operation], int]:
-    return lambda operation: errno.ENOSPC if operation.number >= number and operation.name in _WRITES else 0
+@dataclass
+class _Room:
+    """There is room until an operation, and none from there on."""
+
+    until: int
+    was_missed: bool = False
+
+    def error(self, operation: Operation) -> int:
+        """What an operation fails with."""
+        if operation.number < self.until or operation.name not in _WRITES:
+            return 0
+        self.was_missed = True
+        return errno.ENOSPC
 
 
 _RANKS = frozenset({"distributed"})

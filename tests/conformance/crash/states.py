@@ -63,6 +63,8 @@ class Counts:
 
 def cuts(trace: Trace, coalesce: bool = True) -> list[int]:
     """How much may have happened when a death comes, one number for each place that is worth a look."""
+    if trace.instants is not None:
+        return sorted({trace.begins, *(instant for instant in trace.instants if instant > trace.begins)})
     burst: list[int] = []
     found = [trace.begins]
     for at, effect in enumerate(trace.effects):

@@ -148,6 +148,10 @@ class Trace:
     """What happened, or may have happened, to the folder without being recorded; in sentences."""
     outside: tuple[str, ...] = ()
     """Files beside the folder that were opened for writing."""
+    missed: tuple[str, ...] = ()
+    """Paths that changed at the end without a call that was recorded: then its disks are not the manager's."""
+    instants: tuple[int, ...] | None = None
+    """After how many effects the folder was seen to be as they make it; None where that is so after each."""
 
     @property
     def begins(self) -> int:
@@ -210,7 +214,10 @@ class Journal:
     inodes: dict[int, Inode] = field(default_factory=dict)
     unseen: list[str] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
+    instants: list[int] | None = None
     _numbers: dict[tuple[int, int], int] = field(default_factory=dict)
+    _maps: dict[int, tuple[int, str, bytes]] = field(default_factory=dict)
+    """Files that were mapped shared and writable: a descriptor, the path, and what the trace makes of the content."""
 
     def __post_init__(self) -> None:
         self.folder = Path(os.path.realpath(self.folder))
@@ -226,16 +233,35 @@ class Journal:
         rank = rank if call is None else call.rank
         if self.history is not None and rank is not None:
             self.history.happens(rank, len(self.effects), effect)
+        if isinstance(effect, Bytes | Size) and effect.file in self._maps:
+            descriptor, path, content = self._maps[effect.file]
+            self._maps[effect.file] = descriptor, path, after(content, effect)
         self.effects.append(effect)
         self.calls.append(call)
 
     def mark(self, word: str, save: int = -1, step: int = 0, rank: int = 0) -> None:
         """Something that the workload did; see `forge_spec.disk.Mark`."""
         with self.lock:
+            self.look_at_maps()
             meets = self.history.meets if self.history and word in ("start", "lands", "kill") else lambda: None
             meets()
             self.add(Mark(word, save, step), None, rank)
             meets()
+
+    def watch_map(self, descriptor: int, path: str) -> None:
+        """A file is about to be mapped shared and writable."""
+        number = self.number(os.fstat(descriptor))
+        if number is not None and number not in self._maps:
+            shown = os.path.relpath(path, self.folder)
+            self._maps[number] = os.dup(descriptor), shown, os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+            self.unseen.append(f"when {shown} changed through a shared map: changes are seen at the next operation")
+
+    def look_at_maps(self) -> None:
+        """Note what has changed through maps since the last look: what a kill now leaves."""
+        for number, (descriptor, path, content) in list(self._maps.items()):
+            now = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+            if now != content:
+                self.add(Bytes(number, 0, now), Call(0, 0, True, f"changes through a map of {path}"))
 
     def is_inside(self, path: str) -> bool:
         """Whether a path, free of links, is the folder or below it."""
@@ -290,10 +316,15 @@ class Journal:
     def end(self) -> Trace:
         """What was recorded; changes that are not in it are told by `unseen`."""
         with self.lock:
+            self.look_at_maps()
+            for descriptor, *_ in self._maps.values():
+                os.close(descriptor)
+            self._maps.clear()
             trace = Trace(tuple(self.effects), tuple(self.calls), dict(self.inodes))
             missed = trace.disk(len(self.effects)).differences(Disk.read(self.folder))
             unseen = list(dict.fromkeys(self.unseen))
             if missed:
                 unseen.append(f"the folder has changes that no recorded call made: {', '.join(missed[:5])}")
             outside = tuple(dict.fromkeys(self.outside))
-            return Trace(trace.effects, trace.calls, trace.inodes, tuple(unseen), outside)
+            instants = None if self.instants is None else tuple(dict.fromkeys(self.instants))
+            return Trace(trace.effects, trace.calls, trace.inodes, tuple(unseen), outside, tuple(missed), instants)

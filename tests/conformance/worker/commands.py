@@ -25,9 +25,9 @@ from typing import Any, TypeVar
 
 from forge_conformance.adapter import Adapter, Loaded, Settings, Unsupported, Window
 
-from . import filter as kernel_filter
 from . import view
 from .channel import Channel, Closed
+from .handover import hand_over
 from .workload import Loader, RefusingLoader, Workload, raw_bytes
 
 ALL_PARTS = ("scheduler", "dataloader")
@@ -73,12 +73,12 @@ class Worker:
     def _hand_over_file_calls(self, watch: str) -> None:
         """The suite must answer for the filter before this process does anything else with files."""
         try:
-            listener = kernel_filter.install(watch, self._channel.fileno())
+            hand_over(watch, self._channel.fileno(), self._hand)
         except OSError as error:
             self._channel.send({"filtered": False, "reason": str(error)})
-            return
-        self._channel.send({"filtered": True}, descriptors=(listener,))
-        os.close(listener)
+
+    def _hand(self, descriptor: int) -> None:
+        self._channel.send({"filtered": True}, descriptors=(descriptor,))
 
     def _answer(self, command: dict[str, Any]) -> dict[str, Any]:
         arguments = {key: value for key, value in command.items() if key != "do"}

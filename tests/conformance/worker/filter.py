@@ -42,10 +42,10 @@ _REFUSED = {
 }
 
 _STORING = {
-    "x86_64": {"close": 3, "mmap": 9, "sync": 162, "syncfs": 306},
-    "aarch64": {"close": 57, "sync": 81, "mmap": 222, "syncfs": 267},
+    "x86_64": {"close": 3, "mmap": 9, "msync": 26, "sync": 162, "syncfs": 306},
+    "aarch64": {"close": 57, "sync": 81, "mmap": 222, "msync": 227, "syncfs": 267},
 }
-"""What brings data to storage beside `fsync`, and shared writable maps, whose changes nobody sees."""
+"""What brings data to storage beside `fsync`, and shared writable maps, whose changes are seen late."""
 
 _LOOKS = {
     "x86_64": {
@@ -85,7 +85,13 @@ def names() -> dict[int, str]:
     return {number: name for table in tables for name, number in table.get(machine, {}).items()}
 
 
-def _watched(machine: str, watch: str) -> dict[str, int]:
+def refused(machine: str) -> frozenset[int]:
+    """Numbers of the calls that answer "not implemented"."""
+    return frozenset(_REFUSED[machine].values())
+
+
+def watched(machine: str, watch: str) -> dict[str, int]:
+    """Name -> number of the calls that are handed over."""
     more = {"storing": (_STORING,), "looks": (_STORING, _LOOKS), "talks": (_STORING, _LOOKS, _SENDS)}.get(watch, ())
     found = dict(_NUMBERS[machine])
     for table in more:
@@ -103,9 +109,9 @@ def program(machine: str, watch: str, channel: int = -1) -> list[Instruction]:
     reads = watch in ("reads", "looks", "talks")
     audit, _ = _ARCHITECTURES[machine]
     code: list[Instruction] = [(_LOAD, 0, 0, 4), (_JUMP_EQUAL, 1, 0, audit), (_RETURN, 0, 0, _ALLOW), (_LOAD, 0, 0, 0)]
-    for number in _REFUSED[machine].values():
+    for number in refused(machine):
         code += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
-    for name, number in _watched(machine, watch).items():
+    for name, number in watched(machine, watch).items():
         flags_argument = {"open": 1, "openat": 2}.get(name)
         if name == "mmap":
             code += [(_JUMP_EQUAL, 0, 7, number)]

@@ -5,6 +5,7 @@ one file and a marker beside it, put together under a hidden name; `latest` is a
 symbolic link.  Every step is synced before the next.
 """
 
+import mmap
 import os
 import pickle
 import shutil
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from forge_conformance.adapter import Adapter, Claims, Layout, Loaded, Settings, Training
+from forge_conformance.adapter import Adapter, Claims, Layout, Loaded, Settings, Training, Unsupported
 
 PARTS = ("model", "optimizer", "scheduler")
 
@@ -171,6 +172,16 @@ class InPlace(Careful):
         self.write(target / "state", pickle.dumps([step, states]), "the state")
 
 
+class RaisesNoException(InPlace):
+    """Tells of a torn state with what is no `Exception`, as `torch.distributed.checkpoint` does."""
+
+    def read(self, source: Path) -> tuple[int, list[Any]]:
+        try:
+            return super().read(source)
+        except Exception as error:
+            raise BaseException(f"{source} is torn") from error
+
+
 class NeverAgain(Careful):
     """Can't save over the debris of a save that was killed."""
 
@@ -187,6 +198,49 @@ class Elsewhere(Careful):
         super().__init__(settings, training)
         self.folder = Path(f"{settings.folder}-beside")
         self.folder.mkdir(exist_ok=True)
+
+
+class OneFile(Careful):
+    """A checkpoint is one file, written beside the folder and renamed into it: one or two operations a save."""
+
+    layout = Layout(checkpoint=r"step_(?P<step>[0-9]+)", is_dir=False, required=(), pointer=None)
+    claims = Claims("core", ("sync", "retention", "explicit"))
+
+    def save(self, step: int, tokens_seen: int, extra: Mapping[str, Any] | None, parts: Sequence[str]) -> None:
+        beside = Path(f"{self.folder}-temporary-{os.getpid()}")
+        beside.write_bytes(self.files(step)["state"])
+        os.rename(beside, self.folder / f"step_{step}")
+        if self.settings.keep_last_n:
+            for old in sorted(self.steps())[: -self.settings.keep_last_n]:
+                (self.folder / f"step_{old}").unlink()
+
+    def read(self, source: Path) -> tuple[int, list[Any]]:
+        step, states = pickle.loads(source.read_bytes())
+        return step, states
+
+    def find(self) -> Path | None:
+        return self.folder / f"step_{max(self.steps())}" if self.steps() else None
+
+
+class OnlyItsOwnSteps(Careful):
+    """An adapter that has no counterpart for a save under another step than the run's."""
+
+    def save(self, step: int, tokens_seen: int, extra: Mapping[str, Any] | None, parts: Sequence[str]) -> None:
+        if step != self.training.step:
+            raise Unsupported("it counts the steps by itself")
+        super().save(step, tokens_seen, extra, parts)
+
+
+class Maps(Careful):
+    """Writes its state through a shared map."""
+
+    def write(self, path: Path, content: bytes, what: str) -> None:
+        with open(path, "wb+") as file:
+            file.truncate(len(content))
+            with mmap.mmap(file.fileno(), len(content)) as shared:
+                shared[:] = content
+                shared.flush()
+            os.fsync(file.fileno())
 
 
 class RefusesResave(Careful):
