@@ -299,6 +299,7 @@ class _Progress:
         self._done += 1
         if isinstance(result, Drilled):
             self._points += result.points
+            self._sum.bad += sum(bad.points for bad in result.bad)
         else:
             for explored in result.explored:
                 self._sum.add(explored.totals)

@@ -253,12 +253,17 @@ class Stage:
     def judged(self, life: Life, goes_on: bool | None = None) -> tuple[Verdict, Disk, bool]:
         """What fresh processes make of the folder as it is; the folder, and whether the run went on from there."""
         left = Disk.read(self.team.here)
-        names = tuple(sorted(left.nodes))
         if goes_on is None:
-            goes_on = names not in self._names
-            self._names.add(names)
+            goes_on = self.is_new(left)
         landing, going_on = self.team.resume(self.settings, life.ledger, goes_on)
         return self.verdict(life.ledger, landing, going_on), left, goes_on
+
+    def is_new(self, left: Disk) -> bool:
+        """Whether no point before has left these names."""
+        names = tuple(sorted(left.nodes))
+        is_new = names not in self._names
+        self._names.add(names)
+        return is_new
 
     def verdict(self, ledger: Ledger, landing: Landing, going_on: GoingOn | None = None) -> Verdict:
         """What this outcome is worth."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from forge_conformance.harness.folder import Folder
 from forge_conformance.harness.worker import Died, Hung, ManagerFault, Raised
 
 from .drills import Heard, Stage, Tried
@@ -144,7 +145,7 @@ def suffer(stage: Stage, life: Life, heal: Callable[[], None], failed: Callable[
         then.marks = [mark for mark in then.marks if mark.word != "raised"]
     if len(raised) > 1:
         return _told(failure, Verdict("repeated", clause, "; then ".join(raised), "one error"), left)
-    later = _saves_again(stage, life)
+    later = _saves_again(stage, life, resumes=stage.is_new(left))
     life.kill()
     if later.trouble:
         said = (f"{raised[0]}; then, with the cause gone, " if raised else "") + later.trouble
@@ -172,8 +173,8 @@ def _by_clause(verdict: Verdict, raised: list[str], clause: str, failure: Failur
     return Verdict(verdict.word, clause, seen, verdict.expected)
 
 
-def _saves_again(stage: Stage, life: Life) -> GoingOn:
-    """The next save of the same process, and a resume after it."""
+def _saves_again(stage: Stage, life: Life, resumes: bool) -> GoingOn:
+    """The next save of the same process, and a resume after it; or just a look at what stands in the folder then."""
     step = first_free(life.step)
     try:
         life.train_to(step)
@@ -182,4 +183,7 @@ def _saves_again(stage: Stage, life: Life) -> GoingOn:
     except ManagerFault as fault:
         return GoingOn(str(fault))
     life.kill()
-    return comes_back(stage.team, stage.settings, life.ledger, step)
+    folder = Folder(stage.team.here, stage.team.server.implementation.layout)
+    if step not in folder.complete() or folder.latest_or_newest() != step:
+        return GoingOn(f"step {step} was saved, and is not committed: {folder}")
+    return GoingOn() if not resumes else comes_back(stage.team, stage.settings, life.ledger, step)
