@@ -24,8 +24,13 @@ from forge_spec.disk import ROOT, Bytes, Entries, Size
 from .recorder import Control, Operation
 from .trace import Call, Journal, Trace, kind_of
 
-_TOLD = {"begins": "the save began", "start": "processes started", "lands": "the run went on", "kill": "all were killed",
-         "full": "a write found no room"}  # fmt: skip
+_TOLD = {
+    "begins": "the save began",
+    "start": "processes started",
+    "lands": "the run went on",
+    "kill": "all were killed",
+    "full": "a write found no room",
+}
 UNSEEN = (
     "it sees Python's own opens, renames and deletions and nothing else: no write, no sync, nothing that C++, Rust or "
     "a child program does; so kills alone, and only at the instants between"
