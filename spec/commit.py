@@ -155,8 +155,9 @@ CLAUSES: tuple[Clause, ...] = (
     Clause(
         slug="commit.failed-save",
         level=Level.STRICT,
-        sentence="raises the failure of a synchronous save to its caller, leaves the resume point where it was, "
-        "and lets the next save succeed",
+        sentence="raises the failure of a synchronous save to its caller, leaves the resume point where it was (where "
+        "nothing can be changed back, because the folder can't be changed any more, it may be this save, whole), and "
+        "lets the next save succeed",
         why="A caller that is told nothing deletes its other copies; "
         "debris that blocks the next save turns one full disk into the end of the run.",
         sometimes="a synchronous save failed on a file operation, and another save followed it",

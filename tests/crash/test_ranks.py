@@ -8,6 +8,7 @@ import pytest
 
 from forge_conformance.crash.command import KILL, Job, Manager, Place, explore, workplace
 from forge_conformance.crash.explorer import Effort
+from forge_conformance.crash.replay import outcome
 from forge_conformance.crash.report import Result
 
 from .conftest import needs_recorder
@@ -45,11 +46,14 @@ def test_ranks_that_wait_for_each_other_leave_no_bad_disk_in_any_order() -> None
     [("Hasty", {("refused", "resume.after-kill")}), ("Each", {("apart", "resume.agreement")})],
 )
 def test_a_rank_that_publishes_before_the_others_are_done_is_found_by_letting_them_be_late(
-    name: str, expected: set[tuple[str, str]]
+    name: str, expected: set[tuple[str, str]], tmp_path: Path
 ) -> None:
     result = explored(name)
     found = {(one.verdict.word, one.verdict.clause) for one in result.found}
     assert found == expected, "\n\n".join(one.text for one in result.found)
     assert all("rank 0: renameat2(.partial -> step_" in one.text for one in result.found)
+    script = tmp_path / "replay.py"
+    script.write_text(result.found[0].replay)
+    assert outcome(script, None, timeout_s=120) == result.found[0].verdict.word
     orders = {one.recorded.special: one.totals.bad for one in result.explored}
     assert orders.get("rank 1 late", orders[""]) > 0, f"bad disks by order: {orders}"

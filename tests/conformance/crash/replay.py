@@ -15,6 +15,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Collection
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from .recording import Recorded
 from .story import Story
 from .trace import Disk
 
-_SOURCES = ("adapter", "worker.workload", "worker.drop_in", "worker.implementation")
+_SOURCES = ("adapter", "worker.workload", "worker.ranks", "worker.drop_in", "worker.implementation")
 _OURS = "forge_conformance."
 
 _SCRIPT = '''"""Replays one death of a checkpoint manager. Needs torch and the manager, nothing else.
@@ -31,10 +32,13 @@ _SCRIPT = '''"""Replays one death of a checkpoint manager. Needs torch and the m
 """
 
 import base64
+import ctypes
 import json
 import os
 import shutil
+import subprocess
 import sys
+import tempfile
 import traceback
 import types
 import zlib
@@ -42,51 +46,99 @@ import zlib
 IMPLEMENTATION = {implementation!r}
 FOLDER = {folder!r}  # where it was recorded: some managers keep absolute paths
 SETTINGS = {settings!r}
+SHAPE = {shape!r}  # how many ranks, and how they divide the work
 SAVES = {saves!r}  # the step of each save, and fingerprints of the state that it saved
 ALLOWED = {allowed!r}  # numbers of the saves that may come back; None is a fresh start
 GOES_ON = {goes_on!r}  # whether the run goes on after the resume, saving every so many steps; 0 if not
 PACKED = {packed!r}
 PARTS = ("scheduler", "dataloader")
+WENT_ON = "went on"
 
 
 def main() -> int:
     packed = json.loads(zlib.decompress(base64.b85decode(PACKED)))
-    find, workload, adapter = sources(packed["sources"])
-    goal = json.loads(sys.argv[1]) if len(sys.argv) > 1 else None
-    if goal is None:
-        rebuild(packed["disk"])
-        print("rebuilt", FOLDER, "with", len(packed["disk"]), "paths; it should come back at", {expected!r})
+    if len(sys.argv) > 1:
+        return live(packed["sources"], *map(json.loads, sys.argv[1:]))
+    rebuild(packed["disk"])
+    print("rebuilt", FOLDER, "with", len(packed["disk"]), "paths; it should come back at", {expected!r})
+    said = processes([None] * SHAPE["ranks"])
+    if all(one["word"] == WENT_ON for one in said):
+        said = processes([one["goal"] for one in said])
+    steps = {{one["step"] for one in said}} - {{None}}
+    words = [one["word"] for one in said if one["word"] != "good"]
+    print("verdict:", "apart" if len(steps) > 1 else words[0] if words else "good", flush=True)
+    return 0
+
+
+def processes(goals: list) -> list:
+    """What each rank comes to, in processes that find each other through a file."""
+    with tempfile.TemporaryDirectory() as place:
+        own = [sys.executable, *(["-P"] if sys.flags.safe_path else []), __file__]
+        ranks = []
+        for rank, goal in enumerate(goals):
+            told = map(json.dumps, (rank, place + "/rendezvous", goal))
+            ranks.append(subprocess.Popen([*own, *told], stdout=subprocess.PIPE, text=True))
+        return [heard(rank, process.communicate()[0]) for rank, process in enumerate(ranks)]
+
+
+def heard(rank: int, output: str) -> dict:
+    *lines, last = output.splitlines() or [""]
+    for line in lines:
+        print(f"rank {{rank}}: {{line}}" if SHAPE["ranks"] > 1 else line)
+    return json.loads(last) if last.startswith("{{") else {{"word": "died", "step": None}}
+
+
+def live(texts: dict, rank: int, rendezvous: str, goal: dict) -> int:
+    ctypes.CDLL(None).prctl(1, 9)  # ends with the process that started it
+    find, workload, adapter = sources(texts)
     settings = dict(SETTINGS)
     if settings.get("window"):
         settings["window"] = adapter.Window(**settings["window"])
-    run = workload.Workload(999)
-    fresh = run.digest()
+    run = training(workload, rank, rendezvous, settings)
+    fresh = named(run, rank)
     try:
         manager = find(IMPLEMENTATION)(adapter.Settings(folder=FOLDER, **settings), run)
         loaded = manager.load(None, (), None, PARTS)
         run.step, run.tokens_seen = loaded.step, loaded.tokens_seen
-    except BaseException:  # DCP raises what is no Exception
+    except BaseException:  # as some errors of torch are
         traceback.print_exc()
         return say("refused" if goal is None else "stuck")
-    state = run.digest()
+    state = named(run, rank)
     print("came back at step", loaded.step)
     if goal is not None:
         same = loaded.step == goal["step"] and all(state.get(name) == value for name, value in goal["state"].items())
         return say("good" if same else "stuck")
     found = verdict(loaded, state, fresh)
     if found != "good" or not GOES_ON:
-        return say(found)
-    return go_on(manager, run)
+        return say(found, loaded.step)
+    return go_on(manager, run, rank)
+
+
+def training(workload, rank: int, rendezvous: str, settings: dict):
+    if SHAPE["ranks"] == 1:
+        return workload.Workload(999)
+    settings["timeout_s"] = 20
+    ranks = sys.modules["forge_conformance.worker.ranks"]
+    place = ranks.Place(rank, SHAPE["ranks"], SHAPE["kind"], SHAPE["stages"], rendezvous, 20)
+    return ranks.RankWorkload(999, place)
+
+
+def named(run, rank: int) -> dict:
+    """Fingerprints of the state, under the names that they have among those of all ranks."""
+    if SHAPE["ranks"] == 1:
+        return run.digest()
+    parts = ((*name.partition("/"), value) for name, value in run.digest().items())
+    return {{f"{{kind}}/rank {{rank}} {{rest}}": value for kind, _, rest, value in parts}}
 
 
 def verdict(loaded, state, fresh) -> str:
     if (loaded.step, loaded.tokens_seen, dict(loaded.extra)) == (0, 0, {{}}):
-        kept = all(state.get(name) == fresh.get(name) for name in SAVES[0][1])
+        kept = all(state[name] == fresh[name] for name in SAVES[0][1] if name in state)
         return ("good" if None in ALLOWED else "lost") if kept else "mixed"
     same = set()
     for number, (step, saved) in enumerate(SAVES):
         if step == loaded.step:
-            differing = sorted(name for name in saved if saved[name] != state.get(name))
+            differing = sorted(name for name in saved if name in state and saved[name] != state[name])
             outcome = ", ".join(differing) + " differ" if differing else "the same, bit for bit"
             print(f"  save {{number}} of step {{step}}: {{outcome}}")
             same |= set() if differing else {{number}}
@@ -96,25 +148,24 @@ def verdict(loaded, state, fresh) -> str:
     return "stale" if acknowledged and max(same) < min(acknowledged) else "phantom"
 
 
-def go_on(manager, run) -> int:
-    """Save twice more; then another process has to come back with the last of these saves."""
+def go_on(manager, run, rank: int) -> int:
+    """Save twice more; then other processes have to come back with the last of these saves."""
     try:
         for _ in range(2):
             manager.train((run.step // GOES_ON + 1) * GOES_ON - run.step)
             manager.save(run.step, run.tokens_seen, None, PARTS)
         manager.wait()
-    except BaseException:  # DCP raises what is no Exception
+    except BaseException:
         traceback.print_exc()
         return say("stuck")
     names = SAVES[0][1] if SAVES else ()
-    goal = {{"step": run.step, "state": {{name: value for name, value in run.digest().items() if name in names}}}}
+    state = {{name: value for name, value in named(run, rank).items() if name in names}}
     print("went on to step", run.step)
-    sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, *(["-P"] if sys.flags.safe_path else []), __file__, json.dumps(goal)])
+    return say(WENT_ON, run.step, {{"step": run.step, "state": state}})
 
 
-def say(word: str) -> int:
-    print("verdict:", word, flush=True)
+def say(word: str, step: int | None = None, goal: dict | None = None) -> int:
+    print(json.dumps({{"word": word, "step": step, "goal": goal}}), flush=True)
     os._exit(0)  # whatever the manager still has running
 
 
@@ -141,6 +192,8 @@ def sources(texts: dict) -> tuple:
         sys.modules[package] = types.ModuleType(package)
         sys.modules[package].__path__ = []
     for name, text in texts.items():
+        if name == "worker.ranks" and SHAPE["ranks"] == 1:
+            continue
         module = types.ModuleType(f"forge_conformance.{{name}}")
         module.__package__ = module.__name__.rpartition(".")[0]
         sys.modules[module.__name__] = module
@@ -172,6 +225,7 @@ def script(
         implementation=implementation if ".py" not in implementation else _absolute(implementation),
         folder=str(folder),
         settings=recorded.settings,
+        shape=asdict(recorded.shape),
         saves=[(saved.step, saved.state) for saved in recorded.saves],
         allowed=sorted(allowed, key=lambda save: -1 if save is None else save),
         goes_on=recorded.every if story.verdict.word == "stuck" else 0,
