@@ -97,13 +97,18 @@ class Outcome:
     def errors(self) -> list[str]:
         """What went wrong with the mutant itself, or with the suite."""
         of_tests = [f"{one.case}: {one.reason}" for one in self.trial.findings if one.outcome == "error"]
-        failed = [one for ones in self.fallen.values() for one in ones if one.failure is not None]
         slips = [
             f"{one.case}: a slip, not a sin: {one.failure['seen']}"
-            for one in failed
-            if one.failure and _SLIP.search(one.failure["seen"])
+            for one in self.trial.findings
+            if one.failure is not None and _SLIP.search(one.failure["seen"])
         ]
         return [*self.trial.errors, *of_tests, *slips]
+
+    @property
+    def seen(self) -> str:
+        """What gave it away, in the first test in which its own clause fell."""
+        own = self.fallen.get(self.mutant.own.slug, [])
+        return str(own[0].failure["seen"]) if own and own[0].failure is not None else ""
 
     @cached_property
     def end(self) -> End:

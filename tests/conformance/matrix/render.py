@@ -87,6 +87,7 @@ def _mutant_json(one: Outcome) -> dict[str, Any]:
         "clauses": list(one.mutant.clauses),
         "end": str(one.end),
         "because": one.because,
+        "seen": one.seen,
         "is_hang": one.is_hang,
         "errors": one.errors,
         "fallen": {slug: [finding.case for finding in findings] for slug, findings in one.fallen.items()},
@@ -172,7 +173,7 @@ def _mark(one: Outcome, slug: str) -> str:
 def _row(one: Outcome) -> str:
     end = f"<span class={_CLASSES[one.end]}>{one.end}</span>"
     words = [f"<code>{one.mutant.name}</code>", html.escape(one.mutant.sin), end, html.escape(one.because[:200])]
-    return f"<tr>{''.join(f'<td>{word}</td>' for word in words)}<td>{one.trial.cpu_s:.1f} s</td></tr>"
+    return f"<tr title='{_quoted(one.seen)}'>{''.join(f'<td>{word}</td>' for word in words)}<td>{one.trial.cpu_s:.1f} s</td></tr>"
 
 
 def _quoted(text: str) -> str:
