@@ -173,7 +173,8 @@ def _mark(one: Outcome, slug: str) -> str:
 def _row(one: Outcome) -> str:
     end = f"<span class={_CLASSES[one.end]}>{one.end}</span>"
     words = [f"<code>{one.mutant.name}</code>", html.escape(one.mutant.sin), end, html.escape(one.because[:200])]
-    return f"<tr title='{_quoted(one.seen)}'>{''.join(f'<td>{word}</td>' for word in words)}<td>{one.trial.cpu_s:.1f} s</td></tr>"
+    cells = "".join(f"<td>{word}</td>" for word in (*words, f"{one.trial.cpu_s:.1f} s"))
+    return f"<tr title='{_quoted(one.seen)}'>{cells}</tr>"
 
 
 def _quoted(text: str) -> str:
