@@ -61,11 +61,11 @@ class Base:
 
     @classmethod
     def tried(cls, trial: Trial) -> "Base":
-        """From a trial, which is by its mutants' clauses alone."""
+        """From a trial, which is by its mutants' clauses alone: what else falls on the way is not what they are about."""
         mutant, found = trial.mutant, trial.findings
         judged, _ = judge(found, mutant.level, frozenset(CAPABILITIES), only=frozenset(mutant.clauses))
         verdicts = {one.clause.slug: str(one.verdict) for one in judged}
-        fallen = any(finding.failure is not None for finding in found)
+        fallen = any(one.failure is not None and one.failure["clause"] in mutant.clauses for one in found)
         errors = [*trial.errors, *(f"{one.case}: {one.reason}" for one in found if one.outcome == "error")]
         status = Status.OUR_ERROR if errors else Status.FAILED if fallen else Status.PASSED
         reasons = {one.clause.slug: one.reason for one in judged}
