@@ -61,7 +61,7 @@ class Base:
 
     @classmethod
     def tried(cls, trial: Trial) -> "Base":
-        """From a trial, which is by its mutants' clauses alone: what else falls on the way is not what they are about."""
+        """From a trial by its mutants' clauses; what else falls on the way is not what they are about."""
         mutant, found = trial.mutant, trial.findings
         judged, _ = judge(found, mutant.level, frozenset(CAPABILITIES), only=frozenset(mutant.clauses))
         verdicts = {one.clause.slug: str(one.verdict) for one in judged}
