@@ -65,11 +65,11 @@ class Base:
 
     @classmethod
     def tried(cls, trial: Trial) -> "Base":
-        """From a trial, which is by its mutants' clauses alone."""
+        """From a trial by its mutants' clauses; what else falls on the way is not what they are about."""
         mutant, found = trial.mutant, trial.findings
         judged, _ = judge(found, mutant.level, frozenset(CAPABILITIES), only=frozenset(mutant.clauses))
         verdicts = {one.clause.slug: str(one.verdict) for one in judged}
-        fallen = any(finding.failure is not None for finding in found)
+        fallen = any(one.failure is not None and one.failure["clause"] in mutant.clauses for one in found)
         errors = [*trial.errors, *(f"{one.case}: {one.reason}" for one in found if one.outcome == "error")]
         status = Status.OUR_ERROR if errors else Status.FAILED if fallen else Status.PASSED
         reasons = {one.clause.slug: one.reason for one in judged}
@@ -101,13 +101,18 @@ class Outcome:
     def errors(self) -> list[str]:
         """What went wrong with the mutant itself, or with the suite."""
         of_tests = [f"{one.case}: {one.reason}" for one in self.trial.findings if one.outcome == "error"]
-        failed = [one for ones in self.fallen.values() for one in ones if one.failure is not None]
         slips = [
             f"{one.case}: a slip, not a sin: {one.failure['seen']}"
-            for one in failed
-            if one.failure and _SLIP.search(one.failure["seen"])
+            for one in self.trial.findings
+            if one.failure is not None and _SLIP.search(one.failure["seen"])
         ]
         return [*self.trial.errors, *of_tests, *slips]
+
+    @property
+    def seen(self) -> str:
+        """What gave it away, in the first test in which its own clause fell."""
+        own = self.fallen.get(self.mutant.own.slug, [])
+        return str(own[0].failure["seen"]) if own and own[0].failure is not None else ""
 
     @cached_property
     def end(self) -> End:

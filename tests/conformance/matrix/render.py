@@ -88,6 +88,7 @@ def _mutant_json(one: Outcome) -> dict[str, Any]:
         "clauses": list(one.mutant.clauses),
         "end": str(one.end),
         "because": one.because,
+        "seen": one.seen,
         "is_hang": one.is_hang,
         "errors": one.errors,
         "fallen": {slug: [finding.case for finding in findings] for slug, findings in one.fallen.items()},
@@ -173,7 +174,8 @@ def _mark(one: Outcome, slug: str) -> str:
 def _row(one: Outcome) -> str:
     end = f"<span class={_CLASSES[one.end]}>{one.end}</span>"
     words = [f"<code>{one.mutant.name}</code>", html.escape(one.mutant.sin), end, html.escape(one.because[:200])]
-    return f"<tr>{''.join(f'<td>{word}</td>' for word in words)}<td>{one.trial.cpu_s:.1f} s</td></tr>"
+    cells = "".join(f"<td>{word}</td>" for word in (*words, f"{one.trial.cpu_s:.1f} s"))
+    return f"<tr title='{_quoted(one.seen)}'>{cells}</tr>"
 
 
 def _quoted(text: str) -> str:
