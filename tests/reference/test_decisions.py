@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from forge_ref import layout, resolve, retire
+from forge_ref import CheckpointConfig, DynamicCheckpointWindow, freeze, layout, resolve, retire
+from forge_ref.config import check_excludable
 from forge_ref.registry import Registry
 
 WHOLE = (".metadata", "train_state.pt", "metadata.json")
@@ -348,3 +350,106 @@ def test_what_can_not_be_cleared_up_is_told_by_its_name_and_the_rest_goes(
     (message,) = caplog.messages
     assert message.startswith(f"could not clear up {tmp_path}/step_1: [Errno 13] not yours")
     assert message.endswith("; tried again after the next commit")
+
+
+# -- freeze -------------------------------------------------------------------------
+
+FROZEN_A, THAWED_A, FROZEN_B, FROZEN_C = (
+    {"module": module, "frozen": frozen} for module, frozen in (("a", True), ("a", False), ("b", True), ("c", True))
+)
+
+
+def test_a_difference_is_told_with_both_sides_cut_to_what_they_share(caplog: pytest.LogCaptureFixture) -> None:
+    told = (
+        r"^freeze lists differ at run/step_1: saved \[\{'module': 'a', 'frozen': True\}\], "
+        r"this run \[\{'module': 'a', 'frozen': False\}\] \(only saved: \['b'\], only this run: \['c'\]\)"
+    )
+    saved, expected, at = [FROZEN_A, FROZEN_B], [THAWED_A, FROZEN_C], Path("run/step_1")
+    with pytest.raises(ValueError, match=rf"{told}; set ignore_freeze_mismatch to load it all the same$"):
+        freeze.check_freeze(saved, expected, at, ignore_mismatch=False)
+    assert caplog.messages == []
+    freeze.check_freeze(saved, expected, at, ignore_mismatch=True)
+    (message,) = caplog.messages
+    assert re.match(rf"{told}; loaded all the same, since ignore_freeze_mismatch is set$", message)
+
+
+def test_lists_that_agree_on_what_they_share_pass_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+    for saved, expected in (([FROZEN_A, FROZEN_B], [FROZEN_C, FROZEN_A]), ([], [FROZEN_A]), ([FROZEN_A], []), ([], [])):
+        freeze.check_freeze(saved, expected, Path("step_1"), ignore_mismatch=False)
+    assert caplog.messages == []
+
+
+def test_lists_with_nothing_in_common_are_told_with_their_modules(caplog: pytest.LogCaptureFixture) -> None:
+    freeze.check_freeze([FROZEN_B, FROZEN_A], [FROZEN_C], Path("step_1"), ignore_mismatch=False)
+    listed = "freeze lists of step_1 ['a', 'b'] and of this run ['c']"
+    assert caplog.messages == [f"{listed} have no module in common: nothing was compared"]
+
+
+def test_a_list_that_names_a_module_both_ways_differs_from_one_that_does_not() -> None:
+    freeze.check_freeze([FROZEN_A, THAWED_A], [THAWED_A, FROZEN_A], Path("step_1"), ignore_mismatch=False)
+    with pytest.raises(ValueError, match="freeze lists differ"):
+        freeze.check_freeze([FROZEN_A, THAWED_A], [THAWED_A], Path("step_1"), ignore_mismatch=False)
+
+
+@pytest.mark.parametrize("odd", ["frozen", {"a": True}, ["a"], [{"module": "a"}], [{"frozen": True}], [FROZEN_A, 7]])
+def test_what_is_no_freeze_list_is_told_and_not_compared(odd: object, caplog: pytest.LogCaptureFixture) -> None:
+    assert freeze.recorded({"vlm_freeze": odd}, Path("metadata.json")) is None
+    assert caplog.messages == [f"metadata.json has {odd!r} for a freeze list, so it is not compared"]
+
+
+def test_a_recorded_list_is_taken_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    for listed in ([], [FROZEN_A], [FROZEN_A | {"since": 5}, FROZEN_B]):
+        assert freeze.recorded({"vlm_freeze": listed}, Path("metadata.json")) is listed
+    assert freeze.recorded({}, Path("metadata.json")) is None
+    assert caplog.messages == []
+
+
+def test_the_error_of_an_unknown_module_lists_those_that_are_known() -> None:
+    spec = freeze.FreezeSpec
+    with pytest.raises(ValueError, match=r"^freeze list names unknown modules \['x', 'y'\]; known: \['a', 'b'\]$"):
+        freeze.effective_freeze(0, [spec("y"), spec("a"), spec("x")], [], ["b", "a"])
+    assert freeze.effective_freeze(0, [spec("a")], [], ["b", "a"]) == [spec("a")]
+
+
+def test_stages_that_begin_together_are_taken_in_their_order() -> None:
+    spec, stage = freeze.FreezeSpec, freeze.FreezeStage
+    both = [stage(9, (spec("a", True),)), stage(9, (spec("a", False),))]
+    assert freeze.effective_freeze(9, [], both) == [spec("a", False)]
+    later_first = [stage(20, (spec("a", False),)), stage(10, (spec("a", True),))]
+    assert freeze.effective_freeze(20, [], later_first) == [spec("a", False)]
+    assert freeze.effective_freeze(8, [], both) == []
+
+
+# -- config -------------------------------------------------------------------------
+
+
+def test_the_first_value_that_can_be_meant_is_taken() -> None:
+    assert CheckpointConfig(interval=1).interval == 1
+    assert DynamicCheckpointWindow(0, 0).is_milestone(0)
+    with pytest.raises(ValueError, match=r"^interval is 0; it must be 1 or more$"):
+        CheckpointConfig(interval=0)
+    with pytest.raises(ValueError, match=r"^dyn_ckpt_window\.start is -1; it must be 0 or more$"):
+        DynamicCheckpointWindow(start=-1)
+    with pytest.raises(ValueError, match=r"^dyn_ckpt_window\.stop is 4, below start 5$"):
+        DynamicCheckpointWindow(5, 4)
+    with pytest.raises(ValueError, match=r"^dyn_ckpt_window\.strategy is 'no'; registered: power2(, .*)?$"):
+        DynamicCheckpointWindow(strategy="no")
+    with pytest.raises(ValueError, match=r"^export_dtype is 'int4'; known: float32, bfloat16$"):
+        CheckpointConfig(export_dtype="int4")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^async_mode is 'no'; known: disabled, async, async_with_pinned_mem$"):
+        CheckpointConfig(async_mode="no")  # type: ignore[arg-type]
+    all_there_are = "model, optimizer, scheduler, dataloader, rng"
+    with pytest.raises(
+        ValueError, match=rf"^exclude_from_loading names \['a', 'b'\]; what a load can.* {all_there_are}$"
+    ):
+        CheckpointConfig(exclude_from_loading=["b", "rng", "a"])
+    assert check_excludable(["rng", "model"], "here") == {"model", "rng"}
+
+
+def test_a_schedule_without_a_window_has_no_milestones_and_power2_both_ends() -> None:
+    assert [step for step in range(9) if CheckpointConfig(interval=4).should_save(step)] == [0, 4, 8]
+    assert not CheckpointConfig(interval=4).is_dynamic_milestone(4)
+    config = CheckpointConfig(interval=2, dyn_ckpt_window=DynamicCheckpointWindow(3, 8))
+    assert [step for step in range(13) if config.should_save(step)] == [0, 2, 3, 4, 5, 7, 10, 12]
+    assert [step for step in range(13) if config.is_dynamic_milestone(step)] == [3, 4, 5, 7]
+    assert [step for step in range(30) if DynamicCheckpointWindow(5, 21).is_milestone(step)] == [5, 6, 7, 9, 13, 21]
