@@ -352,6 +352,32 @@ def test_what_can_not_be_cleared_up_is_told_by_its_name_and_the_rest_goes(
     assert message.endswith("; tried again after the next commit")
 
 
+def refuse(path: Path) -> None:
+    raise PermissionError(13, "not yours")
+
+
+def test_a_sweep_tells_what_it_can_not_clear_up_and_goes_on(
+    make: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (".step_1.partial", ".step_2.replaced"):
+        make(name, "a")
+    monkeypatch.setattr("shutil.rmtree", refuse)
+    retire.sweep(tmp_path)
+    assert standing(tmp_path) == [".step_1.partial", "step_2"]
+    after = "[Errno 13] not yours; tried again after the next commit"
+    assert caplog.messages == [f"could not clear up {tmp_path}/.step_1.partial: {after}"]
+
+
+def test_a_folder_that_can_not_be_listed_is_told_and_costs_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.scandir", refuse)
+    retire.sweep(tmp_path)
+    retire.retire(tmp_path, 3, 1, no_milestone)
+    told = f"could not clear up {tmp_path}: [Errno 13] not yours; tried again after the next commit"
+    assert caplog.messages == [told, told]
+
+
 # -- freeze -------------------------------------------------------------------------
 
 FROZEN_A, THAWED_A, FROZEN_B, FROZEN_C = (
