@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from forge_ref import CheckpointConfig, DynamicCheckpointWindow, freeze, layout, resolve, retire
+from forge_ref import CheckpointConfig, DynamicCheckpointWindow, freeze, layout, registry, resolve, retire
 from forge_ref.config import check_excludable
 from forge_ref.registry import Registry
 
@@ -368,6 +368,19 @@ def test_a_sweep_tells_what_it_can_not_clear_up_and_goes_on(
     assert caplog.messages == [f"could not clear up {tmp_path}/.step_1.partial: {after}"]
 
 
+def test_what_was_hidden_and_not_deleted_keeps_the_name_of_its_step(
+    make: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        make(f"step_{step}", *WHOLE)
+    monkeypatch.setattr("shutil.rmtree", refuse)
+    retire.retire(tmp_path, 2, 1, no_milestone)
+    assert standing(tmp_path) == [".step_1.retired", "step_2"]
+    assert caplog.messages == [
+        f"could not clear up {tmp_path}/step_1: [Errno 13] not yours; tried again after the next commit"
+    ]
+
+
 def test_a_folder_that_can_not_be_listed_is_told_and_costs_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -458,7 +471,9 @@ def test_the_first_value_that_can_be_meant_is_taken() -> None:
         DynamicCheckpointWindow(start=-1)
     with pytest.raises(ValueError, match=r"^dyn_ckpt_window\.stop is 4, below start 5$"):
         DynamicCheckpointWindow(5, 4)
-    with pytest.raises(ValueError, match=r"^dyn_ckpt_window\.strategy is 'no'; registered: power2(, .*)?$"):
+    if "decisive" not in registry.list_dyn_ckpt_strategies():
+        registry.register_dyn_ckpt_strategy("decisive")(lambda window, step: True)
+    with pytest.raises(ValueError, match=r"^dyn_ckpt_window\.strategy is 'no'; registered: power2(, [\w/-]+)+$"):
         DynamicCheckpointWindow(strategy="no")
     with pytest.raises(ValueError, match=r"^export_dtype is 'int4'; known: float32, bfloat16$"):
         CheckpointConfig(export_dtype="int4")  # type: ignore[arg-type]
