@@ -317,8 +317,10 @@ def test_debris_below_a_commit_goes_and_above_it_stays(make: Callable[..., Path]
 def test_without_a_limit_nothing_goes(make: Callable[..., Path], tmp_path: Path, limit: int) -> None:
     for step in range(3):
         make(f"step_{step}", *WHOLE)
+    make("step_1_of_others")
+    (tmp_path / "step_0" / ".metadata").unlink()
     retire.retire(tmp_path, 2, limit, no_milestone)
-    assert standing(tmp_path) == ["step_0", "step_1", "step_2"]
+    assert standing(tmp_path) == ["step_0", "step_1", "step_1_of_others", "step_2"], "debris stays as well"
 
 
 def test_a_sweep_clears_up_after_the_dead_and_brings_back_what_was_moved_aside(
