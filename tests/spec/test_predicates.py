@@ -112,9 +112,9 @@ def test_a_failure_followed_by_a_wait_is_raised_exactly_once(position: int, back
 
 @pytest.mark.parametrize("between", [[], [commit.Wait()]], ids=["nothing", "a-wait"])
 def test_two_failing_saves_in_a_row_are_not_asked_about(between: list[commit.Call]) -> None:
-    calls = [commit.Save(0, fails=True), *between, commit.Save(1, fails=True), commit.Wait()]
+    calls = [commit.Save(0), commit.Save(1, fails=True), *between, commit.Save(2, fails=True), commit.Wait()]
     if between:
-        assert commit.must_raise(calls, background=True) == (1, 3)
+        assert commit.must_raise(calls, background=True) == (2, 4)
     else:
         with pytest.raises(AssertionError, match=r"^two failing saves in a row$"):
             commit.must_raise(calls, background=True)
