@@ -71,7 +71,8 @@ def test_ptrace_finds_what_the_kernel_filter_finds_to_the_last_disk() -> None:
 def test_a_coarse_recording_says_so_everywhere_and_never_passes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--scenario", "first-save", "--storage", "all", "--going-on", "0", "--second-deaths", "0"]
+    options = ["--tier", "disks", "--scenario", "first-save", "--storage", "all"]
+    options += ["--going-on", "0", "--second-deaths", "0"]
     status = main(["crash", "--impl", f"{CAREFUL}:Careful", "--recorder", "audit", *options, "--out", str(tmp_path)])
     said = " ".join(capsys.readouterr().out.split())
     assert status == 2
