@@ -256,6 +256,26 @@ def test_torn_directories_alone_are_listed_with_what_they_lack(
     assert caplog.messages == [f"no complete checkpoint in {tmp_path}, only torn ones: {listed}"]
 
 
+def test_a_torn_target_is_told_with_all_that_it_lacks(
+    make: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = make("step_1", *WHOLE)
+    make("step_2", "metadata.json")
+    (tmp_path / "latest").symlink_to("step_2")
+    assert resolve.resume_point(tmp_path, None, needs_shards=True) == whole
+    told = f"{tmp_path}/latest names step_2, which is torn (no .metadata, train_state.pt)"
+    assert caplog.messages == [f"{told}; resuming from the newest complete checkpoint {whole}"]
+
+
+def test_a_torn_stage_is_told_where_nothing_else_stands(
+    make: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make("step_2", "pp0/.metadata", *WHOLE[1:])
+    assert resolve.resume_point(tmp_path, None, needs_shards=True, stages=2) is None
+    listed = "only torn ones: step_2 (no pp1/.metadata); starting fresh"
+    assert caplog.messages == [f"no complete checkpoint in {tmp_path}, {listed}"]
+
+
 def test_an_empty_folder_is_a_fresh_start_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert resolve.resume_point(tmp_path, None, needs_shards=True) is None
     assert resolve.resume_point(tmp_path / "nowhere", None, needs_shards=True) is None
