@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from forge_conformance import __version__
 from forge_conformance.harness.server import CannotJudge
 from forge_conformance.plugin import SUITE
 from forge_conformance.report.verdicts import Status
@@ -40,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command, besides those that it shares with others."""
     parser.add_argument("--mutants", type=Path, default=fixtures.HERE, metavar="DIR", help="where they are")
     parser.add_argument("--base", default="forge_ref", metavar="IMPL", help="what they were made from (forge_ref)")
+    parser.add_argument(
+        "--base-report",
+        type=Path,
+        metavar="FILE",
+        help="what the whole suite says of the base, written just now by `run --out`; without it the suite is run",
+    )
     parser.add_argument("--clause", action="append", metavar="SLUG", help="only mutants of this clause; repeatable")
     parser.add_argument("--mutant", action="append", metavar="NAME", help="only this one; repeatable")
 
@@ -49,6 +56,7 @@ def run(options: argparse.Namespace) -> int:
     begun = time.perf_counter()
     chosen, unread = _chosen(options)
     out = options.out or Path("reports") / "matrix"
+    reported = _reported(options.base, chosen, options.base_report) if options.base_report else None
     is_partial = bool(options.clause or options.mutant)
     with _temporary_folder():
         bases_too = _bases(options.base, chosen, options.clause or (), is_partial)
@@ -56,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
         bases = {trial.mutant.path: Base.tried(trial) for trial in tried if trial.mutant.is_right}
         base = bases.pop(Path(options.base), Base(options.base))
         if not is_partial:
-            base = _judged(options.base, chosen, out / "base", options.n)
+            base = reported or _judged(options.base, chosen, out / "base", options.n)
     trials = [trial for trial in tried if not trial.mutant.is_right]
     outcomes = [Outcome(trial, base if trial.mutant.base is None else bases[trial.mutant.base]) for trial in trials]
     matrix = Matrix(
@@ -164,9 +172,35 @@ def _bases(base: str, mutants: Sequence[Mutant], asked: Sequence[str], is_partia
         yield fixtures.base_of(str(path), [one for one in mutants if one.base == path])
 
 
+def _reported(impl: str, mutants: Sequence[Mutant], path: Path) -> Base:
+    """The same from a report; `CannotJudge` unless it is a whole one, of this base, by this suite, at their level."""
+    try:
+        report = json.loads(path.read_text())
+        said = report["implementation"], report["suite_version"], report["level"], report["is_partial"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CannotJudge(f"--base-report {path} is no report of a run: {error!r}. {_how(impl, mutants)}") from None
+    wanted = impl, __version__, str(_level(mutants)), False
+    if said != wanted:
+        named = ("implementation", "suite_version", "level", "is_partial")
+        other = ", ".join(
+            f"{name} {one!r} and not {two!r}" for name, one, two in zip(named, said, wanted, strict=True) if one != two
+        )
+        raise CannotJudge(f"--base-report {path} is another run's: {other}. {_how(impl, mutants)}")
+    return Base.of(impl, report)
+
+
+def _how(impl: str, mutants: Sequence[Mutant]) -> str:
+    return f"Make it with: forge-conformance run --impl {impl} --level {_level(mutants)} --out DIR"
+
+
+def _level(mutants: Sequence[Mutant]) -> Level:
+    """The highest of theirs."""
+    return max((mutant.level for mutant in mutants), default=Level.CORE)
+
+
 def _judged(impl: str, mutants: Sequence[Mutant], out: Path, processes: int) -> Base:
     """What the whole suite says of a base, at the highest level of its mutants; `CannotJudge` if it says nothing."""
-    level = max((mutant.level for mutant in mutants), default=Level.CORE)
+    level = _level(mutants)
     command = [sys.executable, "-m", "forge_conformance.cli", "run", "--impl", impl, "--ranks", "2"]
     command += ["--level", str(level), "-n", str(processes), "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True)
