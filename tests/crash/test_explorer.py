@@ -190,13 +190,24 @@ def test_an_interrupted_exploration_reports_what_it_has(
         return explore(job, place)
 
     monkeypatch.setattr(command, "explore", once)
-    options = ["--storage", "kill", "--going-on", "0", "--second-deaths", "0", "--out", str(tmp_path)]
+    options = [
+        "--tier",
+        "disks",
+        "--storage",
+        "kill",
+        "--going-on",
+        "0",
+        "--second-deaths",
+        "0",
+        "--out",
+        str(tmp_path),
+    ]
     status = main(
         ["crash", "--impl", f"{CAREFUL}:Careful", "--scenario", "first-save", "--scenario", "steady", *options]
     )
     assert status == 3
-    assert "PARTIAL: interrupted after 1 of 2 recordings" in capsys.readouterr().out
-    assert json.loads((tmp_path / "crash.json").read_text())["interrupted"] == "after 1 of 2 recordings"
+    assert "PARTIAL: interrupted after 1 of 2 recordings and drills" in capsys.readouterr().out
+    assert json.loads((tmp_path / "crash.json").read_text())["interrupted"] == "after 1 of 2 recordings and drills"
 
 
 REPLAYED = [

@@ -189,6 +189,12 @@ def test_a_change_is_made_where_the_function_already_is_and_refused_where_it_is_
         bases.change(Status, "no_such_name")
 
 
+def test_a_base_that_can_not_be_imported_ends_the_command(forge: Command) -> None:
+    ran = forge("matrix", "--base", "no.such.module", "--mutant", "never_saves")
+    assert ran.status == Status.NOTHING_JUDGED
+    assert "no.such.module" in ran.said
+
+
 def test_explain_names_the_mutants_of_a_clause(forge: Command) -> None:
     ran = forge("explain", "commit.deferred")
     assert "latest_moves_at_dispatch: Points `latest` at a checkpoint when its save is dispatched." in ran.said

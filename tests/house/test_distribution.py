@@ -21,8 +21,8 @@ ROOMS = {
     "tests/distributed": "forge_distributed",
     "fixtures": "forge_fixtures",
 }
-NOT_SHIPPED = ("fixtures/make/",)
-"""How fixtures came about: kept, and run by hand."""
+NOT_SHIPPED = ("fixtures/make/", "fixtures/mutants/")
+"""How fixtures came about, and what judges the suite itself: for a checkout."""
 FIXTURES = {
     f"forge_fixtures/{path.relative_to(ROOT / 'fixtures').as_posix()}"
     for room in ("vectors", "golden", "torn")

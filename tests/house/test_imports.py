@@ -29,6 +29,8 @@ class Room:
 
 WORKER = ("forge_conformance.adapter", "forge_conformance.worker")
 ROOMS = (
+    Room("fixtures/mutants/bases/", "bases", ("careful", "honest", "ranked")),
+    Room("fixtures/mutants/", "mutants", ("bases", "forge_ref", "forge_conformance.adapter", "torch", "numpy")),
     Room("fixtures/make/", "make", ("torch", "pytorch_lightning", "forge_conformance")),
     Room("fixtures/", "forge_fixtures", ()),
     Room("spec/", "forge_spec", ("forge_spec",)),

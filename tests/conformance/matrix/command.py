@@ -33,8 +33,8 @@ from .mutants import BadMutant, Mutant
 from .outcome import Base, Matrix, Outcome, in_order
 from .trial import Bench, Trial
 
-_bench: Bench | None = None
-"""The bench of a process that tries mutants."""
+_bench: Bench | CannotJudge | None = None
+"""The bench of a process that tries mutants, or why it has none."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -142,11 +142,16 @@ def _begin(base: str) -> None:
     global _bench
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command hears it, and ends us
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _bench = Bench(base)
+    try:
+        _bench = Bench(base)
+    except CannotJudge as reason:  # raised here, another process would begin instead, and another
+        _bench = reason
 
 
 def _judge(mutant: Mutant) -> Trial:
     assert _bench is not None, "a process begins before it judges"
+    if isinstance(_bench, CannotJudge):
+        raise CannotJudge(f"--base: {_bench}")
     return _bench.judge(mutant)
 
 
