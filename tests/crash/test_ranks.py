@@ -24,13 +24,13 @@ def place_of(name: str) -> Iterator[tuple[Manager, Place]]:
         yield manager, place
 
 
-def explored(name: str) -> Result:
+def explored(name: str, goes_on: int = 0) -> Result:
     with place_of(name) as (manager, place):
-        return explore(Job(manager, "ranks", "sync", (KILL,), Effort(goes_on=1, deaths_again=0)), place)
+        return explore(Job(manager, "ranks", "sync", (KILL,), Effort(goes_on=goes_on, deaths_again=0)), place)
 
 
 def test_ranks_that_wait_for_each_other_leave_no_bad_disk_in_any_order() -> None:
-    result = explored("Together")
+    result = explored("Together", goes_on=1)
     assert [one.text for one in result.found] == []
     specials = {one.recorded.special for one in result.explored}
     assert {"", "rank 0 late", "rank 1 late"} <= specials

@@ -394,7 +394,8 @@ def explore(job: Job, place: Place) -> Result:
     reached = [name for name in job.storages if name == KILL or not place.recorder.is_coarse]
     explored = [exploration.under(STORAGES.get(name)) for name in reached]
     for other in recorded.others:
-        explored += [exploration.of(other).under(STORAGES.get(name)) for name in reached]
+        # a resume of several ranks takes ten times as long: what power takes away, for what happened alone
+        explored += [exploration.of(other).under(None) for name in reached if name == KILL]
     again = [explore_again(job, place, exploration, *death) for death in exploration.deaths(job.effort.deaths_again)]
     found = [one for result in explored for one in _found(job, place, exploration.of(result.recorded), result)]
     found += [one for _, stories in again for one in stories]
