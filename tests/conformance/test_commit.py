@@ -219,7 +219,8 @@ def test_saving_a_step_again_leaves_the_run_as_it_was_too(run: Scenario, mode: s
     for step in (2, 4):
         life.train_to(step)
         before = life.digest()
-        life.commit()
+        if _errors(life, "save", "wait"):
+            raise Unreached(f"step {step}, which stands already, is not saved again; see commit.resave")
         run.expect_same("commit.inert", life.digest(), before, ALL_KINDS, f"the state around step {step}, saved again")
     _expect_losses(run, life.train_to(6), until=6)
 
@@ -333,10 +334,10 @@ def test_a_failed_flush_surfaces_once_and_is_never_committed(run: Scenario, flus
 @judges("commit.failed-flush")
 def test_a_load_does_not_hide_a_failed_flush(run: Scenario, flush_mode: str) -> None:
     life = _with_failed_flush(run, flush_mode)
-    raised = _errors(life, "load", "wait", "flush")
+    in_load, raised = _errors(life, "load"), _errors(life, "wait", "flush")
     run.expect(
         "commit.failed-flush",
-        len(raised) == 1,
+        len(raised) == 1 or (bool(in_load) and not raised),
         expected="the failed flush to surface once, although the run has gone back to step 2 in between",
         seen=f"{raised or 'no error'}",
     )
