@@ -8,6 +8,7 @@ import errno
 import re
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,16 +34,19 @@ def test_when_a_synchronous_save_returns_it_is_committed(run: Scenario) -> None:
         )
 
 
+@pytest.mark.parametrize("step", [3, 2])
 @judges("commit.sync", "commit.no-later-than", needs=("pointer",))
-def test_latest_names_the_save_that_was_committed_last_not_the_highest_step(run: Scenario, mode: str) -> None:
+def test_latest_names_the_save_that_was_committed_last_not_the_highest_step(
+    run: Scenario, mode: str, step: int
+) -> None:
     run.start(mode=mode).commit_at(2, 4)
     life = run.start(mode=mode, seed=1)
-    life.save_at(3)
+    life.save_at(step)
     life.wait()
     run.expect(
         "commit.sync" if mode == "sync" else "commit.no-later-than",
-        run.folder.latest() == 3,
-        expected="latest at step 3, which another run has saved beside the steps 2 and 4 that stood there",
+        run.folder.latest() == step,
+        expected=f"latest at step {step}, which another run has saved where the steps 2 and 4 stood",
         seen=str(run.folder),
     )
 
@@ -208,6 +212,19 @@ def test_a_run_that_saves_is_the_run_that_does_not(run: Scenario, any_mode: str)
     _expect_losses(run, life.train_to(10), until=10)
 
 
+@judges("commit.inert")
+def test_saving_a_step_again_leaves_the_run_as_it_was_too(run: Scenario, mode: str) -> None:
+    run.start(mode=mode).commit_at(2, 4)
+    life = run.start(mode=mode)
+    for step in (2, 4):
+        life.train_to(step)
+        before = life.digest()
+        if _errors(life, "save", "wait"):
+            raise Unreached(f"step {step}, which stands already, is not saved again; see commit.resave")
+        run.expect_same("commit.inert", life.digest(), before, ALL_KINDS, f"the state around step {step}, saved again")
+    _expect_losses(run, life.train_to(6), until=6)
+
+
 @judges("commit.whole", needs=("layout",))
 @pytest.mark.parametrize("missing", [".metadata", "train_state.pt", "metadata.json"])
 def test_a_checkpoint_that_lacks_one_of_its_parts_is_not_resumed(run: Scenario, mode: str, missing: str) -> None:
@@ -290,17 +307,7 @@ def test_a_durable_save_is_committed_even_if_the_next_dispatch_fails(run: Scenar
 @pytest.mark.parametrize("surfaces_in", ["save", "wait", "flush"])
 @judges("commit.failed-flush")
 def test_a_failed_flush_surfaces_once_and_is_never_committed(run: Scenario, flush_mode: str, surfaces_in: str) -> None:
-    life = run.start(mode=flush_mode, gated=True)
-    life.commit_at(2)
-    life.train_to(4)
-    life.gate.fail(in_background, errno.ENOSPC)
-    run.judge.tell("the disk is full for whatever is done in the background")
-    life.save()
-    if not life.gate.wait_failed(run.patience_s):
-        raise Unreached("the save did nothing in the background that could fail")
-    life.worker.replies_or_blocks()
-    life.gate.heal()
-    run.judge.tell("the disk has space again")
+    life = _with_failed_flush(run, flush_mode)
     life.train_to(6)
     raised = _errors(life, surfaces_in)
     run.expect(
@@ -322,6 +329,18 @@ def test_a_failed_flush_surfaces_once_and_is_never_committed(run: Scenario, flus
     life.wait()
     _, loaded = run.resume(mode=flush_mode)
     run.expect_landing("commit.failed-flush", loaded, {8}, "the next save works")
+
+
+@judges("commit.failed-flush")
+def test_a_load_does_not_hide_a_failed_flush(run: Scenario, flush_mode: str) -> None:
+    life = _with_failed_flush(run, flush_mode)
+    in_load, raised = _errors(life, "load"), _errors(life, "wait", "flush")
+    run.expect(
+        "commit.failed-flush",
+        len(raised) == 1 or (bool(in_load) and not raised),
+        expected="the failed flush to surface once, although the run has gone back to step 2 in between",
+        seen=f"{raised or 'no error'}",
+    )
 
 
 @judges("commit.failed-save")
@@ -587,6 +606,22 @@ def _expect_one_of_two(run: Scenario, life: Life, step: int) -> None:
     )
 
 
+def _with_failed_flush(run: Scenario, mode: str) -> Life:
+    """A run that has committed step 2 and whose flush of step 4 has failed; nobody has been told."""
+    life = run.start(mode=mode, gated=True)
+    life.commit_at(2)
+    life.train_to(4)
+    life.gate.fail(in_background, errno.ENOSPC)
+    run.judge.tell("the disk is full for whatever is done in the background")
+    life.save()
+    if not life.gate.wait_failed(run.patience_s):
+        raise Unreached("the save did nothing in the background that could fail")
+    life.worker.replies_or_blocks()
+    life.gate.heal()
+    run.judge.tell("the disk has space again")
+    return life
+
+
 def _require_overlap(run: Scenario, is_held: bool) -> None:
     if not is_held:
         raise Unreached("its flush could not be held with save returned and training free to go on; see commit.overlap")
@@ -595,9 +630,15 @@ def _require_overlap(run: Scenario, is_held: bool) -> None:
 def _errors(life: Life, *calls: str) -> list[str]:
     """What these calls raised, one after another."""
     raised: list[str] = []
+    known: dict[str, Callable[[], object]] = {
+        "save": life.save,
+        "wait": life.wait,
+        "flush": life.flush,
+        "load": life.load,
+    }
     for call in calls:
         try:
-            {"save": life.save, "wait": life.wait, "flush": life.flush}[call]()
+            known[call]()
         except Raised as error:
             raised.append(str(error))
             life.scenario.judge.tell(f"{error}"[:300])

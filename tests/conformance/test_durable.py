@@ -1,6 +1,6 @@
 """Chapter durable: a run is recorded, and the manager resumes from every disk that a loss of power may have left of it.
 
-What is explored here is one scenario; `forge-conformance crash` does them all,
+What is explored here is two scenarios; `forge-conformance crash` does them all,
 with every write, and writes a script that replays each bad disk.
 """
 
@@ -10,6 +10,7 @@ from forge_conformance.crash.command import Job, Manager, Place, explore
 from forge_conformance.crash.explorer import Effort
 from forge_conformance.crash.recorders import choose
 from forge_conformance.crash.report import Result
+from forge_conformance.crash.scenarios import SCENARIOS
 from forge_conformance.harness.judge import Unreached, judges
 from forge_conformance.harness.scenario import Scenario
 
@@ -20,10 +21,19 @@ _STORAGES = ("ext4", "posix-strict", "nfs")
 @pytest.mark.parametrize("storage", _STORAGES)
 @judges("durable.power-loss", "durable.acknowledged")
 def test_a_run_resumes_from_every_disk_that_a_loss_of_power_leaves(run: Scenario, mode: str, storage: str) -> None:
-    result = _explored(run, mode, storage)
+    _expect_to_come_back(run, mode, "steady", storage)
+
+
+@judges("durable.acknowledged", "durable.power-loss")
+def test_a_step_that_is_saved_again_is_not_taken_back_by_a_loss_of_power(run: Scenario, mode: str) -> None:
+    _expect_to_come_back(run, mode, "resave", "ext4")
+
+
+def _expect_to_come_back(run: Scenario, mode: str, scenario: str, storage: str) -> None:
+    result = _explored(run, mode, scenario, storage)
     disks = sum(explored.totals.disks for explored in result.explored)
     run.judge.tell(
-        f"a run of five saves is recorded in mode {mode}, and {disks} disks are built by the rules of {storage}"
+        f"{SCENARIOS[scenario].says}: recorded in mode {mode}, and {disks} disks are built by the rules of {storage}"
     )
     for clause in ("durable.power-loss", "durable.acknowledged"):
         bad = [found for found in result.found if found.verdict.clause == clause]
@@ -40,7 +50,7 @@ def test_a_run_resumes_from_every_disk_that_a_loss_of_power_leaves(run: Scenario
 def test_a_checkpoint_is_on_storage_before_it_is_complete_and_complete_before_it_is_named(
     run: Scenario, mode: str
 ) -> None:
-    result = _explored(run, mode)
+    result = _explored(run, mode, "steady")
     if not result.orders_looked_at:
         raise Unreached("no checkpoint was made complete while the run was recorded")
     run.judge.tell(f"a run of five saves is recorded in mode {mode}")
@@ -52,12 +62,12 @@ def test_a_checkpoint_is_on_storage_before_it_is_complete_and_complete_before_it
     )
 
 
-def _explored(run: Scenario, mode: str, *storages: str) -> Result:
+def _explored(run: Scenario, mode: str, scenario: str, *storages: str) -> Result:
     recorder = choose(None)
     if recorder.is_coarse:
         raise Unreached(f"the only recorder that works here is {recorder.says}: {recorder.unseen}")
     place = Place(run.server, run.folder.path, run.kinds(), recorder)
-    result = explore(Job(Manager(run.implementation.name), "steady", mode, storages, _EFFORT), place)
+    result = explore(Job(Manager(run.implementation.name), scenario, mode, storages, _EFFORT), place)
     if result.refusal:
         raise Unreached(result.refusal)
     return result

@@ -51,7 +51,9 @@ def test_the_metadata_is_readable_and_says_step_tokens_and_freeze(run: Scenario,
     life.commit(extra={"note": "no freeze here"})
     life.train_to(3)
     life.commit(extra={"vlm_freeze": FREEZE})
-    for step, freeze in ((2, None), (3, FREEZE)):
+    life.train_to(4)
+    life.commit()
+    for step, freeze in ((2, None), (3, FREEZE), (4, None)):
         path = run.folder.of(step) / layout.METADATA
         metadata = json.loads(path.read_text())
         errors = layout.metadata_errors(metadata, step, 32 * step, freeze)

@@ -68,6 +68,13 @@ def test_a_checkpoint_from_before_the_first_step_is_exact_too(run: Scenario, any
         run.expect("resume.exact", losses == expected, expected=f"the losses {expected}", seen=f"{losses}")
 
 
+@judges("resume.exact")
+def test_a_save_before_the_first_step_has_no_bearing_on_the_next(run: Scenario, mode: str) -> None:
+    run.start(mode=mode).commit_at(0, 3)
+    life, _ = run.resume(mode=mode)
+    run.expect_state("resume.exact", life, 3)
+
+
 @judges("resume.moments")
 def test_moments_come_back_into_an_optimizer_that_has_never_stepped(run: Scenario, mode: str) -> None:
     run.start(mode=mode).commit_at(3)
@@ -97,6 +104,17 @@ def test_step_and_tokens_come_back(run: Scenario, mode: str) -> None:
         seen=f"step {loaded.step} and {loaded.tokens_seen} tokens",
     )
     run.expect_state("resume.train-state", life, 3, kinds=["scheduler"])
+
+
+@pytest.mark.parametrize("tokens", [2**31, 2**53 + 1])
+@judges("resume.train-state")
+def test_as_many_tokens_as_a_long_run_sees_come_back(run: Scenario, mode: str, tokens: int) -> None:
+    life = run.start(mode=mode)
+    life.train_to(2)
+    life.save(tokens_seen=tokens)
+    life.wait()
+    _, loaded = run.resume(mode=mode)
+    run.expect("resume.train-state", loaded.tokens_seen == tokens, expected=f"{tokens} tokens", seen=loaded.tokens_seen)
 
 
 @judges("resume.order")
@@ -137,6 +155,16 @@ def test_with_a_torn_latest_the_newest_complete_checkpoint_is_taken(run: Scenari
     run.expect_landing("resume.fallback", loaded, {10}, "11 is torn")
     run.expect_warning("resume.fallback", life, torn, complete)
     run.expect_state("resume.one-step", life, 10)
+
+
+@judges("resume.fallback")
+def test_the_newest_complete_checkpoint_may_be_above_a_torn_latest(run: Scenario, mode: str) -> None:
+    run.start(mode=mode).commit_at(2, 4, 6)
+    run.folder.point_at(run.folder.of(4).name)
+    run.judge.tell(f"latest is at step 4, as after a rewind, and step 4 is made torn: {run.tear(4)}")
+    life, loaded = run.resume(mode=mode)
+    run.expect_landing("resume.fallback", loaded, {6}, "it is the newest complete checkpoint")
+    run.expect_warning("resume.fallback", life, run.folder.of(4).name, run.folder.of(6).name)
 
 
 @judges("resume.skips-torn", "resume.continue")
@@ -194,6 +222,22 @@ def test_everything_comes_from_the_one_step_that_is_loaded(run: Scenario, mode: 
     if run.has("train-state"):
         extra = loaded.extra
         run.expect("resume.one-step", extra == {"saved_at": target}, expected=f"saved_at={target}", seen=extra)
+
+
+@judges("resume.one-step", needs=("explicit", "freeze"))
+def test_the_freeze_list_that_is_compared_is_that_of_the_step_that_is_loaded(run: Scenario, mode: str) -> None:
+    life = run.start(mode=mode)
+    frozen, thawed = ([{"module": "vision", "frozen": is_frozen}] for is_frozen in (True, False))
+    for step, entries in ((2, frozen), (4, thawed)):
+        life.train_to(step)
+        life.commit(extra={"vlm_freeze": entries})
+    try:
+        seen = f"step {run.start(mode=mode, seed=999).load(run.folder.of(2), freeze_expected=frozen).step}"
+    except Raised as error:
+        seen = str(error)
+    run.expect("resume.one-step", seen == "step 2", expected="step 2, whose own list is the one expected", seen=seen)
+    with run.expect_error("resume.one-step", doing="loading step 2 with the freeze list of step 4"):
+        run.start(mode=mode, seed=999).load(run.folder.of(2), freeze_expected=thawed)
 
 
 @judges("resume.explicit-honoured")
@@ -305,6 +349,14 @@ def test_peek_names_the_step_that_load_lands_on(run: Scenario, mode: str) -> Non
     _expect_peek(run, None, "torn checkpoints only")
 
 
+@judges("resume.peek-agrees", needs=("layout", "pointer", "exclude", "train-state"))
+def test_peek_knows_that_a_load_of_the_train_state_alone_stays_with_latest(run: Scenario, mode: str) -> None:
+    run.start(mode=mode).commit_at(2, 4)
+    run.tear(4)
+    excluded = ["model", "optimizer"]
+    _expect_peek(run, 4, "a torn latest, and no shard is to be read", exclude_from_loading=excluded)
+
+
 @judges("resume.peek-agrees", needs=("explicit",))
 def test_peek_follows_a_named_path(run: Scenario) -> None:
     run.start().commit_at(2, 4, 6)
@@ -397,6 +449,18 @@ def test_the_callers_extra_comes_back_equal(run: Scenario, any_mode: str) -> Non
         expected="tuples and bytes as what they were",
         seen=f"{loaded.extra}",
     )
+
+
+@judges("resume.reserved-extra", needs=("layout",))
+def test_the_key_of_a_part_that_is_not_saved_is_refused_as_well(run: Scenario, mode: str) -> None:
+    """In another format than the shared one a part may have no key."""
+    life = run.start(mode=mode)
+    life.train_to(2)
+    for part in ("scheduler", "dataloader"):
+        with run.expect_error("resume.reserved-extra", naming=[part], doing=f"a save of no parts with a key {part!r}"):
+            life.save(extra={part: 999}, parts=())
+            life.wait()
+    run.expect("resume.reserved-extra", not run.folder.steps(), expected="nothing written", seen=str(run.folder))
 
 
 @pytest.mark.parametrize("key", sorted(resume.RESERVED & {"step", "tokens_seen"}))

@@ -7,6 +7,7 @@ what a kill at that instant would leave.
 import errno
 import os
 import shutil
+from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -15,9 +16,11 @@ from forge_conformance.harness.folder import together
 from forge_conformance.harness.gate import Operation, at
 from forge_conformance.harness.judge import Unreached, judges
 from forge_conformance.harness.scenario import Scenario
+from forge_conformance.harness.worker import Raised
 from forge_spec import layout, resume, retention
 
 _DEATHS = 10
+_WRITING = ("write", "writev", "pwrite64")
 _DELETING = ("unlink", "unlinkat", "rmdir", "rename", "renameat", "renameat2")
 
 
@@ -39,6 +42,46 @@ def test_saves_back_to_back_are_pruned_as_they_are_committed(run: Scenario) -> N
     life.save_at(2, 4, 6, 8)
     life.wait()
     _expect_kept(run, frozenset({2, 4, 6, 8}), committed=8, keep_last_n=2)
+
+
+@judges("retention.drops")
+def test_a_run_that_comes_back_with_a_smaller_limit_has_it_at_its_next_commit(run: Scenario, mode: str) -> None:
+    run.start(mode=mode, keep_last_n=4).commit_at(2, 4, 6, 8)
+    life, loaded = run.resume(mode=mode, keep_last_n=1)
+    life.commit_at(10)
+    run.expect(
+        "retention.drops",
+        run.folder.complete() == {10},
+        expected="step 10 alone with a limit of 1, where four stood",
+        seen=str(run.folder),
+        detail=f"the resume had landed on step {loaded.step}",
+    )
+
+
+@judges("retention.drops")
+def test_a_run_prunes_on_after_a_save_that_failed(run: Scenario, mode: str) -> None:
+    life = run.start(mode=mode, keep_last_n=1, gated=True)
+    life.commit_at(2)
+    life.train_to(4)
+    life.gate.fail(lambda operation: operation.name in _WRITING, errno.ENOSPC)
+    run.judge.tell("the disk is full")
+    for call in (life.save, life.wait):
+        with suppress(Raised):
+            call()
+    if not life.gate.failed:
+        raise Unreached("nothing that the save wrote into the folder could fail")
+    life.gate.heal()
+    run.judge.tell("the disk has space again")
+    try:
+        life.commit_at(6, 8)
+    except Raised as error:
+        raise Unreached("a save after the one that failed fails as well; see commit.failed-flush") from error
+    run.expect(
+        "retention.drops",
+        run.folder.complete() == {8},
+        expected="step 8 alone with a limit of 1",
+        seen=str(run.folder),
+    )
 
 
 @pytest.mark.parametrize("keep_last_n", [0, -1])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from forge_conformance.harness.judge import judges
+from forge_conformance.harness.judge import Unreached, judges
 from forge_conformance.harness.scenario import ALL_KINDS, Scenario
 from forge_spec import schedule
 
@@ -40,18 +40,19 @@ def test_without_a_window_there_are_no_milestones(run: Scenario) -> None:
 
 
 @pytest.mark.parametrize("start,stop", WINDOWS)
-@judges("schedule.window-replaces-interval")
-def test_inside_the_window_the_strategy_alone_decides(run: Scenario, start: int, stop: int) -> None:
-    life = run.start(interval=2, window={"start": start, "stop": stop})
+@judges("schedule.window-replaces-interval", "schedule.interval")
+def test_inside_the_window_the_strategy_alone_decides_and_outside_the_interval(
+    run: Scenario, start: int, stop: int
+) -> None:
+    life = run.start(interval=7, window={"start": start, "stop": stop})
     window = schedule.power2_window(start, stop)
-    expected = [step for step in STEPS if schedule.should_save(step, 2, window)]
-    seen = life.worker.call("should_save", steps=STEPS)
-    run.expect(
-        "schedule.window-replaces-interval",
-        seen == expected,
-        expected=_differing(expected, seen),
-        seen=_differing(seen, expected),
-    )
+    saved = life.worker.call("should_save", steps=STEPS)
+    inside = [step for step in STEPS if start <= step <= stop]
+    outside = [step for step in STEPS if step not in inside]
+    for clause, steps in (("schedule.window-replaces-interval", inside), ("schedule.interval", outside)):
+        expected = [step for step in steps if schedule.should_save(step, 7, window)]
+        seen = [step for step in saved if step in steps]
+        run.expect(clause, seen == expected, expected=_differing(expected, seen), seen=_differing(seen, expected))
 
 
 @judges("schedule.registry", "schedule.window-replaces-interval")
@@ -97,13 +98,16 @@ def test_a_strategy_that_fires_outside_its_window_makes_no_milestone(run: Scenar
     run.expect("schedule.strategy-in-window", seen == [10, 11, 12], expected="10, 11, 12", seen=_short(seen))
 
 
+@pytest.mark.parametrize("window", [None, (0, 8)])
 @pytest.mark.parametrize("interval", [0, -1])
 @judges("schedule.validate")
-def test_an_interval_below_one_is_refused(run: Scenario, interval: int) -> None:
+def test_an_interval_below_one_is_refused(run: Scenario, interval: int, window: tuple[int, int] | None) -> None:
+    if window is not None and not run.has("window"):
+        raise Unreached("an interval beside a window takes a window")
     with run.expect_error(
         "schedule.validate", "ValueError", naming=schedule.schedule_errors(interval), doing=f"interval={interval}"
     ):
-        run.start(interval=interval)
+        run.start(interval=interval, window=_window(*window, "power2") if window else None)
 
 
 @pytest.mark.parametrize("start,stop", [(-1, 5), (6, 5)])

@@ -41,6 +41,21 @@ def test_each_rank_gets_its_own_streams_back(run: Scenario, team: Shape) -> None
     run.expect_states("resume.rng-per-rank", again, 3, kinds=["rng"])
 
 
+@judges("resume.exclude", needs=("distributed",))
+def test_what_is_excluded_stays_on_every_rank(run: Scenario, fewest: int) -> None:
+    shape = Shape(fewest)
+    run.world(shape).commit_at(3)
+    for excluded, kind in (("rng", "rng"), ("dataloader", "loader")):
+        if not run.has(excluded):
+            continue
+        again = run.world(shape, seed=_OTHER, exclude_from_loading=[excluded])
+        before = again.digest()
+        run.expect_landings("resume.exclude", again.load(), {3})
+        run.expect_same("resume.exclude", again.digest(), before, [kind], f"{excluded} of every rank, excluded")
+        run.expect_states("resume.exclude", again, 3, kinds=["parameter", "moment"])
+        again.kill()
+
+
 @judges("resume.fresh", needs=("distributed",))
 def test_with_nothing_to_load_no_rank_changes(run: Scenario, team: Shape) -> None:
     world = run.world(team)

@@ -107,11 +107,18 @@ class Life:
         self.step = step
         return losses
 
-    def save(self, extra: Any = None, step: int | None = None, parts: Sequence[str] = ALL_PARTS) -> None:
-        """Save at the run's step, or under another one."""
+    def save(
+        self,
+        extra: Any = None,
+        step: int | None = None,
+        parts: Sequence[str] = ALL_PARTS,
+        tokens_seen: int | None = None,
+    ) -> None:
+        """Save at the run's step, or under another one, and with its own count of tokens, or another."""
         with_extra = "" if extra is None else f" with extra {extra!r}"
-        self._tell(f"saves step {self.step if step is None else step}{with_extra}")
-        self.worker.save(step, extra, parts)
+        with_tokens = "" if tokens_seen is None else f" and {tokens_seen} tokens seen"
+        self._tell(f"saves step {self.step if step is None else step}{with_extra}{with_tokens}")
+        self.worker.save(step, extra, parts, tokens_seen)
 
     def tell_save(self, extra: Any = None) -> None:
         """Start a save; `self.worker.reply()` ends it."""

@@ -183,14 +183,27 @@ class Worker:
         losses: list[str] = self.call("train", steps=steps)
         return losses
 
-    def save(self, step: int | None = None, extra: Any = None, parts: Sequence[str] = ALL_PARTS) -> None:
-        """Save under the run's own step, or under another."""
-        self.tell_save(step, extra, parts)
+    def save(
+        self,
+        step: int | None = None,
+        extra: Any = None,
+        parts: Sequence[str] = ALL_PARTS,
+        tokens_seen: int | None = None,
+    ) -> None:
+        """Save under the run's own step, and with its own count of tokens, or others."""
+        self.tell_save(step, extra, parts, tokens_seen)
         self.reply()
 
-    def tell_save(self, step: int | None = None, extra: Any = None, parts: Sequence[str] = ALL_PARTS) -> None:
+    def tell_save(
+        self,
+        step: int | None = None,
+        extra: Any = None,
+        parts: Sequence[str] = ALL_PARTS,
+        tokens_seen: int | None = None,
+    ) -> None:
         """Start a save and do not wait for it; `reply` does."""
-        self.tell("save", step=step, extra=None if extra is None else repr(extra), parts=list(parts))
+        tokens = {} if tokens_seen is None else {"tokens_seen": tokens_seen}
+        self.tell("save", step=step, extra=None if extra is None else repr(extra), parts=list(parts), **tokens)
 
     def wait(self) -> None:
         """Everything saved is committed when this returns."""

@@ -113,10 +113,11 @@ class Worker:
     def do_train(self, steps: int) -> list[str]:
         return self._adapter.train(steps) if self._adapter is not None else self._training.train(steps)
 
-    def do_save(self, step: int | None, extra: str | None, parts: list[str]) -> None:
+    def do_save(self, step: int | None, extra: str | None, parts: list[str], tokens_seen: int | None = None) -> None:
         value = None if extra is None else ast.literal_eval(extra)
         step = self._training.step if step is None else step
-        self._manager.save(step, self._training.tokens_seen, value, parts)
+        tokens_seen = self._training.tokens_seen if tokens_seen is None else tokens_seen
+        self._manager.save(step, tokens_seen, value, parts)
 
     def do_wait(self) -> None:
         self._manager.wait()
