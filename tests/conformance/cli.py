@@ -14,6 +14,7 @@ the suite itself or an interruption, after which the report is partial.
 
 import argparse
 import contextlib
+import difflib
 import importlib
 import io
 import os
@@ -380,7 +381,10 @@ def _claims(option: str | None, claimed: frozenset[str]) -> frozenset[str]:
 def _clauses(slugs: list[str] | None) -> frozenset[str] | None:
     unknown = [slug for slug in slugs or [] if slug not in BY_SLUG]
     if unknown:
-        raise BadArgument(f"there is no clause {', '.join(unknown)}; forge-conformance list shows them all.")
+        near = [name for slug in unknown for name in difflib.get_close_matches(slug, BY_SLUG, 2)]
+        meant = f" Did you mean {' or '.join(near)}?" if near else ""
+        named = ", ".join(map(repr, unknown))
+        raise BadArgument(f"there is no clause {named}; forge-conformance list shows them all.{meant}")
     return frozenset(slugs) if slugs else None
 
 

@@ -234,7 +234,17 @@ def test_a_replay_that_comes_to_another_verdict_is_an_error_of_the_suite(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command, "outcome", lambda replay, python, timeout_s: "good")
-    options = ["--scenario", "resave", "--storage", "kill", "--second-deaths", "0", "--check-replays"]
+    options = [
+        "--tier",
+        "disks",
+        "--scenario",
+        "resave",
+        "--storage",
+        "kill",
+        "--second-deaths",
+        "0",
+        "--check-replays",
+    ]
     assert main(["crash", "--impl", f"{CAREFUL}:DeletesFirst", *options, "--out", str(tmp_path)]) == 3
     said = capsys.readouterr().out
     assert "0 of 1 replay scripts" in said
@@ -254,7 +264,7 @@ def test_a_story_names_the_death_and_its_replay_shows_the_same_without_the_suite
     )
     (rebuilt,) = re.findall(r"^FOLDER = '(.*)'", stale.replay, re.M)
     shutil.rmtree(Path(rebuilt).parent)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr
     assert f"came back at {stale.verdict.seen}" in done.stdout
     assert "the same, bit for bit" in done.stdout
 

@@ -107,7 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--storage",
         action="append",
         choices=[KILL, *STORAGES, "all"],
-        help=f"what may be lost: {names}; repeatable (kill, and at level durable all of them)",
+        help=f"what may be lost, and counts then: {names}; repeatable (kill, and at level durable all of them)",
     )
     parser.add_argument(
         "--recorder", choices=list(RECORDERS), help="how the manager is watched (the best that works here)"
@@ -128,7 +128,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="resumed runs that are killed again, per recording (2)",
     )
     parser.add_argument(
-        "--seconds", type=float, default=600, metavar="S", help="time for one recording under one storage (600)"
+        "--seconds", type=_positive, default=600, metavar="S", help="time for one recording under one storage (600)"
     )
     parser.add_argument(
         "--check-replays", action="store_true", help="run each replay script alone and compare its verdict (s each)"
@@ -142,11 +142,13 @@ def run(options: argparse.Namespace, level_named: Any) -> int:
     has_ranks = any(SCENARIOS[name].shape != ALONE for name in options.scenario or SCENARIOS)
     with workplace(manager, has_ranks or _tiers(options) != ("disks",)) as place:
         implementation = place.server.implementation
-        level: Level = level_named(options.level or implementation.level)
+        _refuse_unclaimed(options, implementation)
+        by_power = any(name != KILL for name in options.storage or ())
+        level: Level = level_named(options.level or ("durable" if by_power else implementation.level))
         jobs: list[Job | DrillJob] = list(_jobs(options, manager, implementation, level))
         jobs += _drill_jobs(options, manager, implementation)
         if not jobs:
-            raise CannotJudge(f"{options.impl} does not claim what was asked for.")
+            raise CannotJudge(_nothing_to_do(options, implementation))
         means = _means(jobs, place.recorder)
         out = options.out or Path("reports") / "crash"
         out.mkdir(parents=True, exist_ok=True)
@@ -161,7 +163,38 @@ def run(options: argparse.Namespace, level_named: Any) -> int:
         report.write(implementation, level, results, tried, again, out, seconds, means)
     print(report.console(implementation, level, results, tried, again, out, seconds, means))
     print(f"written: {', '.join(written)}")
-    return _status(results, tried, level, means)
+    status = _status(results, tried, level, means)
+    beyond = report.ways(results, tried) - len(report.counted(results, level, tried))
+    if status == Status.PASSED and beyond > 0:
+        print(
+            f"exit status 0: {beyond} ways to be bad fell by clauses above level {level}; --level durable counts all."
+        )
+    return status
+
+
+def _refuse_unclaimed(options: argparse.Namespace, implementation: Implementation) -> None:
+    """`CannotJudge` where a mode or a scenario is asked for that the manager does not have."""
+    claimed = implementation.capabilities
+    if options.mode and options.mode not in claimed:
+        modes = ", ".join(mode for mode in (*_MODES, "pinned") if mode in claimed)
+        raise CannotJudge(f"--mode {options.mode}: {options.impl} does not claim it; it claims {modes}.")
+    for name in options.scenario or ():
+        missing = sorted(SCENARIOS[name].needs - claimed)
+        if missing:
+            raise CannotJudge(f"--scenario {name} needs {', '.join(missing)}, which {options.impl} does not claim.")
+
+
+def _nothing_to_do(options: argparse.Namespace, implementation: Implementation) -> str:
+    modes = [mode for mode in _MODES if mode in implementation.capabilities]
+    names = [drill.name for drill in drills(_tiers(options), list(SITUATIONS), modes, implementation.capabilities)]
+    if options.point:
+        return (
+            f"--point {options.point}: a point is named as a report names it, by its drill and what happens there, "
+            f"kill/steady/sync/1/7 for example. Drills of this manager are {', '.join(names)}."
+        )
+    return (
+        f"For {', '.join(options.scenario or ['any scenario'])} there is nothing in tier {', '.join(_tiers(options))}."
+    )
 
 
 def _status(results: Sequence[Result], tried: Sequence[Drilled], level: Level, means: report.Means) -> Status:
@@ -171,6 +204,8 @@ def _status(results: Sequence[Result], tried: Sequence[Drilled], level: Level, m
         return Status.OUR_ERROR
     if report.counted(results, level, tried):
         return Status.FAILED
+    if any(explored.totals.states == 0 for result in results for explored in result.explored):
+        return Status.NOTHING_JUDGED
     is_whole = not means.recorder.is_coarse and not any(
         [*(one.refusal for one in results), *(one.refusal for one in tried)]
     )

@@ -66,8 +66,10 @@ def main() -> int:
         said = processes([one["goal"] for one in said])
     steps = {{one["step"] for one in said}} - {{None}}
     words = [one["word"] for one in said if one["word"] != "good"]
-    print("verdict:", "apart" if len(steps) > 1 else words[0] if words else "good", flush=True)
-    return 0
+    word = "apart" if len(steps) > 1 else words[0] if words else "good"
+    print("what it rebuilt is left in", FOLDER)
+    print("verdict:", word, flush=True)
+    return 0 if word == "good" else 1
 
 
 def processes(goals: list) -> list:

@@ -71,6 +71,12 @@ def counted(results: Sequence[Result], level: Level, tried: Sequence[Drilled] = 
     return [verdict for verdict in verdicts if _level(verdict.clause) <= level]
 
 
+def ways(results: Sequence[Result], tried: Sequence[Drilled]) -> int:
+    """In how many ways something is bad, whether it counts or not."""
+    of_disks = sum(len(result.found) + len(result.disorders) for result in results)
+    return of_disks + sum(len(drilled.bad) for drilled in tried)
+
+
 def _level(clause: str) -> Level:
     return BY_SLUG[clause].level
 
@@ -208,7 +214,8 @@ def _notes(results: Sequence[Result]) -> Iterator[str]:
         trace = result.explored[0].recorded.trace
         yield from (f"UNSEEN ({where}): {sentence}" for sentence in trace.unseen)
         if trace.outside:
-            yield f"OUTSIDE ({where}): files beside the folder were opened for writing: {', '.join(trace.outside[:3])}"
+            beside = ", ".join(trace.outside[:3])
+            yield f"OUTSIDE ({where}): files beside the folder were opened for writing, and are not explored: {beside}"
         yield from (f"WORTHLESS ({where}): {one.contradiction}" for one in result.explored if one.contradiction)
     yield from _paths(results)
     totals = _totals(results)
@@ -239,6 +246,8 @@ def _paths(results: Sequence[Result]) -> Iterator[str]:
     paths, seen = sum(not one.strange for one in told), sum(one.seen for one in told)
     if told:
         yield f"{paths} of {len(told)} recordings are paths of the model ({seen:,} things seen)"
+    if paths < len(told):
+        yield "  (what is no path is a question and no verdict: the model is one protocol of those that keep the rules)"
 
 
 def _replays(results: Sequence[Result]) -> Iterator[str]:
@@ -300,7 +309,7 @@ def write(
         "in_earnest": [_drilled_json(one, again) for one in tried]
     }
     (out / "crash.json").write_text(json.dumps(written, indent=1) + "\n")
-    (out / "crash.html").write_text(page(implementation, results, tried, again, means))
+    (out / "crash.html").write_text(page(implementation, level, results, tried, again, means))
     for result in results:
         for found in result.found:
             (out / f"replay-{found.name}.py").write_text(found.replay)
@@ -409,17 +418,26 @@ pre { background: #f6f6f4; padding: 1rem; overflow-x: auto; } details { margin: 
 
 
 def page(
-    implementation: Implementation, results: Sequence[Result], tried: Sequence[Drilled], again: str, means: Means
+    implementation: Implementation,
+    level: Level,
+    results: Sequence[Result],
+    tried: Sequence[Drilled],
+    again: str,
+    means: Means,
 ) -> str:
     """One self-contained HTML page: what was tried in earnest, and each recording's operations, with what a death
     after each of them leaves."""
     body = [f"<h1>Crash exploration of {html.escape(implementation.name)}</h1>"]
+    body.append(f"<p>Judged at level {level}: what fell by clauses above it is told here, and not counted.</p>")
     body.append(f"<p>Recorded by {html.escape(means.recorder.says)}.</p>")
     body += [f"<p><b>{html.escape(said)}</b></p>" for said in means.sentences()]
     body += _tried_section(tried, again) if tried else []
     if results:
         body += [f"<p>{html.escape(_sum(results, max(1e-9, sum(result.seconds for result in results))))}</p>"]
-        body.append("<p>A cell counts the disks first met if death comes after the operation; red: some are bad.</p>")
+        body.append(
+            "<p>A row is an operation, a column a kind of death right after it. A number counts the disks first met "
+            "there, so their sum is that of distinct disks; red cells have bad ones, met first or again.</p>"
+        )
     for result in results:
         body += _section(result) if result.explored else [f"<p>{html.escape(result.refusal)}</p>"]
     head = f"<!doctype html><meta charset=utf-8><title>Crash exploration</title><style>{_STYLE}</style>"

@@ -58,22 +58,27 @@ def run(options: argparse.Namespace) -> int:
     out = options.out or Path("reports") / "matrix"
     reported = _reported(options.base, chosen, options.base_report) if options.base_report else None
     is_partial = bool(options.clause or options.mutant)
+    for reason in unread:
+        print(reason, file=sys.stderr, flush=True)
     with _temporary_folder():
-        bases_too = _bases(options.base, chosen, options.clause or (), is_partial)
-        tried = list(_trials([*chosen, *bases_too], options.base, options.n))
+        queue = [*chosen, *_bases(options.base, chosen, options.clause or (), is_partial)]
+        tried, interrupted = _until_interrupted(_trials(queue, options.base, options.n), len(queue))
         bases = {trial.mutant.path: Base.tried(trial) for trial in tried if trial.mutant.is_right}
         base = bases.pop(Path(options.base), Base(options.base))
-        if not is_partial:
+        if not is_partial and not interrupted:
             base = reported or _judged(options.base, chosen, out / "base", options.n)
     trials = [trial for trial in tried if not trial.mutant.is_right]
-    outcomes = [Outcome(trial, base if trial.mutant.base is None else bases[trial.mutant.base]) for trial in trials]
+    outcomes = [
+        Outcome(trial, base if trial.mutant.base is None else bases.get(trial.mutant.base, base)) for trial in trials
+    ]
     matrix = Matrix(
         base,
         in_order(outcomes),
         tuple(unread),
         tuple(bases.values()),
         frozenset(options.clause) if options.clause else None,
-        is_partial=bool(options.mutant),
+        is_partial=bool(options.mutant or interrupted),
+        interrupted=interrupted,
         seconds=time.perf_counter() - begun,
         assertions=tuple(assertions(SUITE)),
     )
@@ -81,6 +86,19 @@ def run(options: argparse.Namespace) -> int:
     print(render.console(matrix))
     print(f"written: {', '.join(written)}")
     return matrix.status
+
+
+def _until_interrupted(trials: Iterator[Trial], total: int) -> tuple[list[Trial], str]:
+    """The trials, or those until somebody interrupted them, and when that was."""
+    tried: list[Trial] = []
+    try:
+        for trial in trials:
+            tried.append(trial)
+    except KeyboardInterrupt:
+        if not tried:
+            raise
+        return tried, f"after {len(tried)} of {total} trials"
+    return tried, ""
 
 
 def _chosen(options: argparse.Namespace) -> tuple[list[Mutant], list[str]]:
@@ -206,6 +224,7 @@ def _level(mutants: Sequence[Mutant]) -> Level:
 def _judged(impl: str, mutants: Sequence[Mutant], out: Path, processes: int) -> Base:
     """What the whole suite says of a base, at the highest level of its mutants; `CannotJudge` if it says nothing."""
     level = _level(mutants)
+    print(f"the whole suite judges {impl} at level {level}, which takes minutes", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "forge_conformance.cli", "run", "--impl", impl, "--ranks", "2"]
     command += ["--level", str(level), "-n", str(processes), "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True)

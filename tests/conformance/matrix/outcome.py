@@ -180,6 +180,8 @@ class Matrix:
     is_partial: bool = False
     """Whether only some mutants were tried: then nothing is said of what none of them does."""
     seconds: float = field(default=0)
+    interrupted: str = ""
+    """When it was; "" if it came to its end."""
     assertions: tuple[Assertion, ...] = ()
     """Every one of the suite."""
 
@@ -212,7 +214,8 @@ class Matrix:
     @cached_property
     def lines(self) -> list[Line]:
         """What there is to tell, what fails the gate first."""
-        return [*self._about_bases(), *self._about_mutants(), *self._about_clauses(), *self._about_tests()]
+        cut = [Line("interrupted", f"{self.interrupted}; nothing is said of the rest")] if self.interrupted else []
+        return [*cut, *self._about_bases(), *self._about_mutants(), *self._about_clauses(), *self._about_tests()]
 
     def _about_bases(self) -> Iterable[Line]:
         for base in (self.base, *self.other_bases):
@@ -255,7 +258,7 @@ class Matrix:
     @property
     def status(self) -> Status:
         """What the command exits with."""
-        if self.unread or self.count(End.ERROR):
+        if self.unread or self.interrupted or self.count(End.ERROR):
             return Status.OUR_ERROR
         return Status.FAILED if any(line.fails for line in self.lines) else Status.PASSED
 
