@@ -221,7 +221,8 @@ REPLAYED = [
 def test_replay_scripts_are_checked_and_counted(
     name: str, scenario: str, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--storage", "kill", "--second-deaths", "0", "--check-replays", "--out", str(tmp_path)]
+    options = ["--tier", "disks", "--storage", "kill", "--second-deaths", "0", "--check-replays"]
+    options += ["--out", str(tmp_path)]
     assert main(["crash", "--impl", f"{CAREFUL}:{name}", "--scenario", scenario, *options]) == 1
     said = capsys.readouterr().out
     (recording,) = json.loads((tmp_path / "crash.json").read_text())["recordings"]
