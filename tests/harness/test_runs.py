@@ -95,8 +95,8 @@ def test_failures_that_were_expected_with_a_reason_do_not_fail_the_run(forge: Co
     ran = forge.run("liars.py:Forgetful", "resume.train-state", options=options)
     assert (ran.status, ran.verdicts) == (0, {"resume.train-state": "expected-fail"})
     assert "it does not count" in ran.out
-    (failure,) = ran.report["clauses"][0]["failures"]
-    assert failure["seen"] == "load() returned 'step_3' (str) as step, which is a whole number"
+    seen = {failure["seen"] for failure in ran.report["clauses"][0]["failures"]}
+    assert "load() returned 'step_3' (str) as step, which is a whole number" in seen
     expect_one_story(ran)
 
 

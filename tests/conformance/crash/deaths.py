@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from forge_conformance.harness.ranks import OnRank
-from forge_conformance.harness.worker import Hung, ManagerFault
+from forge_conformance.harness.worker import Hung, ManagerFault, settle
 
 from .drills import Drill, Heard, Stage, Tried
 from .live import Life
@@ -127,6 +127,7 @@ def exit_in_flight(stage: Stage, number: int) -> Tried:
         worker.tell("exit")
         _replies(life, recorder)
         worker.reply()
+        settle([worker])  # until it is gone, or waits for its flush
         with recorder.changed:
             control.holds = lambda operation: False
         recorder.release()

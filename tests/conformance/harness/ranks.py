@@ -7,6 +7,7 @@ where.  So a hang is a verdict, never a suite that hangs.
 """
 
 import select
+import textwrap
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -81,8 +82,8 @@ class OnRank(ManagerFault):
     def __init__(self, outcomes: Sequence[Outcome]) -> None:
         faulty = [outcome for outcome in outcomes if outcome.fault is not None]
         first = min(faulty, key=lambda outcome: not isinstance(outcome.fault, Died))
-        others = [str(other.rank) for other in faulty if other is not first]
-        too = f" (so did something on rank {', '.join(others)})" if others else ""
+        others = [other for other in faulty if other is not first]
+        too = "".join(f"\n-- and {textwrap.shorten(str(other), 300)}" for other in others)
         super().__init__(f"On rank {first.rank} of {len(outcomes)}: {first.fault}{too}")
         self.traceback = first.fault.traceback if isinstance(first.fault, Raised) else ""
         self.is_refusal = all(isinstance(outcome.fault, Raised) for outcome in faulty)

@@ -44,12 +44,15 @@ class Together(Adapter):
         self.all_have_written()
         if self.rank == 0:
             os.rename(partial, final)
-        self.meet()
+        self.all_are_done()
 
     def all_have_opened(self) -> None:
         self.meet()
 
     def all_have_written(self) -> None:
+        self.meet()
+
+    def all_are_done(self) -> None:
         self.meet()
 
     def state(self, step: int, tokens_seen: int, extra: Any) -> Any:
@@ -82,9 +85,12 @@ class Together(Adapter):
 
 
 class Hasty(Together):
-    """Rank 0 publishes when its own file is written."""
+    """Rank 0 publishes when its own file is written, and nobody waits for it to be done."""
 
     def all_have_written(self) -> None:
+        pass
+
+    def all_are_done(self) -> None:
         pass
 
 
