@@ -21,7 +21,7 @@ _WRITES = ("write", "writev", "pwrite64", "pwritev")
 _DELETES = ("unlink", "unlinkat", "rmdir", "rename", "renameat", "renameat2")
 _A_WHILE_S = 0.5
 """How long a call may take while an operation is held before that is let go; no verdict depends on it."""
-_IMPATIENT_S = 5
+_IMPATIENT_S = 8
 """How long groups of processes wait where a rank never answers: shorter than the suite waits for a command."""
 
 

@@ -36,7 +36,7 @@ def mutant(sin: str, clause: str, changed: str = "") -> str:
 MADE = {
     "killed": mutant("Off by one.", OWN, "    def load(self, *a):\n        return Loaded(super().load(*a).step + 1)"),
     "alive": mutant("Nothing is wrong with it.", "resume.dataloader"),
-    "elsewhere": mutant("Never saves.", OWN, "    def save(self, *a):\n        pass"),
+    "elsewhere": mutant("Never saves.", "resume.rng", "    def save(self, *a):\n        pass"),
     "fails_to_load": mutant("Is no good.", OWN, "    import no_such_module"),
     "says_nothing": '"""Has no clause."""\n',
     "slips": mutant("Has a slip.", OWN, "    def load(self, *a):\n        return lodaed"),

@@ -199,7 +199,7 @@ def _reported(impl: str, mutants: Sequence[Mutant], path: Path) -> Base:
     """The same from a report; `CannotJudge` unless it is a whole one, of this base, by this suite, at their level."""
     try:
         report = json.loads(path.read_text())
-        said = report["implementation"], report["suite_version"], report["level"], report["is_partial"]
+        said = report["implementation"]["name"], report["suite_version"], report["level"], report["is_partial"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CannotJudge(f"--base-report {path} is no report of a run: {error!r}. {_how(impl, mutants)}") from None
     wanted = impl, __version__, str(_level(mutants)), False
