@@ -451,14 +451,7 @@ def test_a_normal_exit_without_wait_ends_and_loses_at_most_the_last_step(run: Sc
 
 @judges("commit.exit")
 def test_a_normal_exit_does_not_hide_a_failed_flush(run: Scenario, flush_mode: str) -> None:
-    life = run.start(mode=flush_mode, gated=True)
-    life.commit_at(2)
-    life.train_to(4)
-    life.gate.fail(in_background, errno.ENOSPC)
-    run.judge.tell("the disk is full for whatever is done in the background")
-    life.save()
-    if not life.gate.wait_failed(run.patience_s):
-        raise Unreached("the save did nothing in the background that could fail")
+    life = _with_failing_flush(run, flush_mode)
     heard, printed = life.warnings, len(life.worker.output())
     status = life.exit()
     said = f"{heard}\n{life.warnings}\n{life.worker.output()[printed:]}".strip()
@@ -606,8 +599,8 @@ def _expect_one_of_two(run: Scenario, life: Life, step: int) -> None:
     )
 
 
-def _with_failed_flush(run: Scenario, mode: str) -> Life:
-    """A run that has committed step 2 and whose flush of step 4 has failed; nobody has been told."""
+def _with_failing_flush(run: Scenario, mode: str) -> Life:
+    """A run that has committed step 2 and whose flush of step 4 meets a full disk, and still does."""
     life = run.start(mode=mode, gated=True)
     life.commit_at(2)
     life.train_to(4)
@@ -616,6 +609,12 @@ def _with_failed_flush(run: Scenario, mode: str) -> Life:
     life.save()
     if not life.gate.wait_failed(run.patience_s):
         raise Unreached("the save did nothing in the background that could fail")
+    return life
+
+
+def _with_failed_flush(run: Scenario, mode: str) -> Life:
+    """The same, with the flush ended and space on the disk again; nobody has been told."""
+    life = _with_failing_flush(run, mode)
     life.worker.replies_or_blocks()
     life.gate.heal()
     run.judge.tell("the disk has space again")

@@ -5,7 +5,7 @@ or `OnRank`, which says where.  Fingerprints of several ranks are one, with the
 rank in each name.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +97,10 @@ class Processes:
         values: list[Digest] = self._all("digest")
         return values[0] if self._shape == ALONE else by_rank(values)
 
-    def strike(self, ranks: Collection[int] | None = None) -> None:
-        """SIGKILL to these ranks, or to all, without waiting for what comes of it."""
-        for rank in range(len(self.workers)) if ranks is None else ranks:
-            self.workers[rank].strike()
+    def strike(self) -> None:
+        """SIGKILL to all, without waiting for what comes of it."""
+        for worker in self.workers:
+            worker.strike()
 
     def kill(self) -> None:
         """SIGKILL to all, and see them gone."""
