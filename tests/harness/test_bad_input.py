@@ -156,7 +156,7 @@ def test_expected_failures_that_cannot_be_read_are_refused(how: str) -> None:
 @pytest.mark.parametrize(
     ("options", "naming"),
     [
-        (["--clause", "commit.synk"], ["no clause commit.synk"]),
+        (["--clause", "commit.synk"], ["no clause", "commit.synk"]),
         (["--level", "heroic"], ["'heroic'", "core, strict, durable"]),
         (["--claims", "sync,asink"], ["--claims", "asink", "async"]),
         (["--claims", "+peek,async"], ["mixes"]),
