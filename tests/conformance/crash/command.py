@@ -118,7 +118,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=40,
         metavar="N",
-        help="runs to go on with after a resume, per storage; of several ranks, a quarter of it (40)",
+        help="runs to go on with after a resume from what a kill leaves, per recording; after a loss of power, per "
+        "storage, and after a second death, a quarter of it, and of several ranks as well (40)",
     )
     parser.add_argument(
         "--second-deaths",
@@ -273,8 +274,8 @@ def _jobs(options: argparse.Namespace, manager: Manager, implementation: Impleme
     storages = (KILL, *STORAGES) if "all" in chosen else tuple(dict.fromkeys(chosen))
     for name in options.scenario or SCENARIOS:
         if SCENARIOS[name].needs <= implementation.capabilities:
-            goes_on = options.going_on // (1 if SCENARIOS[name].shape == ALONE else 4)
-            effort = Effort(not options.every_write, goes_on, options.seconds, options.second_deaths)
+            effort = Effort(not options.every_write, options.going_on, options.seconds, options.second_deaths)
+            effort = effort if SCENARIOS[name].shape == ALONE else effort.quarter
             for mode in [options.mode] if options.mode else claimed:
                 yield Job(manager, name, mode, storages, effort)
 
@@ -427,7 +428,8 @@ def explore(job: Job, place: Place) -> Result:
     resumer = Resumer(place.server, place.folder, recorded, place.kinds, fresh, place.recorder)
     exploration = Exploration(recorded, resumer, job.effort)
     reached = [name for name in job.storages if name == KILL or not place.recorder.is_coarse]
-    explored = [exploration.under(STORAGES.get(name)) for name in reached]
+    less = replace(exploration, effort=job.effort.quarter)
+    explored = [(exploration if name == KILL else less).under(STORAGES.get(name)) for name in reached]
     for other in recorded.others:
         # a resume of several ranks takes ten times as long: what power takes away, for what happened alone
         explored += [exploration.of(other).under(None) for name in reached if name == KILL]
@@ -475,7 +477,7 @@ def explore_again(
             pass  # that it can't go on was found out before; here it is about how far it got
     second = replace(recording.end(), special="second death")
     resumer = Resumer(place.server, place.folder, second, place.kinds, place.fresh(second.shape), place.recorder)
-    exploration = Exploration(second, resumer, job.effort)
+    exploration = Exploration(second, resumer, job.effort.quarter)
     explored = exploration.under(None)
     return explored, list(_found(job, place, exploration, explored))
 

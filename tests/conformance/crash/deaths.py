@@ -20,7 +20,7 @@ from .recorder import Control, Operation, Recorder
 from .trace import Disk
 from .verdicts import Verdict
 
-_A_WHILE_S = 0.25
+_A_WHILE_S = 2.0
 """How long a reply may take while an operation is held before the two are taken to hang together, and it is let go.
 Too short a time lets it go earlier; no verdict depends on it."""
 _PATIENCE_S = 5.0
@@ -197,7 +197,7 @@ def _does_not_end(said: str) -> Verdict:
 
 def _replies(life: Life, recorder: Recorder) -> bool:
     """Whether the running command replies while operations are held; each that it can't reply without is let go."""
-    while not life.workers[0].replies_within(_A_WHILE_S):
+    while not life.workers[0].replies_or_blocks(_A_WHILE_S):
         if not recorder.held():
             return False
         recorder.release()

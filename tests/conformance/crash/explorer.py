@@ -87,10 +87,15 @@ class Effort:
 
     coalesce: bool = True
     goes_on: int = 60
-    """Runs that go on after a resume; each takes two more processes."""
+    """Runs that go on after a resume, spread over the recording; each takes two more processes."""
     seconds: float = 600
     deaths_again: int = 2
     """Resumed runs that are recorded, to be killed in their turn."""
+
+    @property
+    def quarter(self) -> "Effort":
+        """The same, with a quarter of the runs that go on: what is tried here was tried much like it before."""
+        return replace(self, goes_on=-(-self.goes_on // 4))
 
 
 @dataclass
@@ -129,7 +134,8 @@ class Explorer:
         self._random = random.Random(0)
         self._shared = 0
         self._next_sample = 1
-        self._left_to_go_on = effort.goes_on
+        self._to_go_on = 0.0
+        """Runs that may still go on from disks of the cuts so far; each cut has its share."""
         self.totals = Totals()
         self.cuts: dict[int, tuple[int, int]] = {}
         self.contradiction = ""
@@ -142,6 +148,7 @@ class Explorer:
         is_cut_short = False
         for state in states:
             if state.cut not in allowed:
+                self._to_go_on += self._effort.goes_on / states.cuts
                 allowed = {state.cut: allowed_after(self._recorded, state.cut)}
                 is_cut_short = time.perf_counter() - begun > self._effort.seconds
                 if is_cut_short or self.contradiction:
@@ -201,14 +208,13 @@ class Explorer:
         return self._next_sample == self._shared or self._random.randrange(CONFIRMED_EVERY) == 0
 
     def _may_go_on(self, landing: Landing) -> bool:
-        return landing.is_alive and self._left_to_go_on > 0
+        return landing.is_alive and self._to_go_on > 0
 
     def _try(self, disk: Disk, shared: Landing | None) -> _Known:
-        goes_on = self._left_to_go_on > 0
-        tried = self._resumer.attempt(disk, goes_on)
+        tried = self._resumer.attempt(disk, goes_on=self._to_go_on > 0)
         self._landings.learn(disk, tried.of_landing, tried.landing)
         if tried.going_on is not None:
-            self._left_to_go_on -= 1
+            self._to_go_on -= 1
             self._goings_on.learn(disk, tried.of_going_on, tried.going_on)
         if shared is not None:
             self._compare(shared, tried.landing)

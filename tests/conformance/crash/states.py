@@ -205,6 +205,11 @@ class States:
             if self.storage is not None:
                 yield from self._power_cuts(cut, self.storage)
 
+    @property
+    def cuts(self) -> int:
+        """How many places a death is looked at in."""
+        return len(self._cuts)
+
     def walk_to(self, cut: int) -> None:
         """Reach a cut without iterating."""
         self._walk.go_to(cut)
@@ -287,8 +292,7 @@ class States:
     # -- disks -----------------------------------------------------------------------
 
     def _named(self, state: State) -> dict[str, int]:
-        names = self._walk.names
-        kept = tuple(at for at in names if at < state.cut and at not in state.lost)
+        kept = tuple(at for at in self._walk.names if at not in state.lost)
         found = self._paths.get(kept)
         if found is None:
             if len(self._paths) > 2000:
@@ -301,7 +305,7 @@ class States:
         file = self._walk.files.get(number)
         if inode.kind != "f" or file is None:
             return Node(inode.kind, inode.mode, inode.made_at, inode.content)
-        kept = state.content.get(number) or Kept(sum(place < state.cut for place in file.places))
+        kept = state.content.get(number) or Kept(len(file.effects))
         node = self._nodes.get((number, kept))
         if node is None:
             changed_at = file.places[kept.effects - 1] if kept.effects else inode.made_at

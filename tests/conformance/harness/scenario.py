@@ -22,7 +22,7 @@ from .ranks import Outcome, Ranks, RanksTimeline, Shape, World, by_rank, values
 from .server import Implementation, Server
 from .worker import ALL_PARTS, Loaded, ManagerFault, Raised, Worker
 
-_A_WHILE_S = 0.25
+_A_WHILE_S = 2.0
 """How long a call may take while an operation of its process is held, before the two are taken to hang together.
 Too short a time only lets the operation go earlier; no verdict depends on it."""
 STATE = ("parameter", "buffer", "moment", "group", "scheduler")
@@ -216,7 +216,7 @@ class Life:
     def _lets_go_until_replied(self) -> bool:
         """Take the reply of the running command; whether it came without letting anything go."""
         is_first = True
-        while not self.worker.replies_within(_A_WHILE_S):
+        while not self.worker.replies_or_blocks(_A_WHILE_S):
             if self.gate.held():
                 is_first = False
                 self.gate.step()

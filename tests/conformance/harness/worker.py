@@ -256,17 +256,14 @@ class Worker:
             raise _fault(doing, message["error"])
         return message["value"]
 
-    def replies_within(self, timeout_s: float) -> bool:
-        """Whether `reply` would return at once, now or within this time."""
-        return self._channel.has_message or bool(select.select([self._channel], [], [], timeout_s)[0])
-
-    def replies_or_blocks(self) -> bool:
+    def replies_or_blocks(self, at_most_s: float | None = None) -> bool:
         """Wait until the running command has replied (true), or nothing in the process moves any more (false).
 
         A thread that waits at the gate, for a lock or for another thread does
         not move: it is asleep and its count of context switches stands still.
+        One that looks again and again whether it may go on moves; it is given `at_most_s`.
         """
-        return settle([self]) == [self]
+        return settle([self], at_most_s) == [self]
 
     def has_word(self) -> bool:
         """Whether the reply of the running command is there, or will never come because the process has ended."""
@@ -334,7 +331,7 @@ def loaded_from(value: dict[str, Any]) -> Loaded:
     return Loaded(value["step"], value["tokens_seen"], _literal(value["extra"]), value["globals"])
 
 
-def settle(workers: Sequence[Worker]) -> list[Worker]:
+def settle(workers: Sequence[Worker], at_most_s: float | None = None) -> list[Worker]:
     """Those whose running command has replied when all have, or when nothing in the others moves any more.
 
     A thread that waits at the gate, for a lock, for another thread or for
@@ -342,7 +339,8 @@ def settle(workers: Sequence[Worker]) -> list[Worker]:
     switches stands still.
     """
     quiet, before = 0, ""
-    deadline = time.monotonic() + max((worker.patience_s for worker in workers), default=0)
+    patience_s = max((worker.patience_s for worker in workers), default=0)
+    deadline = time.monotonic() + (patience_s if at_most_s is None else at_most_s)
     while quiet < 10 and time.monotonic() < deadline:
         running = [worker for worker in workers if not worker.has_word()]
         if not running:
