@@ -31,6 +31,7 @@ from . import report
 from .drills import SITUATIONS, Drill, Drilled
 from .earnest import DEATHS_TIER, ERRORS_TIER, Asked, drilled, drills
 from .explorer import Effort, Exploration, Explored, Totals
+from .landing import OTHER_SEED, Landing
 from .live import room_told
 from .order import disorders
 from .path import followed
@@ -39,7 +40,7 @@ from .recorders import RECORDERS, Kind, choose
 from .recording import Recorded, Recording
 from .replay import outcome, script
 from .report import Found, Result
-from .resume import OTHER_SEED, Landing, Resumer
+from .resume import Resumer
 from .scenarios import SCENARIOS
 from .story import disk_of, shrink, tell
 from .trace import Disk

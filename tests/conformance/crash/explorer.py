@@ -1,6 +1,6 @@
 """Takes a recording, visits every distinct disk that a death can leave of it, and judges each.
 
-Invariants: equal disks are resumed from once; disks on which all facts that a
+Invariants: equal disks are resumed from once, whatever storage leaves them; disks on which all facts that a
 resume learns are equal share what came of it, and a sample of what was shared
 is tried in earnest as well (`Totals.confirmed`): if it ever comes out otherwise, the
 exploration says so and is worth nothing.  A disk is judged anew wherever
@@ -17,14 +17,19 @@ from forge_spec.disk import Mark, Storage
 from forge_spec.durable import may_come_back
 
 from .facts import Memory
+from .landing import GoingOn, Landing
 from .recording import Recorded
-from .resume import GoingOn, Landing, Resumer
+from .resume import Resumer
 from .states import Identity, State, States
 from .trace import Disk
 from .verdicts import Verdict, verdict_of
 
 CONFIRMED_EVERY = 500
 """Of so many disks that share an outcome one is tried in earnest, and the 1st, 3rd, 9th, 27th and so on besides."""
+
+
+Outcome = tuple[Landing, GoingOn | None]
+"""Where a resume came back, and what came of going on from there, if that was tried."""
 
 
 @dataclass
@@ -118,7 +123,7 @@ class Explorer:
         effort: Effort,
         landings: Memory[Landing],
         going_on: Memory[GoingOn],
-        met: set[Identity],
+        met: dict[Identity, Outcome],
         interned: dict[tuple[str, str, bytes], int],
     ) -> None:
         self._recorded = recorded
@@ -168,10 +173,10 @@ class Explorer:
         known = self._known.get(identity)
         is_new = known is None
         if known is None:
-            known = self._known[identity] = self._learn(disk)
             self.totals.disks += 1
             self.totals.new += identity not in self._met
-            self._met.add(identity)
+            outcome = self._met[identity] = self._learn(identity, disk)
+            known = self._known[identity] = _Known(*outcome)
             self.totals.went_on += known.going_on is not None
         verdict = verdict_of(known.landing, known.going_on, allowed, self._recorded.saves, state.is_power_cut)
         is_bad = not verdict.is_good and (state.is_power_cut or self._storage is None)  # a kill is judged as a kill
@@ -193,12 +198,15 @@ class Explorer:
             kept = Bad(state, verdict) if is_simpler else found
             self._bad[key] = replace(kept, states=found.states + 1)
 
-    def _learn(self, disk: Disk) -> _Known:
+    def _learn(self, identity: Identity, disk: Disk) -> Outcome:
+        met = self._met.get(identity)
+        if met is not None and self._is_enough(*met):
+            return met
         landing, going_on = self._landings.find(disk), self._goings_on.find(disk)
-        if landing is not None and (going_on is not None or not self._may_go_on(landing)):
+        if landing is not None and self._is_enough(landing, going_on):
             if self._is_sampled():
                 self._confirm(disk, landing, going_on)
-            return _Known(landing, going_on)
+            return landing, going_on
         return self._try(disk, landing)
 
     def _is_sampled(self) -> bool:
@@ -207,10 +215,10 @@ class Explorer:
             self._next_sample *= 3
         return self._next_sample == self._shared or self._random.randrange(CONFIRMED_EVERY) == 0
 
-    def _may_go_on(self, landing: Landing) -> bool:
-        return landing.is_alive and self._to_go_on > 0
+    def _is_enough(self, landing: Landing, going_on: GoingOn | None) -> bool:
+        return going_on is not None or not landing.is_alive or self._to_go_on <= 0
 
-    def _try(self, disk: Disk, shared: Landing | None) -> _Known:
+    def _try(self, disk: Disk, shared: Landing | None) -> Outcome:
         tried = self._resumer.attempt(disk, goes_on=self._to_go_on > 0)
         self._landings.learn(disk, tried.of_landing, tried.landing)
         if tried.going_on is not None:
@@ -218,7 +226,7 @@ class Explorer:
             self._goings_on.learn(disk, tried.of_going_on, tried.going_on)
         if shared is not None:
             self._compare(shared, tried.landing)
-        return _Known(tried.landing, tried.going_on)
+        return tried.landing, tried.going_on
 
     def _confirm(self, disk: Disk, landing: Landing, going_on: GoingOn | None) -> None:
         tried = self._resumer.attempt(disk, goes_on=going_on is not None)
@@ -263,7 +271,7 @@ class Exploration:
     effort: Effort
     landings: Memory[Landing] = field(default_factory=Memory)
     goings_on: Memory[GoingOn] = field(default_factory=Memory)
-    met: set[Identity] = field(default_factory=set)
+    met: dict[Identity, Outcome] = field(default_factory=dict)
     interned: dict[tuple[str, str, bytes], int] = field(default_factory=dict)
 
     def under(self, storage: Storage | None) -> Explored:
@@ -289,7 +297,7 @@ class Exploration:
             found += alive[len(alive) * (2 * number + 1) // (2 * most) :][:1]
         return found
 
-    def outcome(self, disk: Disk, goes_on: bool) -> tuple[Landing, GoingOn | None]:
+    def outcome(self, disk: Disk, goes_on: bool) -> Outcome:
         """What comes of a disk, from memory or tried now."""
         landing, going_on = self.landings.find(disk), self.goings_on.find(disk)
         if landing is not None and (going_on is not None or not goes_on):

@@ -167,8 +167,7 @@ def replayed(again: str, bad: Bad) -> str:
 def _fell(drilled: Drilled, bad: Bad, level: Level) -> str:
     clause = bad.verdict.clause
     beyond = "" if _level(clause) <= level else f" (of level {_level(clause)}, not counted at level {level})"
-    times = f"{bad.points} point{'s' if bad.points > 1 else ''}"
-    return f"FELL {clause}: {bad.verdict.word}, {times} of {drilled.drill.name}{beyond}"
+    return f"FELL {clause}: {bad.verdict.word}, {_points(bad.points)} of {drilled.drill.name}{beyond}"
 
 
 def _notes_in_earnest(tried: Sequence[Drilled]) -> Iterator[str]:
@@ -190,7 +189,11 @@ def _sum_in_earnest(tried: Sequence[Drilled]) -> str:
     points, seconds = sum(one.points for one in tried), sum(one.seconds for one in tried)
     bad = sum(found.points for one in tried for found in one.bad)
     each = f", {seconds / points:.3f} s a point" if points else ""
-    return f"{points:,} points in earnest, {bad:,} bad; {seconds:.0f} s{each}"
+    return f"{_points(points)} in earnest, {bad:,} bad; {seconds:.0f} s{each}"
+
+
+def _points(count: int) -> str:
+    return f"{count:,} point{'' if count == 1 else 's'}"
 
 
 def _line(result: Result, explored: Explored) -> str:
@@ -290,7 +293,7 @@ def _sum(results: Sequence[Result], seconds: float) -> str:
     return (
         f"{totals.new:,} distinct disks out of {totals.states:,} states, {totals.bad:,} bad; {totals.resumes:,} "
         f"processes resumed, {totals.confirmed:,} shared outcomes were tried again and confirmed; {seconds:.0f} s, "
-        f"{totals.disks / seconds:,.0f} disks judged a second{cost}"
+        f"{totals.new / seconds:,.0f} distinct disks judged a second{cost}"
     )
 
 
@@ -460,7 +463,7 @@ def _tried_section(tried: Sequence[Drilled], again: str) -> Iterator[str]:
     yield "</table>"
     for one in tried:
         for found in one.bad:
-            head = f"{found.verdict.word} [{found.verdict.clause}], {found.point}, {found.points} points"
+            head = f"{found.verdict.word} [{found.verdict.clause}], {found.point}, {_points(found.points)}"
             text = f"{found.text}\n\n  replay: {replayed(again, found)}"
             yield f"<details open><summary>{html.escape(head)}</summary><pre>{html.escape(text)}</pre></details>"
 
