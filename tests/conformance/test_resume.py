@@ -396,6 +396,19 @@ def test_what_is_excluded_stays_and_the_rest_is_loaded(
     run.expect_state("resume.exclude", life, 3, kinds=loaded)
 
 
+@pytest.mark.parametrize("configured,in_call", [("optimizer", "model"), ("model", "optimizer")])
+@judges("resume.exclude")
+def test_what_call_and_configuration_exclude_adds_up(run: Scenario, configured: str, in_call: str) -> None:
+    run.start().commit_at(3)
+    life = run.start(seed=5, exclude_from_loading=[configured])
+    life.train_to(2)
+    before = life.digest()
+    loaded = life.load(run.folder.of(3) if run.has("explicit") else None, exclude=[in_call])
+    both = f"model and optimizer as they were, {configured} excluded by the configuration and {in_call} by the call"
+    run.expect_same("resume.exclude", life.digest(), before, ["parameter", "buffer", "moment"], both)
+    run.expect_landing("resume.exclude", loaded, {3}, "the rest is loaded")
+
+
 @judges("schedule.every-knob-acts")
 def test_every_setting_that_a_load_depends_on_has_an_effect(run: Scenario) -> None:
     """The settings of a save have theirs in the chapters schedule, retention and commit."""
@@ -563,15 +576,16 @@ def test_a_truncated_shard_is_an_error_that_names_it(run: Scenario, mode: str) -
         life.load(run.folder.of(4) if run.has("explicit") else None)
 
 
+@pytest.mark.parametrize("tensor", ["weights", "moments"])
 @judges("resume.damage")
-def test_a_flipped_bit_in_a_tensor_is_an_error_that_names_the_file(run: Scenario, mode: str) -> None:
+def test_a_flipped_bit_in_a_tensor_is_an_error_that_names_the_file(run: Scenario, mode: str, tensor: str) -> None:
     life = run.start(mode=mode)
     life.commit_at(4)
-    shard, place = _find(run, 4, bytes.fromhex(life.worker.call("weights")))
+    shard, place = _find(run, 4, bytes.fromhex(life.worker.call(tensor)))
     data = bytearray(shard.read_bytes())
     data[place] ^= 0x10
     shard.write_bytes(data)
-    run.judge.tell(f"one bit of a weight in {shard.name} of step 4 is flipped")
+    run.judge.tell(f"one bit of the {tensor} in {shard.name} of step 4 is flipped")
     again = run.start(mode=mode, seed=999)
     with run.expect_error("resume.damage", naming=[shard.name], doing="loading a shard with a flipped bit"):
         again.load(run.folder.of(4) if run.has("explicit") else None)
