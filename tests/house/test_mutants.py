@@ -1,4 +1,4 @@
-"""Every mutant is a manager that can be judged, and tells of its sin, of what comes of it, and of the clause it breaks."""
+"""Every mutant is a manager that can be judged, and tells its sin, what comes of it, and the clause that it breaks."""
 
 import ast
 import subprocess
