@@ -75,11 +75,11 @@ def test_a_checkpoint_without_freeze_metadata_is_not_compared(run: Scenario, mod
     run.expect_landing("freeze.absent", loaded, {2}, "nothing was recorded to compare with")
 
 
-@pytest.mark.parametrize("content", ['{"step": 2, "vlm_freeze": [', "", "\x00\x00\x00"])
+@pytest.mark.parametrize("content", [b'{"step": 2, "vlm_freeze": [', b"", b"\0\0\0", b'{"step": 2, "note": "\xff"}'])
 @judges("freeze.unreadable")
-def test_metadata_that_cannot_be_parsed_is_a_warning(run: Scenario, mode: str, content: str) -> None:
+def test_metadata_that_cannot_be_parsed_is_a_warning(run: Scenario, mode: str, content: bytes) -> None:
     _save_frozen(run, mode, [(VISION, True)])
-    (run.folder.of(2) / layout.METADATA).write_text(content)
+    (run.folder.of(2) / layout.METADATA).write_bytes(content)
     run.judge.tell(f"{layout.METADATA} of step 2 now contains {content!r}")
     life = run.start(mode=mode, seed=999)
     loaded = life.load(

@@ -125,7 +125,9 @@ def test_a_pointer_name_that_is_taken_is_refused_at_the_first_commit(run: Scenar
 def _plant_look_alikes(run: Scenario, of: int) -> list[str]:
     """Names that resemble a checkpoint's and are none: complete copies of one, a file and a link."""
     original, name = run.folder.of(of), run.folder.layout.name
-    planted = [name.format(step=word) for word in ("final", "100_backup", "50.tmp", "007", "+9")]
+    planted = [
+        name.format(step=word) for word in ("final", "100_backup", "50.tmp", "007", "+9", "\u0663")
+    ]  # the last is a three
     for copy in planted:
         if run.folder.layout.is_dir:
             shutil.copytree(original, run.folder.path / copy)

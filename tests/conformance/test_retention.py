@@ -275,8 +275,8 @@ def test_milestones_do_not_use_up_the_limit(run: Scenario, mode: str) -> None:
 @judges("retention.torn-is-free")
 def test_torn_checkpoints_do_not_push_out_complete_ones(run: Scenario, mode: str) -> None:
     run.start(mode=mode).commit_at(2, 4, 6)
-    for torn in (7, 8, 9):
-        _plant_torn(run, torn, of=6)
+    for lacks, torn in enumerate((7, 8, 9)):
+        _plant_torn(run, torn, of=6, lacks=lacks)
     life, _ = run.resume(mode=mode, keep_last_n=3)
     life.commit_at(12)
     run.expect(
@@ -536,8 +536,8 @@ def _scramble(run: Scenario, order: tuple[int, ...]) -> None:
     run.judge.tell(f"the checkpoints get new inodes and times in the order {order}, oldest first")
 
 
-def _plant_torn(run: Scenario, step: int, of: int) -> None:
+def _plant_torn(run: Scenario, step: int, of: int, lacks: int) -> None:
     original = run.folder.of(of)
     copy = original.with_name(run.folder.layout.name.format(step=step))
     shutil.copytree(original, copy) if original.is_dir() else shutil.copy(original, copy)
-    run.judge.tell(f"a torn step {step} is put there, as a killed save leaves it: {run.tear(step)}")
+    run.judge.tell(f"a torn step {step} is put there, as a killed save leaves it: {run.tear(step, lacks)}")

@@ -158,6 +158,20 @@ def _expect_agreement(run: Scenario, world: World, must_land: bool) -> None:
         run.expect_states("resume.agreement", world, world.step, kinds=STATE)
 
 
+@judges("resume.peek-agrees", needs=("distributed", "pointer"))
+def test_every_rank_peeks_at_the_step_that_all_of_them_land_on(run: Scenario, fewest: int, tmp_path: Path) -> None:
+    shape = Shape(fewest)
+    run.world(shape).commit_at(2, 4)
+    view = replace(run.folder, path=tmp_path / "view")
+    run.folder.copy_to(view.path)
+    view.point_at(view.of(2).name)
+    world = run.world(shape, seed=_OTHER, views={shape.last: view.path})
+    world.tell("peeks on every rank")
+    peeked = world.ranks.together("peek", path=None)
+    run.expect("resume.peek-agrees", peeked == [4] * fewest, expected="every rank to peek at step 4", seen=peeked)
+    run.expect_landings("resume.peek-agrees", world.load(), {4}, "rank 0 sees that it is the latest")
+
+
 @judges("resume.agreement-across-stages")
 def test_stages_land_on_the_newest_step_that_all_of_them_have(run: Scenario, ranks: int, tmp_path: Path) -> None:
     shape = staged(ranks)
