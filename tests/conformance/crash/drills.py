@@ -192,7 +192,8 @@ class Stage:
             control = Control()
             with self.about_to_save([control] if is_watched else ()) as life:
                 self.operations = self._rehearsed(life, control)
-                self.outside = tuple(dict.fromkeys(life.journal.outside if life.journal else ()))
+                opened = dict.fromkeys(life.journal.outside if life.journal else ())
+                self.outside = tuple(path for path in opened if not team.server.owns(path))
         except ManagerFault as fault:
             raise CannotJudge(
                 f"Situation {drill.situation!r} ({self.situation.says}) could not be brought about in mode "
