@@ -44,6 +44,8 @@ class Totals:
     """Of these, the ones that no storage before had left."""
     bad: int = 0
     """Distinct disks with at least one bad verdict."""
+    new_bad: int = 0
+    """Of these, the ones that were good under every storage before."""
     resumes: int = 0
     """Processes that resumed; all other disks share what came of these."""
     went_on: int = 0
@@ -124,6 +126,7 @@ class Explorer:
         landings: Memory[Landing],
         going_on: Memory[GoingOn],
         met: dict[Identity, Outcome],
+        blamed: set[Identity],
         interned: dict[tuple[str, str, bytes], int],
     ) -> None:
         self._recorded = recorded
@@ -134,6 +137,7 @@ class Explorer:
         self._goings_on = going_on
         self._known: dict[Identity, _Known] = {}
         self._met = met
+        self._blamed = blamed
         self._interned = interned
         self._bad: dict[tuple[str, str, str], Bad] = {}
         self._random = random.Random(0)
@@ -181,16 +185,20 @@ class Explorer:
         verdict = verdict_of(known.landing, known.going_on, allowed, self._recorded.saves, state.is_power_cut)
         is_bad = not verdict.is_good and (state.is_power_cut or self._storage is None)  # a kill is judged as a kill
         if is_bad:
-            self._blame(state, verdict, known)
+            self._blame(state, verdict)
+            self._count_bad(identity, known)
         met, bad = self.cuts.get(state.cut, (0, 0))
         self.cuts[state.cut] = (met + is_new, bad + is_bad)
 
-    def _blame(self, state: State, verdict: Verdict, known: _Known) -> None:
+    def _count_bad(self, identity: Identity, known: _Known) -> None:
+        self.totals.bad += not known.is_bad
+        self.totals.new_bad += identity not in self._blamed
+        known.is_bad = True
+        self._blamed.add(identity)
+
+    def _blame(self, state: State, verdict: Verdict) -> None:
         key = (verdict.word, verdict.clause, re.sub(r"[0-9]+", "N", verdict.seen))
         found = self._bad.get(key)
-        if not known.is_bad:
-            known.is_bad = True
-            self.totals.bad += 1
         if found is None:
             self._bad[key] = Bad(state, verdict)
         else:
@@ -272,11 +280,12 @@ class Exploration:
     landings: Memory[Landing] = field(default_factory=Memory)
     goings_on: Memory[GoingOn] = field(default_factory=Memory)
     met: dict[Identity, Outcome] = field(default_factory=dict)
+    blamed: set[Identity] = field(default_factory=set)
     interned: dict[tuple[str, str, bytes], int] = field(default_factory=dict)
 
     def under(self, storage: Storage | None) -> Explored:
         """All disks of one storage; None for kills alone."""
-        memories = (self.landings, self.goings_on, self.met, self.interned)
+        memories = (self.landings, self.goings_on, self.met, self.blamed, self.interned)
         return Explorer(self.recorded, storage, self.resumer, self.effort, *memories).explore()
 
     def of(self, recorded: Recorded) -> "Exploration":
