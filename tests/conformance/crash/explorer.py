@@ -115,30 +115,15 @@ class _Known:
 
 
 class Explorer:
-    """One recording, one storage (None: kills only)."""
+    """One storage (None: kills only); what is learnt on the way stays with the exploration."""
 
-    def __init__(
-        self,
-        recorded: Recorded,
-        storage: Storage | None,
-        resumer: Resumer,
-        effort: Effort,
-        landings: Memory[Landing],
-        going_on: Memory[GoingOn],
-        met: dict[Identity, Outcome],
-        blamed: set[Identity],
-        interned: dict[tuple[str, str, bytes], int],
-    ) -> None:
-        self._recorded = recorded
+    def __init__(self, exploration: "Exploration", storage: Storage | None) -> None:
+        self._all = exploration
+        self._recorded = exploration.recorded
         self._storage = storage
-        self._resumer = resumer
-        self._effort = effort
-        self._landings = landings
-        self._goings_on = going_on
+        self._resumer = exploration.resumer
+        self._effort = exploration.effort
         self._known: dict[Identity, _Known] = {}
-        self._met = met
-        self._blamed = blamed
-        self._interned = interned
         self._bad: dict[tuple[str, str, str], Bad] = {}
         self._random = random.Random(0)
         self._shared = 0
@@ -152,7 +137,7 @@ class Explorer:
     def explore(self) -> Explored:
         """Visit them all, or as many as there is time for."""
         begun, before = time.perf_counter(), self._resumer.resumes
-        states = States(self._recorded.trace, self._storage, self._effort.coalesce, self._interned)
+        states = States(self._recorded.trace, self._storage, self._effort.coalesce, self._all.interned)
         allowed: dict[int, frozenset[int | None]] = {}
         is_cut_short = False
         for state in states:
@@ -178,8 +163,8 @@ class Explorer:
         is_new = known is None
         if known is None:
             self.totals.disks += 1
-            self.totals.new += identity not in self._met
-            outcome = self._met[identity] = self._learn(identity, disk)
+            self.totals.new += identity not in self._all.met
+            outcome = self._all.met[identity] = self._learn(identity, disk)
             known = self._known[identity] = _Known(*outcome)
             self.totals.went_on += known.going_on is not None
         verdict = verdict_of(known.landing, known.going_on, allowed, self._recorded.saves, state.is_power_cut)
@@ -192,9 +177,9 @@ class Explorer:
 
     def _count_bad(self, identity: Identity, known: _Known) -> None:
         self.totals.bad += not known.is_bad
-        self.totals.new_bad += identity not in self._blamed
+        self.totals.new_bad += identity not in self._all.blamed
         known.is_bad = True
-        self._blamed.add(identity)
+        self._all.blamed.add(identity)
 
     def _blame(self, state: State, verdict: Verdict) -> None:
         key = (verdict.word, verdict.clause, re.sub(r"[0-9]+", "N", verdict.seen))
@@ -207,10 +192,10 @@ class Explorer:
             self._bad[key] = replace(kept, states=found.states + 1)
 
     def _learn(self, identity: Identity, disk: Disk) -> Outcome:
-        met = self._met.get(identity)
+        met = self._all.met.get(identity)
         if met is not None and self._is_enough(*met):
             return met
-        landing, going_on = self._landings.find(disk), self._goings_on.find(disk)
+        landing, going_on = self._all.landings.find(disk), self._all.goings_on.find(disk)
         if landing is not None and self._is_enough(landing, going_on):
             if self._is_sampled():
                 self._confirm(disk, landing, going_on)
@@ -228,10 +213,10 @@ class Explorer:
 
     def _try(self, disk: Disk, shared: Landing | None) -> Outcome:
         tried = self._resumer.attempt(disk, goes_on=self._to_go_on > 0)
-        self._landings.learn(disk, tried.of_landing, tried.landing)
+        self._all.landings.learn(disk, tried.of_landing, tried.landing)
         if tried.going_on is not None:
             self._to_go_on -= 1
-            self._goings_on.learn(disk, tried.of_going_on, tried.going_on)
+            self._all.goings_on.learn(disk, tried.of_going_on, tried.going_on)
         if shared is not None:
             self._compare(shared, tried.landing)
         return tried.landing, tried.going_on
@@ -272,7 +257,7 @@ def _complexity(state: State) -> tuple[int, int]:
 
 @dataclass
 class Exploration:
-    """One recording under several storages; what resumes depended on is remembered across them."""
+    """One recording under several storages, and what has been learnt of its disks under all of them."""
 
     recorded: Recorded
     resumer: Resumer
@@ -280,13 +265,14 @@ class Exploration:
     landings: Memory[Landing] = field(default_factory=Memory)
     goings_on: Memory[GoingOn] = field(default_factory=Memory)
     met: dict[Identity, Outcome] = field(default_factory=dict)
+    """What came of each disk so far."""
     blamed: set[Identity] = field(default_factory=set)
+    """The bad ones among them."""
     interned: dict[tuple[str, str, bytes], int] = field(default_factory=dict)
 
     def under(self, storage: Storage | None) -> Explored:
         """All disks of one storage; None for kills alone."""
-        memories = (self.landings, self.goings_on, self.met, self.blamed, self.interned)
-        return Explorer(self.recorded, storage, self.resumer, self.effort, *memories).explore()
+        return Explorer(self, storage).explore()
 
     def of(self, recorded: Recorded) -> "Exploration":
         """Another order of the same recording, or this one; what resumes depended on is the same."""
