@@ -429,11 +429,11 @@ def explore(job: Job, place: Place) -> Result:
     resumer = Resumer(place.server, place.folder, recorded, place.kinds, fresh, place.recorder)
     exploration = Exploration(recorded, resumer, job.effort)
     reached = [name for name in job.storages if name == KILL or not place.recorder.is_coarse]
-    less = replace(exploration, effort=job.effort.quarter)
-    explored = [(exploration if name == KILL else less).under(STORAGES.get(name)) for name in reached]
-    for other in recorded.others:
-        # a resume of several ranks takes ten times as long: what power takes away, for what happened alone
-        explored += [exploration.of(other).under(None) for name in reached if name == KILL]
+    explored = []
+    for order in (recorded, *recorded.others):
+        whole = exploration.of(order)
+        less = replace(whole, effort=job.effort.quarter)
+        explored += [(whole if name == KILL else less).under(STORAGES.get(name)) for name in reached]
     again = [explore_again(job, place, exploration, *death) for death in exploration.deaths(job.effort.deaths_again)]
     found = [one for result in explored for one in _found(job, place, exploration.of(result.recorded), result)]
     found += [one for _, stories in again for one in stories]

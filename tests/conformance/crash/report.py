@@ -236,8 +236,6 @@ def _notes(results: Sequence[Result]) -> Iterator[str]:
         yield f"left out: going on after the resume, on {stayed:,} of {totals.disks:,} disks (--going-on)"
     if totals.left_out:
         yield f"left out: {totals.left_out:,} pairs of lost names"
-    if any(one.recorded.others and one.storage != "kill" for result in results for one in result.explored):
-        yield "left out: losses of power in the orders of ranks that did not happen"
     late = [
         f"{one.recorded.scenario}, {_storage(one)}" for result in results for one in result.explored if one.is_cut_short
     ]
