@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 
+from forge_conformance.harness.judge import ClauseFailure, Judge
 from forge_conformance.matrix import mutants
+from forge_conformance.matrix.assertions import assertions, never_failed
 from forge_conformance.matrix.mutants import BadMutant, Mutant
 from forge_conformance.matrix.outcome import Base, End, Line, Matrix, Outcome
 from forge_conformance.matrix.trial import Trial
+from forge_conformance.plugin import found_out
 from forge_conformance.report.verdicts import Finding, Status
 from forge_spec import CLAUSES
 
@@ -136,6 +139,51 @@ def test_a_base_that_falls_fails_the_gate() -> None:
     assert found.status == Status.FAILED
 
 
+# -- assertions ---------------------------------------------------------------------------
+
+TEST = """
+def test_a_step(run):
+    run.expect("commit.sync", True, expected="", seen="")
+    with run.expect_error(
+        "commit.sync"
+    ):
+        _look(run)
+
+class Look:
+    def at(self):
+        self.judge.fall("commit.sync", expected="", seen="")
+"""
+
+
+def test_an_assertion_that_nothing_came_from_is_named(tmp_path: Path) -> None:
+    (tmp_path / "test_made.py").write_text(TEST)
+    every = list(assertions([tmp_path]))
+    assert list(map(str, every)) == [
+        "test_made.py:3 in test_a_step",
+        "test_made.py:4 in test_a_step",
+        "test_made.py:11 in Look",
+    ]
+    assert never_failed(every, [("test_made.py", 5), ("test_made.py", 7), ("test_other.py", 3)]) == [every[0], every[2]]
+
+
+def test_a_test_that_goes_on_knows_all_that_fell_and_the_first_is_its_verdict() -> None:
+    judge = Judge((OWN, OTHER), lambda slug: True, goes_on=True)
+    judge.expect(OWN, True, expected="this", seen="this")
+    judge.expect(OTHER, False, expected="the first", seen="another")
+    judge.fall(OWN, expected="the second", seen="another")
+    found = found_out(judge, KeyError("what comes of going on"))
+    assert (found["outcome"], found["failure"]["expected"]) == ("failed", "the first")
+    (module, first), (_, second) = (line for _, line in judge.fallen)
+    assert (module, second - first) == ("test_matrix.py", 1)
+
+
+def test_a_test_that_does_not_go_on_ends_with_what_falls() -> None:
+    judge = Judge((OWN,), lambda slug: True)
+    with pytest.raises(ClauseFailure) as fallen:
+        judge.expect(OWN, False, expected="the first", seen="another")
+    assert found_out(judge, fallen.value)["failure"]["expected"] == "the first"
+
+
 # -- the mutants themselves ---------------------------------------------------------------
 
 
@@ -153,6 +201,7 @@ def test_every_clause_has_a_mutant_of_its_own_and_every_mutant_says_what_it_has_
         ('"""Clause: commit.snyc"""', "names commit.snyc"),
         ('"""Clause: commit.sync\nLevel: heroic"""', "heroic"),
         ('"""Clause: commit.sync\nBase: bases/nobody.py"""', "there is no"),
+        ('"""Clause: commit.sync\nTests: some"""', "write `Tests: all`"),
         ("def", "can't be read"),
     ],
 )

@@ -9,6 +9,8 @@ this module:
     Level: durable              the level it is judged at (strict)
     Ranks: 2,4                  numbers of ranks (2 where its own clause needs several, else none)
     Base: bases/honest.py       the right manager that it was made from, beside it (the reference)
+    Tests: all                  every test of its level runs, and not only those about its clauses: for the few that are
+                                wrong everywhere, so that assertions fail which hold for whoever makes one mistake
 """
 
 import ast
@@ -22,7 +24,7 @@ from forge_spec.clauses import Clause, Level
 
 HERE = Path(__file__).resolve().parents[3] / "fixtures" / "mutants"
 """Where the mutants are in a checkout; they are not installed."""
-_FIELD = re.compile(r"(Clause|Level|Ranks|Base): (.+)")
+_FIELD = re.compile(r"(Clause|Level|Ranks|Base|Tests): (.+)")
 
 
 class BadMutant(Exception):
@@ -40,6 +42,8 @@ class Mutant:
     level: Level = Level.STRICT
     ranks: str = ""
     base: Path | None = None
+    by_all_tests: bool = False
+    """Whether every test runs, be it about its clauses or not."""
     is_right: bool = False
     """Whether it is no mutant but what some were made from: then only the tests about its clauses run."""
 
@@ -75,7 +79,10 @@ def read(path: Path) -> Mutant:
         level = Level.named(fields.get("Level", "strict"))
     except ValueError as error:
         raise BadMutant(f"{path}: {error}") from None
-    return Mutant(path, text.partition("\n")[0], clauses, level, fields.get("Ranks", "2" if several else ""), base)
+    ranks, tests = fields.get("Ranks", "2" if several else ""), fields.get("Tests", "of its clauses")
+    if tests not in ("all", "of its clauses"):
+        raise BadMutant(f"the docstring of {path} says `Tests: {tests}`; write `Tests: all`, or leave the line out")
+    return Mutant(path, text.partition("\n")[0], clauses, level, ranks, base, by_all_tests=tests == "all")
 
 
 def base_of(impl: str, mutants: Iterable[Mutant], clauses: Iterable[str] = ()) -> Mutant:

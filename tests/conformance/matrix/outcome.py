@@ -16,6 +16,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
+from forge_conformance.harness.judge import At
 from forge_conformance.report.verdicts import Finding, Status, judge
 from forge_spec import CLAUSES
 from forge_spec.clauses import CAPABILITIES, Clause
@@ -107,6 +108,11 @@ class Outcome:
             if one.failure is not None and _SLIP.search(one.failure["seen"])
         ]
         return [*self.trial.errors, *of_tests, *slips]
+
+    @property
+    def fell_at(self) -> list[At]:
+        """The lines of tests in which a clause fell."""
+        return [at for finding in self.trial.findings for at in finding.fell_at]
 
     @property
     def seen(self) -> str:
@@ -248,7 +254,7 @@ class Matrix:
         if self.is_partial or self.asked is not None:
             return
         yield from (Line(IDLE_TEST, test, fails=False) for test in self.idle_tests)
-        at = [finding.at for one in self.outcomes for finding in one.trial.findings if finding.at and finding.failure]
+        at = [at for one in self.outcomes for at in one.fell_at]
         yield from (Line(IDLE_ASSERTION, str(one), fails=False) for one in never_failed(self.assertions, at))
 
     def count(self, end: End) -> int:
