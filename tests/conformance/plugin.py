@@ -286,7 +286,7 @@ def pytest_runtest_makereport(
         found = found_out(judge, call.excinfo.value if call.excinfo else None)
         if found.get("hung") and _SESSION in item.config.stash:
             item.config.stash[_SESSION].server.hangs += 1
-        values = {"case": case_of(item), "seconds": report.duration, "fell_at": [at for _, at in judge.fallen]}
+        values = {"case": case_of(item), "seconds": report.duration, "fell_at": list(judge.fell_at)}
         report.user_properties.append(("forge", {**values, **found}))
         if "failure" in found:
             report.longrepr = explain(found["failure"])
@@ -297,8 +297,8 @@ def found_out(judge: Judge, error: BaseException | None) -> dict[str, Any]:
     """What a test found out, as plain values: counts, and the failure if there is one."""
     found: dict[str, Any] = {"clauses": list(judge.clauses), "reached": dict(judge.reached)}
     cause = _cause(error)
-    if judge.goes_on and judge.fallen:
-        cause = ClauseFailure(judge.fallen[0][0])
+    if judge.goes_on and judge.first is not None:
+        cause = ClauseFailure(judge.first)
     match cause:
         case None:
             return {**found, "outcome": "done"}

@@ -173,7 +173,7 @@ def test_a_test_that_goes_on_knows_all_that_fell_and_the_first_is_its_verdict() 
     judge.fall(OWN, expected="the second", seen="another")
     found = found_out(judge, KeyError("what comes of going on"))
     assert (found["outcome"], found["failure"]["expected"]) == ("failed", "the first")
-    (module, first), (_, second) = (line for _, line in judge.fallen)
+    (module, first), (_, second) = judge.fell_at
     assert (module, second - first) == ("test_matrix.py", 1)
 
 

@@ -50,9 +50,11 @@ class Judge:
     is_judged: Callable[[str], bool]
     """Whether the level and the claims cover a clause; what they don't cover is neither reached nor failed."""
     goes_on: bool = False
-    """Whether the test goes on after a clause has fallen, so that what falls after it is known as well."""
-    fallen: list[tuple[Failure, At]] = field(default_factory=list)
-    """What fell, and which line of the test found it; the first is the verdict, the others may follow from it."""
+    """Whether the test goes on after a clause has fallen, so that it is known which lines fail besides."""
+    first: Failure | None = None
+    """What fell first: the verdict, since all else may follow from it."""
+    fell_at: dict[At, None] = field(default_factory=dict)
+    """The lines of the test that found something, in order."""
     reached: Counter[str] = field(default_factory=Counter)
     story: list[str] = field(default_factory=list)
     folder: str | None = None
@@ -83,7 +85,8 @@ class Judge:
         self._fall(Failure(clause, expected, seen, tuple(self.story)))
 
     def _fall(self, failure: Failure) -> None:
-        self.fallen.append((failure, _line_of_a_test()))
+        self.first = self.first or failure
+        self.fell_at[_line_of_a_test()] = None
         if not self.goes_on:
             raise ClauseFailure(failure)
 
