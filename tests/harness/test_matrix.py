@@ -6,6 +6,7 @@ One run over managers made for it has every kind of line; the rest is about find
 import importlib.util
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -125,6 +126,14 @@ def test_what_nobody_can_reach_here_is_neither_killed_nor_a_survivor() -> None:
     assert (found.outcomes[0].end, found.outcomes[0].because) == (End.NOT_JUDGED, "there is no GPU")
     assert ([line for line in found.lines if line.fails], found.status) == ([], Status.PASSED)
     assert matrix(unreached).outcomes[0].end is End.SURVIVES, "the base reaches it, so the mutant hides from it"
+
+
+def test_a_test_that_could_never_be_tried_says_why() -> None:
+    reason = replace(finding("gpu/pinned[async]", outcome="unreached"), reason="there is no GPU")
+    assert matrix(KILLS, (reason, finding("resume/idle[sync]"))).idle_tests == [
+        "gpu/pinned (unreached: there is no GPU)",
+        "resume/idle",
+    ]
 
 
 def test_a_death_by_a_hang_says_so() -> None:

@@ -207,15 +207,18 @@ class Matrix:
 
     @cached_property
     def idle_tests(self) -> list[str]:
-        """Tests that were tried on mutants and in which nothing ever fell, each named without its parameters."""
-        tried = {_name(finding.case) for one in self.outcomes for finding in one.trial.findings}
-        killed = {
-            _name(finding.case)
-            for one in self.outcomes
-            for finding in one.trial.findings
-            if finding.failure is not None and not one.errors
-        }
-        return sorted(tried - killed)
+        """Tests that were tried on mutants and in which nothing ever fell, each named without its parameters.
+
+        Those that could never be tried, as without a GPU, have the reason behind the name.
+        """
+        idle: dict[str, set[str]] = {}
+        killed: set[str] = set()
+        for one in self.outcomes:
+            for finding in one.trial.findings:
+                idle.setdefault(_name(finding.case), set()).add(finding.reason or "")
+                if finding.failure is not None and not one.errors:
+                    killed.add(_name(finding.case))
+        return sorted(f"{name}{_unreached(idle[name])}" for name in idle.keys() - killed)
 
     @cached_property
     def lines(self) -> list[Line]:
@@ -267,6 +270,10 @@ class Matrix:
         if self.unread or self.interrupted or self.count(End.ERROR):
             return Status.OUR_ERROR
         return Status.FAILED if any(line.fails for line in self.lines) else Status.PASSED
+
+
+def _unreached(reasons: set[str]) -> str:
+    return "" if "" in reasons else f" (unreached: {min(reasons)})"
 
 
 def _name(case: str) -> str:
