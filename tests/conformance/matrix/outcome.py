@@ -147,7 +147,7 @@ class Outcome:
         match self.end:
             case End.KILLED:
                 cases = self.fallen[own]
-                tried = sum(own in finding.clauses for finding in self.trial.findings)
+                tried = sum(own in finding.clauses or finding in cases for finding in self.trial.findings)
                 how = "by a hang, " if self.is_hang else ""
                 return f"{how}{own} in {len(cases)} of {tried} tests{too}"
             case End.ELSEWHERE:
