@@ -138,7 +138,7 @@ def test_a_test_that_could_never_be_tried_says_why() -> None:
 
 def test_a_death_by_a_hang_says_so() -> None:
     found = matrix(KILLS, hung=frozenset({"resume/a-step[sync]"}))
-    assert found.outcomes[0].because.startswith("by a hang, ")
+    assert found.outcomes[0].because.startswith("a hang, ")
 
 
 def test_a_base_that_falls_fails_the_gate() -> None:

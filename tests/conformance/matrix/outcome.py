@@ -148,7 +148,7 @@ class Outcome:
             case End.KILLED:
                 cases = self.fallen[own]
                 tried = sum(own in finding.clauses or finding in cases for finding in self.trial.findings)
-                how = "by a hang, " if self.is_hang else ""
+                how = "a hang, " if self.is_hang else ""
                 return f"{how}{own} in {len(cases)} of {tried} tests{too}"
             case End.ELSEWHERE:
                 arose = sum(finding.reached.get(own, 0) for finding in self.trial.findings)
