@@ -74,6 +74,20 @@ def test_every_hole_in_the_suite_is_a_line_and_what_is_no_mutant_is_our_error(fo
     assert "no_such_module" in ran.out and "lodaed" in ran.out
 
 
+def test_a_mutant_that_is_wrong_everywhere_is_judged_by_all_tests_and_each_goes_on(forge: Command) -> None:
+    folder = forge.folder / "mutants"
+    folder.mkdir()
+    lazy = '    claims = Claims("core", ("sync",))\n    def load(self, *a):\n        return Loaded()'
+    source = mutant("Never resumes.", "resume.lands", lazy).replace("\n\nClause", "\n\nTests: all\nClause")
+    (folder / "lazy.py").write_text(source.replace("Loaded\n", "Claims, Loaded\n"))
+    (folder / "honest.py").write_text(f'"""Its base.\n\nClause: {OTHER}\n"""\n' + BASE.read_text())
+    ran = forge("matrix", "--mutants", str(folder), "--base", str(BASE), "-n", "2", "--mutant", "lazy")
+    assert ran.status == Status.PASSED, ran.said
+    (lazy_one,) = _json(forge)["mutants"]
+    assert lazy_one["tests"]["commit/the-second-save-of-a-step-is-the-one-that-counts[sync]"] == "failed"
+    assert len({at for at in lazy_one["fell_at"] if at.startswith("test_commit.py")}) > 1
+
+
 def _json(forge: Command) -> Any:
     return json.loads((forge.folder / "reports" / "matrix" / "matrix.json").read_text())
 
