@@ -5,6 +5,7 @@
     python benchmarks/run.py save       forge_ref against stock torch.distributed.checkpoint, same bytes
     python benchmarks/run.py suite      the whole suite against forge_ref, two processes
     python benchmarks/run.py matrix     the suite judged by mutants: processor time of each, and the whole
+    python benchmarks/run.py crash      disks judged a second, of forge_ref and of stock DCP; what a death takes
     python benchmarks/run.py model      the exhaustive search of the specification's model: states, and states a second
     python benchmarks/run.py scale      what coordination costs with many ranks; `--write docs/SCALE.md` to keep it
 
@@ -28,7 +29,15 @@ ROUNDS = 7
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    jobs = {"lives": lives, "save": save, "suite": suite, "matrix": matrix, "model": model, "scale": scale}
+    jobs = {
+        "lives": lives,
+        "save": save,
+        "suite": suite,
+        "matrix": matrix,
+        "crash": crash,
+        "model": model,
+        "scale": scale,
+    }
     parser.add_argument("what", nargs="*", choices=[*jobs, []], default=[])
     parser.add_argument("--write", type=Path, help="a file to write the study of scale to, too")
     arguments = parser.parse_args()
@@ -155,6 +164,24 @@ def matrix() -> None:
     print(f"  with the base: {found['seconds']} s")
     longest = [f"{one['name']} {one['cpu_seconds']} s" for one in each[:3]]
     print(f"  longest: {', '.join(longest)}")
+
+
+def crash() -> None:
+    """One scenario in every mode that is claimed, without leaving out writes; then the kills of one drill."""
+    stock = f"{Path(__file__).resolve().parents[1] / 'tests' / 'crash' / 'managers' / 'dcp.py'}:StockDcp"
+    for name, impl in (("forge_ref", "forge_ref"), ("stock DCP", stock)):
+        options = ["--tier", "disks", "--every-write", "--level", "durable", "--scenario", "steady"]
+        print(f"{name}: {_crashed(impl, *options)}")
+    print(f"forge_ref: {_crashed('forge_ref', '--tier', 'deaths', '--scenario', 'resave')}")
+
+
+def _crashed(impl: str, *options: str) -> str:
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, "-m", "forge_conformance.cli", "crash", "--impl", impl, "-n", "2", *options]
+        done = subprocess.run([*command, "--out", out], capture_output=True, text=True, cwd=out)
+    return next(
+        line for line in done.stdout.splitlines() if " distinct disks out of " in line or " in earnest, " in line
+    )
 
 
 def model() -> None:

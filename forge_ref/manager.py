@@ -161,7 +161,7 @@ class CheckpointManager:
         return staged
 
     def _make_room(self, undo: ExitStack, staged: _Staged) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        publish.make(self._folder)
         layout.check_names_free(self._folder, staged.step)
         undo.callback(publish.discard, publish.stage(self._folder, staged.step, self._ranks.stage_names))
         if self._ranks.are_many:  # before `save` returns on any rank (commit.collective)

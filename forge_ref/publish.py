@@ -26,6 +26,14 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
 
+def make(folder: Path) -> None:
+    """Make the folder, and what is missing above it, where it is not there yet; the names are on storage then."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in missing:
+        sync(place.parent)
+
+
 def stage(folder: Path, step: int, stages: Iterable[str] = ()) -> Path:
     """A new hidden directory to write the checkpoint of a step into, with one in it for each pipeline stage.
 

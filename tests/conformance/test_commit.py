@@ -332,6 +332,27 @@ def test_a_failed_flush_surfaces_once_and_is_never_committed(run: Scenario, flus
 
 
 @judges("commit.failed-flush")
+def test_a_flush_that_fails_again_is_told_of_again(run: Scenario, flush_mode: str) -> None:
+    life = _with_failed_flush(run, flush_mode)
+    _errors(life, "wait")
+    life.train_to(6)
+    _fail_flush(run, life)
+    raised = _errors(life, "wait", "wait")
+    run.expect(
+        "commit.failed-flush",
+        len(raised) == 1,
+        expected="the second flush that fails to surface once, as the first did",
+        seen=f"{raised or 'no error'}",
+    )
+    run.expect(
+        "commit.failed-flush",
+        run.folder.latest_or_newest() == 2,
+        expected="the resume point still at step 2, since neither of the two was committed",
+        seen=str(run.folder),
+    )
+
+
+@judges("commit.failed-flush")
 def test_a_load_does_not_hide_a_failed_flush(run: Scenario, flush_mode: str) -> None:
     life = _with_failed_flush(run, flush_mode)
     in_load, raised = _errors(life, "load"), _errors(life, "wait", "flush")
@@ -604,21 +625,36 @@ def _with_failing_flush(run: Scenario, mode: str) -> Life:
     life = run.start(mode=mode, gated=True)
     life.commit_at(2)
     life.train_to(4)
+    _begin_failing_flush(run, life)
+    return life
+
+
+def _begin_failing_flush(run: Scenario, life: Life) -> None:
+    """A save whose flush meets a full disk, and still does."""
     life.gate.fail(in_background, errno.ENOSPC)
     run.judge.tell("the disk is full for whatever is done in the background")
     life.save()
     if not life.gate.wait_failed(run.patience_s):
         raise Unreached("the save did nothing in the background that could fail")
-    return life
 
 
 def _with_failed_flush(run: Scenario, mode: str) -> Life:
     """The same, with the flush ended and space on the disk again; nobody has been told."""
     life = _with_failing_flush(run, mode)
+    _end_failing_flush(run, life)
+    return life
+
+
+def _end_failing_flush(run: Scenario, life: Life) -> None:
     life.worker.replies_or_blocks()
     life.gate.heal()
     run.judge.tell("the disk has space again")
-    return life
+
+
+def _fail_flush(run: Scenario, life: Life) -> None:
+    """Save with a flush that fails on a full disk, which then has space again; nobody has been told."""
+    _begin_failing_flush(run, life)
+    _end_failing_flush(run, life)
 
 
 def _require_overlap(run: Scenario, is_held: bool) -> None:

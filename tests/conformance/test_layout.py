@@ -53,7 +53,9 @@ def test_the_metadata_is_readable_and_says_step_tokens_and_freeze(run: Scenario,
     life.commit(extra={"vlm_freeze": FREEZE})
     life.train_to(4)
     life.commit()
-    for step, freeze in ((2, None), (3, FREEZE), (4, None)):
+    life.train_to(5)
+    life.commit(extra={"vlm_freeze": []})
+    for step, freeze in ((2, None), (3, FREEZE), (4, None), (5, [])):
         path = run.folder.of(step) / layout.METADATA
         metadata = json.loads(path.read_text())
         errors = layout.metadata_errors(metadata, step, 32 * step, freeze)
@@ -61,7 +63,7 @@ def test_the_metadata_is_readable_and_says_step_tokens_and_freeze(run: Scenario,
             "layout.metadata-json",
             not errors,
             expected=f"step {step}, tokens_seen {32 * step}, "
-            + (f"vlm_freeze {freeze}" if freeze else "no vlm_freeze"),
+            + ("no vlm_freeze" if freeze is None else f"vlm_freeze {freeze}"),
             seen=f"{metadata}: {'; '.join(errors)}",
         )
 
@@ -123,7 +125,9 @@ def test_a_pointer_name_that_is_taken_is_refused_at_the_first_commit(run: Scenar
 def _plant_look_alikes(run: Scenario, of: int) -> list[str]:
     """Names that resemble a checkpoint's and are none: complete copies of one, a file and a link."""
     original, name = run.folder.of(of), run.folder.layout.name
-    planted = [name.format(step=word) for word in ("final", "100_backup", "50.tmp", "007", "+9")]
+    planted = [
+        name.format(step=word) for word in ("final", "100_backup", "50.tmp", "007", "+9", "\u0663")
+    ]  # the last is a three
     for copy in planted:
         if run.folder.layout.is_dir:
             shutil.copytree(original, run.folder.path / copy)

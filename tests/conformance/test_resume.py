@@ -358,7 +358,7 @@ def test_peek_knows_that_a_load_of_the_train_state_alone_stays_with_latest(run: 
 
 
 @judges("resume.peek-agrees", needs=("explicit",))
-def test_peek_follows_a_named_path(run: Scenario) -> None:
+def test_peek_follows_a_named_path(run: Scenario, tmp_path: Path) -> None:
     run.start().commit_at(2, 4, 6)
     life = run.start(seed=999)
     peeked = life.worker.call("peek", path=str(run.folder.of(2)))
@@ -366,6 +366,16 @@ def test_peek_follows_a_named_path(run: Scenario) -> None:
     life.kill()
     configured = str(run.folder.of(4))
     _expect_peek(run, 4, f"a load_path, {configured}", load_path=configured)
+    copied = tmp_path / "kept"
+    shutil.copytree(configured, copied) if os.path.isdir(configured) else shutil.copy(configured, copied)
+    try:
+        run.start(seed=999, load_path=str(copied)).load()
+    except Raised:
+        run.judge.tell(
+            f"{copied}, a copy of step 4, is refused: checkpoints are known by their names, which peek may read"
+        )
+    else:
+        _expect_peek(run, 4, f"a load_path, {copied}, which is a copy of step 4", load_path=str(copied))
 
 
 @pytest.mark.parametrize("how", ["exclude_keys", "exclude_from_loading"])
@@ -394,6 +404,32 @@ def test_what_is_excluded_stays_and_the_rest_is_loaded(
     run.expect_same("resume.exclude", life.digest(), before, kinds, f"{excluded} as it was, excluded by {how}")
     loaded = set(run.kinds()) - set(kinds) - {"group", "scheduler"}  # those depend on each other
     run.expect_state("resume.exclude", life, 3, kinds=loaded)
+
+
+@judges("resume.exclude", needs=("dataloader",))
+def test_an_excluded_loader_gets_nothing_later_either(run: Scenario) -> None:
+    run.start().commit_at(3)
+    life = run.start(seed=5)
+    life.train_to(2)
+    before = life.digest("loader")
+    loaded = life.load(run.folder.of(3) if run.has("explicit") else None, exclude=["dataloader"], parts=["scheduler"])
+    run.expect_landing("resume.exclude", loaded, {3}, "the rest is loaded")
+    life.worker.call("apply_dataloader_state")
+    run.judge.tell("apply_dataloader_state is called")
+    run.expect_same("resume.exclude", life.digest(), before, ["loader"], "the loader, which was excluded from the load")
+
+
+@pytest.mark.parametrize("configured,in_call", [("optimizer", "model"), ("model", "optimizer")])
+@judges("resume.exclude")
+def test_what_call_and_configuration_exclude_adds_up(run: Scenario, configured: str, in_call: str) -> None:
+    run.start().commit_at(3)
+    life = run.start(seed=5, exclude_from_loading=[configured])
+    life.train_to(2)
+    before = life.digest()
+    loaded = life.load(run.folder.of(3) if run.has("explicit") else None, exclude=[in_call])
+    both = f"model and optimizer as they were, {configured} excluded by the configuration and {in_call} by the call"
+    run.expect_same("resume.exclude", life.digest(), before, ["parameter", "buffer", "moment"], both)
+    run.expect_landing("resume.exclude", loaded, {3}, "the rest is loaded")
 
 
 @judges("schedule.every-knob-acts")
@@ -563,15 +599,16 @@ def test_a_truncated_shard_is_an_error_that_names_it(run: Scenario, mode: str) -
         life.load(run.folder.of(4) if run.has("explicit") else None)
 
 
+@pytest.mark.parametrize("tensor", ["weights", "moments"])
 @judges("resume.damage")
-def test_a_flipped_bit_in_a_tensor_is_an_error_that_names_the_file(run: Scenario, mode: str) -> None:
+def test_a_flipped_bit_in_a_tensor_is_an_error_that_names_the_file(run: Scenario, mode: str, tensor: str) -> None:
     life = run.start(mode=mode)
     life.commit_at(4)
-    shard, place = _find(run, 4, bytes.fromhex(life.worker.call("weights")))
+    shard, place = _find(run, 4, bytes.fromhex(life.worker.call(tensor)))
     data = bytearray(shard.read_bytes())
     data[place] ^= 0x10
     shard.write_bytes(data)
-    run.judge.tell(f"one bit of a weight in {shard.name} of step 4 is flipped")
+    run.judge.tell(f"one bit of the {tensor} in {shard.name} of step 4 is flipped")
     again = run.start(mode=mode, seed=999)
     with run.expect_error("resume.damage", naming=[shard.name], doing="loading a shard with a flipped bit"):
         again.load(run.folder.of(4) if run.has("explicit") else None)

@@ -214,6 +214,31 @@ def test_ten_deaths_in_a_row_pile_nothing_up(run: Scenario, mode: str) -> None:
         _expect_no_heap(run, warnings)
 
 
+@judges("retention.debris", "resume.lands")
+def test_deaths_at_the_same_instant_pile_nothing_up(run: Scenario) -> None:
+    """Right before the pointer moves, or else the checkpoint gets its name: what was made for that stands there then.
+
+    It takes so many deaths until a pile shows to which each of them adds but a name.
+    """
+    limit = 2 if run.has("retention") else 0
+    with run.start(keep_last_n=limit) as first:
+        first.commit_at(2, 4)
+    warnings = ""
+    for _ in range(3 * run.folder.largest().entries + 4):
+        life, loaded = run.resume(gated=True, keep_last_n=limit)
+        run.expect("resume.lands", not loaded.is_fresh, expected="to come back", seen=str(run.folder), reaches=False)
+        warnings += life.warnings
+        life.train_to(loaded.step + 2)
+        name = run.folder.layout.pointer or run.folder.layout.name.format(step=life.step)
+        life.gate.close(partial(_concerns, name))
+        life.tell_save()
+        life.worker.replies_or_blocks()
+        if not life.gate.wait_held(run.patience_s):
+            raise Unreached(f"a save does nothing to {name} by that name")
+        life.kill()
+        _expect_no_heap(run, warnings)
+
+
 def _expect_no_heap(run: Scenario, warnings: str) -> None:
     folder = run.folder
     found = {name: room for name, room in folder.debris().items() if name not in warnings}
@@ -250,8 +275,8 @@ def test_milestones_do_not_use_up_the_limit(run: Scenario, mode: str) -> None:
 @judges("retention.torn-is-free")
 def test_torn_checkpoints_do_not_push_out_complete_ones(run: Scenario, mode: str) -> None:
     run.start(mode=mode).commit_at(2, 4, 6)
-    for torn in (7, 8, 9):
-        _plant_torn(run, torn, of=6)
+    for lacks, torn in enumerate((7, 8, 9)):
+        _plant_torn(run, torn, of=6, lacks=lacks)
     life, _ = run.resume(mode=mode, keep_last_n=3)
     life.commit_at(12)
     run.expect(
@@ -328,6 +353,27 @@ def test_a_deletion_that_fails_does_not_fail_the_save_and_is_tried_again(run: Sc
         "retention.failure-is-soft",
         run.folder.complete() == {8},
         expected=f"only step 8 at a limit of 1: {stuck} was tried again",
+        seen=str(run.folder),
+    )
+
+
+@judges("retention.failure-is-soft", "retention.drops")
+def test_a_deletion_that_fails_keeps_no_other_from_being_made(run: Scenario, mode: str) -> None:
+    run.start(mode=mode).commit_at(2, 4, 6)
+    life, _ = run.resume(mode=mode, keep_last_n=1, gated=True)
+    stuck = run.folder.of(4).name
+    life.gate.fail(lambda operation: _deletes(operation, stuck), errno.EACCES)
+    run.judge.tell(f"from here every deletion of {stuck} fails with EACCES")
+    life.train_to(8)
+    life.save()
+    life.wait()
+    if not life.gate.failed:
+        raise Unreached(f"{stuck} was not to be deleted by a name of its own, so its deletion could not fail")
+    run.expect("retention.failure-is-soft", run.folder.latest_or_newest() == 8, expected="step 8", seen=str(run.folder))
+    run.expect(
+        "retention.drops",
+        run.folder.complete() - {4} == {8},
+        expected=f"step 8 alone at a limit of 1, beside {stuck}: in whatever order, one came after it",
         seen=str(run.folder),
     )
 
@@ -458,6 +504,10 @@ def layout_is_shared(run: Scenario) -> bool:
     return set(run.folder.layout.required) == set(layout.required())
 
 
+def _concerns(name: str, operation: Operation) -> bool:
+    return operation.writes and name in operation.paths
+
+
 def _deletes(operation: Operation, name: str) -> bool:
     return operation.name in _DELETING and operation.paths[0].split("/")[0] == name
 
@@ -486,8 +536,8 @@ def _scramble(run: Scenario, order: tuple[int, ...]) -> None:
     run.judge.tell(f"the checkpoints get new inodes and times in the order {order}, oldest first")
 
 
-def _plant_torn(run: Scenario, step: int, of: int) -> None:
+def _plant_torn(run: Scenario, step: int, of: int, lacks: int) -> None:
     original = run.folder.of(of)
     copy = original.with_name(run.folder.layout.name.format(step=step))
     shutil.copytree(original, copy) if original.is_dir() else shutil.copy(original, copy)
-    run.judge.tell(f"a torn step {step} is put there, as a killed save leaves it: {run.tear(step)}")
+    run.judge.tell(f"a torn step {step} is put there, as a killed save leaves it: {run.tear(step, lacks)}")

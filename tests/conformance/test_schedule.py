@@ -58,15 +58,17 @@ def test_inside_the_window_the_strategy_alone_decides_and_outside_the_interval(
 @judges("schedule.registry", "schedule.window-replaces-interval")
 def test_a_registered_strategy_is_selectable_by_its_name(run: Scenario) -> None:
     other = run.start()
+    other.worker.call("register_strategy", name="only-seven-and-nine", fires=[7, 9])
     other.worker.call("register_strategy", name="only-eight", fires=[8])
     names = other.worker.call("list_strategies")
     run.expect(
         "schedule.registry",
-        {"power2", "only-eight"} <= set(names),
-        expected="power2 and the strategy registered just now in the list",
+        {"power2", "only-seven-and-nine", "only-eight"} <= set(names),
+        expected="power2 and the strategies registered just now in the list",
         seen=names,
     )
-    with run.expect_error("schedule.registry", naming=["only-eight"], doing="a name taken twice"):
+    naming = ["power2", "only-seven-and-nine", "only-eight"]
+    with run.expect_error("schedule.registry", naming=naming, doing="a name taken twice"):
         other.worker.call("register_strategy", name="only-eight", fires=[7])
     settings = {"folder": str(run.folder.path), "interval": 5, "window": _window(5, 10, "only-eight")}
     other.worker.open(settings, seed=0)
@@ -82,8 +84,11 @@ def test_a_registered_strategy_is_selectable_by_its_name(run: Scenario) -> None:
 
 @judges("schedule.registry")
 def test_an_unknown_strategy_is_an_error_that_lists_the_known_ones(run: Scenario) -> None:
-    with run.expect_error("schedule.registry", naming=["power3", "power2"], doing="selecting the strategy power3"):
-        life = run.start(window=_window(0, 10, "power3"))
+    life = run.start()
+    life.worker.call("register_strategy", name="only-seven", fires=[7])
+    naming = ["power3", "power2", "only-seven"]
+    with run.expect_error("schedule.registry", naming=naming, doing="selecting the strategy power3"):
+        life.worker.open({"folder": str(run.folder.path), "window": _window(0, 10, "power3")}, seed=0)
         life.worker.call("milestones", steps=[1])
 
 

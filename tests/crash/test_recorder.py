@@ -12,7 +12,7 @@ import pytest
 from forge_conformance.crash.calls import today
 from forge_conformance.crash.recorder import Control, Operation, launch
 from forge_conformance.crash.trace import Disk, Journal
-from forge_spec.disk import Bytes, Close, Entries, Size, Sync
+from forge_spec.disk import STORAGES, Bytes, Close, Entries, Size, Sync, safe_entries
 
 from .conftest import Program, needs_recorder
 
@@ -232,3 +232,15 @@ def test_a_disk_is_built_as_it_was_read(program: Program, tmp_path: Path) -> Non
     built = ran.left.build(copy)
     assert Disk.read(copy).differences(ran.left) == []
     assert set(built.values()) == {*ran.left.nodes, ""}
+
+
+def test_the_folder_that_our_reference_makes_is_on_storage_with_all_above_it(tmp_path: Path) -> None:
+    """Explorations begin with the folder there, so they can't find this."""
+    source = "import sys; from pathlib import Path; from forge_ref import publish; publish.make(Path(sys.argv[1]))"
+    journal = Journal(tmp_path)
+    _, recorder = launch([sys.executable, "-c", source, str(tmp_path / "runs" / "one" / "checkpoints")], journal)
+    assert recorder.wait() == 0
+    effects = journal.end().effects
+    made = {at for at, effect in enumerate(effects) if isinstance(effect, Entries)}
+    assert len(made) == 3
+    assert safe_entries(effects, len(effects), STORAGES["posix-strict"]) == made

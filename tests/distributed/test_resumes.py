@@ -158,6 +158,20 @@ def _expect_agreement(run: Scenario, world: World, must_land: bool) -> None:
         run.expect_states("resume.agreement", world, world.step, kinds=STATE)
 
 
+@judges("resume.peek-agrees", needs=("distributed", "pointer"))
+def test_every_rank_peeks_at_the_step_that_all_of_them_land_on(run: Scenario, fewest: int, tmp_path: Path) -> None:
+    shape = Shape(fewest)
+    run.world(shape).commit_at(2, 4)
+    view = replace(run.folder, path=tmp_path / "view")
+    run.folder.copy_to(view.path)
+    view.point_at(view.of(2).name)
+    world = run.world(shape, seed=_OTHER, views={shape.last: view.path})
+    world.tell("peeks on every rank")
+    peeked = world.ranks.together("peek", path=None)
+    run.expect("resume.peek-agrees", peeked == [4] * fewest, expected="every rank to peek at step 4", seen=peeked)
+    run.expect_landings("resume.peek-agrees", world.load(), {4}, "rank 0 sees that it is the latest")
+
+
 @judges("resume.agreement-across-stages")
 def test_stages_land_on_the_newest_step_that_all_of_them_have(run: Scenario, ranks: int, tmp_path: Path) -> None:
     shape = staged(ranks)
@@ -206,6 +220,28 @@ def test_a_refused_pickle_is_an_error_on_every_rank(run: Scenario, ranks: int) -
     run.judge.tell("train_state.pt of step 2 belongs to another owner")
     world = _trained(run, Shape(ranks))
     _expect_refused(run, world, run.folder.of(2), "that train_state.pt is not trusted")
+
+
+@judges(
+    "trust.every-pickle",
+    "resume.error-everywhere",
+    "resume.all-or-nothing",
+    needs=("explicit", "layout", "distributed", "pipeline"),
+)
+def test_the_marker_of_each_stage_is_asked_about_by_whoever_reads_it(run: Scenario, fewest: int) -> None:
+    if os.getuid() != 0:
+        raise Unreached("to give a file another owner takes root")
+    shape = staged(fewest)
+    run.world(shape).commit_at(2)
+    world = _trained(run, shape)
+    for stage in range(2):
+        name = f"{run.folder.stage(stage)}/.metadata"
+        os.chown(run.folder.of(2) / name, 12345, 12345)
+        run.judge.tell(f"{name} of step 2 belongs to another owner, and nothing else does")
+        _expect_refused(run, world, run.folder.of(2), f"that {name} is not trusted", "trust.every-pickle")
+        os.chown(run.folder.of(2) / name, os.geteuid(), -1)
+    run.judge.tell("all belongs to the reader again")
+    run.expect_landings("trust.every-pickle", world.load(run.folder.of(2)), {2}, "each marker is its reader's")
 
 
 @judges("resume.error-everywhere", "resume.all-or-nothing", needs=("explicit", "layout"))
@@ -275,16 +311,19 @@ def test_a_pipeline_resumes_with_other_numbers_of_replicas(run: Scenario, ranks:
 @judges("resume.stages-fit", "resume.all-or-nothing")
 def test_a_checkpoint_whose_stages_are_not_those_of_the_run_is_refused_by_all(run: Scenario, ranks: int) -> None:
     shape, flat = staged(ranks), Shape(ranks)
-    run.world(shape).commit_at(2, 4, 6)
+    run.world(shape).commit_at(2, 4, 6, 8)
     run.world(flat, seed=1).commit_at(1)
-    first, second = (run.folder.stage(number) for number in range(2))
+    first, second, third = (run.folder.stage(number) for number in range(3))
     shutil.rmtree(run.folder.of(4) / second)
     shutil.rmtree(run.folder.of(6) / second)
     shutil.copytree(run.folder.of(2) / second, run.folder.of(6) / second)
-    run.judge.tell(f"step 4 loses {second}; {second} of step 6 is replaced by that of step 2; step 1 has no stages")
+    shutil.copytree(run.folder.of(8) / second, run.folder.of(8) / third)
+    run.judge.tell(f"step 4 loses {second}; {second} of step 6 is replaced by that of step 2")
+    run.judge.tell(f"step 8 has {third} beside the others; step 1 has no stages")
     clause, world = "resume.stages-fit", _trained(run, shape)
     _expect_refused(run, world, run.folder.of(4), f"that {second} is missing", clause)
     _expect_refused(run, world, run.folder.of(6), f"that {second} is of another step than {first}", clause)
+    _expect_refused(run, world, run.folder.of(8), f"that there is {third}, and the run has two stages", clause)
     _expect_refused(run, world, run.folder.of(1), "that the checkpoint has no stages", clause)
     flat_world = _trained(run, flat)
     _expect_refused(run, flat_world, run.folder.of(2), "that the checkpoint has stages, and the run none", clause)

@@ -284,3 +284,16 @@ def is_regular(path: str) -> bool:
         return stat.S_ISREG(os.stat(path).st_mode)
     except OSError:
         return True
+
+
+def follows(flags: int) -> bool:
+    """Whether an open with these flags follows a link in the last place."""
+    return not flags & os.O_NOFOLLOW and flags & (os.O_CREAT | os.O_EXCL) != os.O_CREAT | os.O_EXCL
+
+
+def standing(place: Place) -> os.stat_result | None:
+    """What stands there, links not followed; None for nothing."""
+    try:
+        return os.lstat(place.path)
+    except FileNotFoundError:
+        return None

@@ -31,6 +31,7 @@ from . import report
 from .drills import SITUATIONS, Drill, Drilled
 from .earnest import DEATHS_TIER, ERRORS_TIER, Asked, drilled, drills
 from .explorer import Effort, Exploration, Explored, Totals
+from .landing import OTHER_SEED, Landing
 from .live import room_told
 from .order import disorders
 from .path import followed
@@ -39,7 +40,7 @@ from .recorders import RECORDERS, Kind, choose
 from .recording import Recorded, Recording
 from .replay import outcome, script
 from .report import Found, Result
-from .resume import OTHER_SEED, Landing, Resumer
+from .resume import Resumer
 from .scenarios import SCENARIOS
 from .story import disk_of, shrink, tell
 from .trace import Disk
@@ -138,7 +139,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, level_named: Any) -> int:
     """The exit status, as for `run`; a coarse recorder never makes it 0."""
-    begun = time.perf_counter()
     manager = Manager(options.impl, options.python, options.timeout, options.import_timeout, options.recorder)
     has_ranks = any(SCENARIOS[name].shape != ALONE for name in options.scenario or SCENARIOS)
     with workplace(manager, has_ranks or _tiers(options) != ("disks",)) as place:
@@ -150,19 +150,18 @@ def run(options: argparse.Namespace, level_named: Any) -> int:
         jobs += _drill_jobs(options, manager, implementation)
         if not jobs:
             raise CannotJudge(_nothing_to_do(options, implementation))
-        means = _means(jobs, place.recorder)
+        means = _means(jobs, place.recorder, options.n)
         out = options.out or Path("reports") / "crash"
         out.mkdir(parents=True, exist_ok=True)
         done, means = _finished(jobs, options.n, place, means)
-    seconds = time.perf_counter() - begun
     results = [one for one in done if isinstance(one, Result)]
     tried = [one for one in done if isinstance(one, Drilled)]
     again = shlex.join(_same_manager(options, level))
-    written = report.write(implementation, level, results, tried, again, out, seconds, means)
+    written = report.write(implementation, level, results, tried, again, out, means)
     if options.check_replays and not means.interrupted:
         results, means = _with_replays(results, out, manager, options.n, means)
-        report.write(implementation, level, results, tried, again, out, seconds, means)
-    print(report.console(implementation, level, results, tried, again, out, seconds, means))
+        report.write(implementation, level, results, tried, again, out, means)
+    print(report.console(implementation, level, results, tried, again, out, means))
     print(f"written: {', '.join(written)}")
     status = _status(results, tried, level, means)
     beyond = report.ways(results, tried) - len(report.counted(results, level, tried))
@@ -228,7 +227,7 @@ def _finished(
     return done, means
 
 
-def _means(jobs: Sequence["Job | DrillJob"], recorder: Kind) -> report.Means:
+def _means(jobs: Sequence["Job | DrillJob"], recorder: Kind, side_by_side: int) -> report.Means:
     """`CannotJudge` where the recorder can say nothing of what is asked for."""
     storages = next((job.storages for job in jobs if isinstance(job, Job)), ())
     unreached = tuple(name for name in storages if name != KILL) if recorder.is_coarse else ()
@@ -237,7 +236,7 @@ def _means(jobs: Sequence["Job | DrillJob"], recorder: Kind) -> report.Means:
             f"{', '.join(unreached)}: nothing can be said with {recorder.says}: {recorder.unseen}. Ask for --storage "
             f"{KILL}, or record with another --recorder."
         )
-    return report.Means(recorder, unreached)
+    return report.Means(recorder, unreached, side_by_side=side_by_side)
 
 
 def _same_manager(options: argparse.Namespace, level: Level) -> list[str]:
@@ -408,8 +407,10 @@ def _done(job: Job | DrillJob, place: Place) -> Result | Drilled:
 
 
 def _done_alone(job: Job | DrillJob) -> Result | Drilled:
+    begun = time.perf_counter()
     with workplace(job.manager, _has_ranks(job)) as place:
-        return _done(job, place)
+        done = _done(job, place)
+    return replace(done, seconds=time.perf_counter() - begun) if isinstance(done, Result) else done
 
 
 def _has_ranks(job: Job | DrillJob) -> bool:

@@ -22,9 +22,9 @@ from forge_conformance.harness.ranks import Shape
 from forge_conformance.harness.server import CannotJudge
 from forge_conformance.harness.worker import ManagerFault
 
+from .landing import GoingOn, Landing
 from .live import Ledger, Life, Team, room_told
 from .recorder import Control, Operation
-from .resume import GoingOn, Landing
 from .story import shown
 from .trace import Disk
 from .verdicts import WORDS, Verdict, verdict_of
@@ -181,6 +181,8 @@ class Stage:
         self.settings: dict[str, Any] = {"mode": drill.mode} | ({"keep_last_n": 2} if has_limit and several else {})
         self._ledger = Ledger()
         self._names: set[tuple[str, ...]] = set()
+        self._judged: dict[object, Verdict] = {}
+        """By the folder as it was left, and what might come back."""
         self.team.rebuild(Disk({}))
         try:
             if self.situation.before:
@@ -190,7 +192,8 @@ class Stage:
             control = Control()
             with self.about_to_save([control] if is_watched else ()) as life:
                 self.operations = self._rehearsed(life, control)
-                self.outside = tuple(dict.fromkeys(life.journal.outside if life.journal else ()))
+                opened = dict.fromkeys(life.journal.outside if life.journal else ())
+                self.outside = tuple(path for path in opened if not team.server.owns(path))
         except ManagerFault as fault:
             raise CannotJudge(
                 f"Situation {drill.situation!r} ({self.situation.says}) could not be brought about in mode "
@@ -251,12 +254,19 @@ class Stage:
         life.save(self.step())
 
     def judged(self, life: Life, goes_on: bool | None = None) -> tuple[Verdict, Disk, bool]:
-        """What fresh processes make of the folder as it is; the folder, and whether the run went on from there."""
+        """What fresh processes make of the folder as it is; the folder, and whether the run went on from there.
+
+        Of points that leave the same one is resumed from, as of equal disks wherever they are explored.
+        """
         left = Disk.read(self.team.here)
+        key = (left.identity, life.ledger.allowed, len(life.ledger.saves), goes_on)
+        if key in self._judged:
+            return self._judged[key], left, False
         if goes_on is None:
             goes_on = self.is_new(left)
         landing, going_on = self.team.resume(self.settings, life.ledger, goes_on)
-        return self.verdict(life.ledger, landing, going_on), left, goes_on
+        verdict = self._judged[key] = self.verdict(life.ledger, landing, going_on)
+        return verdict, left, goes_on
 
     def is_new(self, left: Disk) -> bool:
         """Whether no point before has left these names."""

@@ -1,6 +1,6 @@
 """Takes a recording, visits every distinct disk that a death can leave of it, and judges each.
 
-Invariants: equal disks are resumed from once; disks on which all facts that a
+Invariants: equal disks are resumed from once, whatever storage leaves them; disks on which all facts that a
 resume learns are equal share what came of it, and a sample of what was shared
 is tried in earnest as well (`Totals.confirmed`): if it ever comes out otherwise, the
 exploration says so and is worth nothing.  A disk is judged anew wherever
@@ -17,14 +17,19 @@ from forge_spec.disk import Mark, Storage
 from forge_spec.durable import may_come_back
 
 from .facts import Memory
+from .landing import GoingOn, Landing
 from .recording import Recorded
-from .resume import GoingOn, Landing, Resumer
+from .resume import Resumer
 from .states import Identity, State, States
 from .trace import Disk
 from .verdicts import Verdict, verdict_of
 
 CONFIRMED_EVERY = 500
 """Of so many disks that share an outcome one is tried in earnest, and the 1st, 3rd, 9th, 27th and so on besides."""
+
+
+Outcome = tuple[Landing, GoingOn | None]
+"""Where a resume came back, and what came of going on from there, if that was tried."""
 
 
 @dataclass
@@ -39,6 +44,8 @@ class Totals:
     """Of these, the ones that no storage before had left."""
     bad: int = 0
     """Distinct disks with at least one bad verdict."""
+    new_bad: int = 0
+    """Of these, the ones that were good under every storage before."""
     resumes: int = 0
     """Processes that resumed; all other disks share what came of these."""
     went_on: int = 0
@@ -108,28 +115,15 @@ class _Known:
 
 
 class Explorer:
-    """One recording, one storage (None: kills only)."""
+    """One storage (None: kills only); what is learnt on the way stays with the exploration."""
 
-    def __init__(
-        self,
-        recorded: Recorded,
-        storage: Storage | None,
-        resumer: Resumer,
-        effort: Effort,
-        landings: Memory[Landing],
-        going_on: Memory[GoingOn],
-        met: set[Identity],
-        interned: dict[tuple[str, str, bytes], int],
-    ) -> None:
-        self._recorded = recorded
+    def __init__(self, exploration: "Exploration", storage: Storage | None) -> None:
+        self._all = exploration
+        self._recorded = exploration.recorded
         self._storage = storage
-        self._resumer = resumer
-        self._effort = effort
-        self._landings = landings
-        self._goings_on = going_on
+        self._resumer = exploration.resumer
+        self._effort = exploration.effort
         self._known: dict[Identity, _Known] = {}
-        self._met = met
-        self._interned = interned
         self._bad: dict[tuple[str, str, str], Bad] = {}
         self._random = random.Random(0)
         self._shared = 0
@@ -143,7 +137,7 @@ class Explorer:
     def explore(self) -> Explored:
         """Visit them all, or as many as there is time for."""
         begun, before = time.perf_counter(), self._resumer.resumes
-        states = States(self._recorded.trace, self._storage, self._effort.coalesce, self._interned)
+        states = States(self._recorded.trace, self._storage, self._effort.coalesce, self._all.interned)
         allowed: dict[int, frozenset[int | None]] = {}
         is_cut_short = False
         for state in states:
@@ -168,24 +162,28 @@ class Explorer:
         known = self._known.get(identity)
         is_new = known is None
         if known is None:
-            known = self._known[identity] = self._learn(disk)
             self.totals.disks += 1
-            self.totals.new += identity not in self._met
-            self._met.add(identity)
+            self.totals.new += identity not in self._all.met
+            outcome = self._all.met[identity] = self._learn(identity, disk)
+            known = self._known[identity] = _Known(*outcome)
             self.totals.went_on += known.going_on is not None
         verdict = verdict_of(known.landing, known.going_on, allowed, self._recorded.saves, state.is_power_cut)
         is_bad = not verdict.is_good and (state.is_power_cut or self._storage is None)  # a kill is judged as a kill
         if is_bad:
-            self._blame(state, verdict, known)
+            self._blame(state, verdict)
+            self._count_bad(identity, known)
         met, bad = self.cuts.get(state.cut, (0, 0))
         self.cuts[state.cut] = (met + is_new, bad + is_bad)
 
-    def _blame(self, state: State, verdict: Verdict, known: _Known) -> None:
+    def _count_bad(self, identity: Identity, known: _Known) -> None:
+        self.totals.bad += not known.is_bad
+        self.totals.new_bad += identity not in self._all.blamed
+        known.is_bad = True
+        self._all.blamed.add(identity)
+
+    def _blame(self, state: State, verdict: Verdict) -> None:
         key = (verdict.word, verdict.clause, re.sub(r"[0-9]+", "N", verdict.seen))
         found = self._bad.get(key)
-        if not known.is_bad:
-            known.is_bad = True
-            self.totals.bad += 1
         if found is None:
             self._bad[key] = Bad(state, verdict)
         else:
@@ -193,12 +191,15 @@ class Explorer:
             kept = Bad(state, verdict) if is_simpler else found
             self._bad[key] = replace(kept, states=found.states + 1)
 
-    def _learn(self, disk: Disk) -> _Known:
-        landing, going_on = self._landings.find(disk), self._goings_on.find(disk)
-        if landing is not None and (going_on is not None or not self._may_go_on(landing)):
+    def _learn(self, identity: Identity, disk: Disk) -> Outcome:
+        met = self._all.met.get(identity)
+        if met is not None and self._is_enough(*met):
+            return met
+        landing, going_on = self._all.landings.find(disk), self._all.goings_on.find(disk)
+        if landing is not None and self._is_enough(landing, going_on):
             if self._is_sampled():
                 self._confirm(disk, landing, going_on)
-            return _Known(landing, going_on)
+            return landing, going_on
         return self._try(disk, landing)
 
     def _is_sampled(self) -> bool:
@@ -207,18 +208,18 @@ class Explorer:
             self._next_sample *= 3
         return self._next_sample == self._shared or self._random.randrange(CONFIRMED_EVERY) == 0
 
-    def _may_go_on(self, landing: Landing) -> bool:
-        return landing.is_alive and self._to_go_on > 0
+    def _is_enough(self, landing: Landing, going_on: GoingOn | None) -> bool:
+        return going_on is not None or not landing.is_alive or self._to_go_on <= 0
 
-    def _try(self, disk: Disk, shared: Landing | None) -> _Known:
+    def _try(self, disk: Disk, shared: Landing | None) -> Outcome:
         tried = self._resumer.attempt(disk, goes_on=self._to_go_on > 0)
-        self._landings.learn(disk, tried.of_landing, tried.landing)
+        self._all.landings.learn(disk, tried.of_landing, tried.landing)
         if tried.going_on is not None:
             self._to_go_on -= 1
-            self._goings_on.learn(disk, tried.of_going_on, tried.going_on)
+            self._all.goings_on.learn(disk, tried.of_going_on, tried.going_on)
         if shared is not None:
             self._compare(shared, tried.landing)
-        return _Known(tried.landing, tried.going_on)
+        return tried.landing, tried.going_on
 
     def _confirm(self, disk: Disk, landing: Landing, going_on: GoingOn | None) -> None:
         tried = self._resumer.attempt(disk, goes_on=going_on is not None)
@@ -256,20 +257,22 @@ def _complexity(state: State) -> tuple[int, int]:
 
 @dataclass
 class Exploration:
-    """One recording under several storages; what resumes depended on is remembered across them."""
+    """One recording under several storages, and what has been learnt of its disks under all of them."""
 
     recorded: Recorded
     resumer: Resumer
     effort: Effort
     landings: Memory[Landing] = field(default_factory=Memory)
     goings_on: Memory[GoingOn] = field(default_factory=Memory)
-    met: set[Identity] = field(default_factory=set)
+    met: dict[Identity, Outcome] = field(default_factory=dict)
+    """What came of each disk so far."""
+    blamed: set[Identity] = field(default_factory=set)
+    """The bad ones among them."""
     interned: dict[tuple[str, str, bytes], int] = field(default_factory=dict)
 
     def under(self, storage: Storage | None) -> Explored:
         """All disks of one storage; None for kills alone."""
-        memories = (self.landings, self.goings_on, self.met, self.interned)
-        return Explorer(self.recorded, storage, self.resumer, self.effort, *memories).explore()
+        return Explorer(self, storage).explore()
 
     def of(self, recorded: Recorded) -> "Exploration":
         """Another order of the same recording, or this one; what resumes depended on is the same."""
@@ -289,7 +292,7 @@ class Exploration:
             found += alive[len(alive) * (2 * number + 1) // (2 * most) :][:1]
         return found
 
-    def outcome(self, disk: Disk, goes_on: bool) -> tuple[Landing, GoingOn | None]:
+    def outcome(self, disk: Disk, goes_on: bool) -> Outcome:
         """What comes of a disk, from memory or tried now."""
         landing, going_on = self.landings.find(disk), self.goings_on.find(disk)
         if landing is not None and (going_on is not None or not goes_on):

@@ -19,9 +19,9 @@ from forge_conformance.harness.folder import Folder
 from forge_conformance.harness.worker import Died, Hung, ManagerFault, Raised
 
 from .drills import Heard, Stage, Tried
-from .live import Life, comes_back, first_free, word_of
+from .landing import GoingOn, word_of
+from .live import Life, comes_back, first_free
 from .recorder import Control, Operation
-from .resume import GoingOn
 from .trace import Disk
 from .verdicts import Verdict
 

@@ -17,16 +17,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from forge_conformance.harness.ranks import Outcome, Ranks, Shape, by_rank, places
+from forge_conformance.harness.ranks import Outcome, Shape
 from forge_conformance.harness.server import CannotJudge, Server
-from forge_conformance.harness.worker import ALL_PARTS, Died, Hung, ManagerFault, Worker, loaded_from
+from forge_conformance.harness.worker import ALL_PARTS, ManagerFault, Worker
 from forge_spec.disk import Mark
 from forge_spec.durable import may_come_back
 
-from .processes import ALONE, Digest, raised_once
+from .landing import GoingOn, Landing, come_back
+from .processes import ALONE, Digest, Processes, of_kinds, raised_once
 from .recorder import Control, Recorder
 from .recording import Saved
-from .resume import OTHER_SEED, GoingOn, Landing, differing
 from .trace import Disk, Journal
 
 EVERY = 2
@@ -84,10 +84,6 @@ class Team:
         """Where the suite finds the folder."""
         return self.seen or self.folder
 
-    def of_kinds(self, digest: Mapping[str, str]) -> Digest:
-        """What of a fingerprint the manager claims to bring back."""
-        return {name: value for name, value in digest.items() if name.partition("/")[0] in self.kinds}
-
     def rebuild(self, disk: Disk) -> None:
         """Make the folder hold the disk, and nothing else."""
         shutil.rmtree(self.here, ignore_errors=True)
@@ -109,7 +105,7 @@ class Team:
     def life(self, settings: Mapping[str, Any], ledger: Ledger, controls: Sequence[Control] = ()) -> Iterator["Life"]:
         """The same, which have made their managers and loaded nothing."""
         with self.unopened(settings, ledger, controls) as life:
-            life.open(seed=0)
+            life.open()
             yield life
 
     def resume(self, settings: Mapping[str, Any], ledger: Ledger, goes_on: bool) -> tuple[Landing, GoingOn | None]:
@@ -129,45 +125,36 @@ class Life:
         self.controls = controls
         self.recorders: list[Recorder] = []
         self.step = 0
-        self.warnings: list[str] = []
-        """Everything that was warned of so far."""
         self._in_flight: int | None = None
         self._is_sync = settings["mode"] == "sync"
         self.journal = Journal(team.folder) if controls else None
-        self.ranks = Ranks([], team.shape)
-        for rank in range(team.shape.ranks):
-            self.ranks.workers.append(self._spawn(rank))
+        watched, supervise = (team.folder, self._supervise) if controls else (None, None)
+        self.processes = Processes(team.server, team.shape, watched, "writes", supervise)
+        if controls and team.server.filter_refusal is not None:
+            self.kill()
+            raise CannotJudge(f"The manager's file operations can't be stopped: {team.server.filter_refusal}.")
         for rank, control in enumerate(controls):
-            control.dies = self.strike if len(controls) == 1 else self.workers[rank].strike
+            control.dies = self.processes.strike if len(controls) == 1 else self.workers[rank].strike
 
     @property
     def workers(self) -> list[Worker]:
         """The process of each rank."""
-        return self.ranks.workers
+        return self.processes.workers
 
-    def _spawn(self, rank: int) -> Worker:
-        if self.journal is None:
-            return self.team.server.spawn()
-        journal, control = self.journal, self.controls[min(rank, len(self.controls) - 1)]
+    @property
+    def warnings(self) -> list[str]:
+        """Everything that was warned of so far."""
+        return self.processes.warnings
 
-        def supervise(listener: int, _: Path, pid: int) -> Recorder:
-            self.recorders.append(Recorder(listener, pid, journal, control, rank=rank))
-            return self.recorders[-1]
-
-        worker = self.team.server.spawn(self.team.folder, watch="writes", supervise=supervise)
-        if self.team.server.filter_refusal is not None:
-            worker.kill()
-            raise CannotJudge(f"The manager's file operations can't be stopped: {self.team.server.filter_refusal}.")
-        return worker
-
-    def strike(self) -> None:
-        """SIGKILL to all at once."""
-        for worker in self.workers:
-            worker.strike()
+    def _supervise(self, rank: int, listener: int, pid: int) -> Recorder:
+        assert self.journal is not None, "who is watched has a journal"
+        control = self.controls[min(rank, len(self.controls) - 1)]
+        self.recorders.append(Recorder(listener, pid, self.journal, control, rank=rank))
+        return self.recorders[-1]
 
     def kill(self) -> None:
         """SIGKILL to whatever lives; raises what went wrong with a recorder."""
-        self.ranks.kill()
+        self.processes.kill()
         for recorder in self.recorders:
             if recorder.failure is not None:
                 raise recorder.failure
@@ -180,21 +167,15 @@ class Life:
 
     def outcomes(self, do: str, **arguments: Any) -> list[Outcome]:
         """What a command came to on each rank that lives."""
-        found = self.ranks.outcomes(do, **arguments)
-        self.warnings += [text for worker in self.workers for text in worker.warnings]
-        return found
+        return self.processes.outcomes(do, **arguments)
 
-    def open(self, seed: int) -> None:
+    def open(self) -> None:
         """Make the training run and its manager."""
-        several = self.team.shape.ranks > 1
-        place = places(self.team.server, self.team.shape, _PATIENCE_S) if several else None
-        timeout = {"timeout_s": _PATIENCE_S} if several else {}
-        self.call("open", settings={**self.settings, **timeout}, seed=seed, place=place)
+        self.processes.open(self.settings, seed=0, timeout_s=_PATIENCE_S)
 
     def load(self, path: str | None = None) -> list[bool]:
         """Resume; of each rank, whether it came back fresh.  `Astray` if ranks came back at different steps."""
-        values = self.call("load", path=path, exclude=[], freeze_expected=None, parts=list(ALL_PARTS))
-        loaded = [loaded_from(value) for value in values]
+        loaded = self.processes.load(path)
         steps = sorted({one.step for one in loaded})
         if len(steps) > 1:
             raise Astray(f"its ranks came back at different steps: {', '.join(str(one.step) for one in loaded)}")
@@ -203,8 +184,7 @@ class Life:
 
     def digest(self) -> Digest:
         """Fingerprints of all ranks, of the kinds that are claimed."""
-        found: list[Digest] = self.call("digest")
-        return self.team.of_kinds(found[0] if len(found) == 1 else by_rank(found))
+        return of_kinds(self.processes.digest(), self.team.kinds)
 
     def train_to(self, step: int) -> None:
         """Train until the run is at `step`."""
@@ -223,7 +203,7 @@ class Life:
         if step is not None:
             state |= self._counted(step)
         self._saving = self.ledger.begin(self.step if step is None else step, state)
-        self.ranks.begin("save", step=step, extra=None, parts=list(ALL_PARTS))
+        self.processes.ranks.begin("save", step=step, extra=None, parts=list(ALL_PARTS))
 
     def _counted(self, step: int) -> Digest:
         """The counter of a step that was saved before, as a save is told it that is not of the run's own step."""
@@ -232,7 +212,7 @@ class Life:
 
     def end_save(self) -> None:
         """Wait for the save that was started to return; what it did is noted, unless a process died in it."""
-        self._note(self.ranks.ends(), self._saving)
+        self._note(self.processes.ranks.ends(), self._saving)
         if self._is_sync:
             self.ledger.mark("acknowledged", self._saving)
             return
@@ -247,14 +227,14 @@ class Life:
         self._acknowledge()
 
     def _note(self, outcomes: Sequence[Outcome], save: int | None) -> None:
-        has_died = len(self.ranks.living) < self.team.shape.ranks
+        has_died = len(self.processes.ranks.living) < self.team.shape.ranks
         faulty = any(outcome.fault is not None for outcome in outcomes)
         if faulty and not has_died and save is not None:
             self.ledger.mark("raised", save)
         raised_once(outcomes)
 
     def _acknowledge(self) -> None:
-        if self._in_flight is not None and len(self.ranks.living) == self.team.shape.ranks:
+        if self._in_flight is not None and len(self.processes.ranks.living) == self.team.shape.ranks:
             self.ledger.mark("acknowledged", self._in_flight)
         self._in_flight = None
 
@@ -262,28 +242,10 @@ class Life:
 
     def land(self) -> Landing:
         """Where these processes come back; what they have beforehand is another run's."""
-        try:
-            self.open(OTHER_SEED)
-            is_fresh = self.load()
-            state = self.digest()
-        except Astray as astray:
-            return Landing("apart", said=str(astray))
-        except ManagerFault as fault:
-            return Landing(word_of(fault), said=str(fault))
-        if all(is_fresh):
-            changed = differing(self.team.of_kinds(self.team.fresh), state)
-            return Landing("mixed", said=f"fresh, with {changed}") if changed else Landing("fresh")
-        return self._match(state)
-
-    def _match(self, state: Digest) -> Landing:
-        there = {number: saved for number, saved in enumerate(self.ledger.saves) if saved.step == self.step}
-        same = frozenset(number for number, saved in there.items() if saved.state == state)
-        if same:
-            return Landing("landed", self.step, same)
-        if not there:
-            return Landing("mixed", self.step, said=f"step {self.step} was never saved")
-        differ = " / ".join(differing(saved.state, state) for saved in there.values())
-        return Landing("mixed", self.step, said=f"not the state that was saved: {differ}")
+        team = self.team
+        landing = come_back(self.processes, self.settings, self.ledger.saves, team.fresh, team.kinds, _PATIENCE_S)
+        self.step = landing.step
+        return landing
 
     def go_on(self, landing: Landing) -> GoingOn:
         """Make the run's next two saves, the one that was cut short among them, and resume in fresh processes."""
@@ -323,13 +285,6 @@ def room_told(folder: Path) -> str:
 
 class Astray(ManagerFault):
     """Ranks of one run went to different places."""
-
-
-def word_of(fault: ManagerFault) -> str:
-    """How a call ended that did not return."""
-    if isinstance(fault, Hung):
-        return "hung"
-    return "died" if isinstance(fault, Died) else "refused"
 
 
 def first_free(step: int) -> int:

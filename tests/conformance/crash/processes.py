@@ -60,14 +60,16 @@ class Processes:
         for rank in range(shape.ranks):
             answers = _for_rank(supervise, rank) if supervise else Gate
             self.workers.append(server.spawn(watched, watch=watch, supervise=answers))
-        self._ranks = Ranks(self.workers, shape)
+        self.ranks = Ranks(self.workers, shape)
+        self.warnings: list[str] = []
+        """Everything that was warned of so far."""
 
-    def open(self, settings: Mapping[str, Any], seed: int) -> None:
-        """Make the training run and its manager."""
+    def open(self, settings: Mapping[str, Any], seed: int, timeout_s: float | None = None) -> None:
+        """Make the training run and its manager; ranks wait for each other as long, or as a command may take."""
         if self._shape == ALONE:
-            self.workers[0].open(dict(settings), seed)
+            self._all("open", settings=dict(settings), seed=seed, place=None)
         else:
-            timeout_s = self.workers[0].patience_s
+            timeout_s = timeout_s or self.workers[0].patience_s
             place = places(self._server, self._shape, timeout_s)
             self._all("open", settings={"timeout_s": timeout_s, **settings}, seed=seed, place=place)
 
@@ -77,7 +79,9 @@ class Processes:
 
     def outcomes(self, do: str, **arguments: Any) -> list[Outcome]:
         """What a command comes to on each rank."""
-        return self._ranks.outcomes(do, **arguments)
+        found = self.ranks.outcomes(do, **arguments)
+        self.warnings += [text for worker in self.workers for text in worker.warnings]
+        return found
 
     def save(self) -> None:
         """Save at the run's step."""
@@ -104,10 +108,15 @@ class Processes:
 
     def kill(self) -> None:
         """SIGKILL to all, and see them gone."""
-        self._ranks.kill()
+        self.ranks.kill()
 
     def _all(self, do: str, **arguments: Any) -> list[Any]:
         return raised_once(self.outcomes(do, **arguments))
+
+
+def of_kinds(digest: Digest, kinds: Sequence[str]) -> Digest:
+    """What of a fingerprint the manager claims to bring back."""
+    return {name: value for name, value in digest.items() if name.partition("/")[0] in kinds}
 
 
 def raised_once(outcomes: Sequence[Outcome]) -> list[Any]:

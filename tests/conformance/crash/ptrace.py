@@ -22,9 +22,10 @@ import threading
 
 from forge_conformance.worker import filter as kernel_filter
 
+from . import calls
 from .calls import Arguments, Caller
 from .facts import Facts
-from .recorder import _CONTINUE, Control, Recorder, _follows, _lstat
+from .recorder import CONTINUE, Control, Recorder
 from .trace import Call, Journal
 
 _POKE_USER, _SYSCALL, _SEIZE, _INTERRUPT, _LISTEN, _SYSCALL_INFO = 6, 24, 0x4206, 0x4207, 0x4208, 0x420E
@@ -136,15 +137,15 @@ class PtraceRecorder(Recorder):
 
     def _answer(self, identity: int, value: int, error: int = 0, flags: int = 0) -> None:
         with contextlib.suppress(ProcessLookupError):  # the caller is dead
-            if not flags & _CONTINUE:
+            if not flags & CONTINUE:
                 self._results[identity] = -error or value
                 _request(_POKE_USER, identity, _NUMBER_AT, -1)
             _request(_SYSCALL, identity)
 
     def _open(self, identity: int, caller: Caller, arguments: Arguments, call: Call) -> None:
         flags = arguments[2]
-        place = caller.place(arguments[0], arguments[1], _follows(flags))
-        before = _lstat(place)
+        place = caller.place(arguments[0], arguments[1], calls.follows(flags))
+        before = calls.standing(place)
         opened = _made(identity)
         if opened is None:
             return

@@ -44,7 +44,8 @@ _RECEIVE, _RESPOND, _ADD_DESCRIPTOR = 0xC0502100, 0xC0182101, 0x40182103
 _NOTIFICATION = struct.Struct("QIIiIQ6Q")
 _RESPONSE = struct.Struct("QqiI")
 _ADDED = struct.Struct("QIIII")
-_CONTINUE, _ADD_AND_ANSWER = 1, 2
+CONTINUE, _ADD_AND_ANSWER = 1, 2
+"""How a call is answered: by letting the caller make it; by a descriptor that was put into its table."""
 _EXCHANGE, _KEEP_SIZE, _MS_SYNC = 2, 1, 4
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _WRITES = ("write", "pwrite64", "writev", "pwritev", "pwritev2")
@@ -185,7 +186,7 @@ class Recorder:
             try:
                 self._answer_call(identity, thread, name, registers)
             except Continue:
-                self._answer(identity, 0, 0, _CONTINUE)
+                self._answer(identity, 0, 0, CONTINUE)
             except OSError as error:
                 self._answer(identity, 0, error.errno or errno.EIO)
             except BaseException as failure:
@@ -263,7 +264,7 @@ class Recorder:
         a = arguments
         match name:
             case "openat":
-                return (caller.place(a[0], a[1], _follows(a[2])).path,)
+                return (caller.place(a[0], a[1], calls.follows(a[2])).path,)
             case "mkdirat" | "unlinkat":
                 return (caller.place(a[0], a[1]).path,)
             case "renameat2":
@@ -333,8 +334,8 @@ class Recorder:
 
     def _open(self, identity: int, caller: Caller, arguments: Arguments, call: Call) -> None:
         flags, mode = arguments[2], arguments[3]
-        place = caller.place(arguments[0], arguments[1], _follows(flags))
-        before = _lstat(place)
+        place = caller.place(arguments[0], arguments[1], calls.follows(flags))
+        before = calls.standing(place)
         ours = calls.make_open(place.path, flags, mode, caller.umask)
         try:
             found = os.fstat(ours)
@@ -444,7 +445,7 @@ class Recorder:
 
     def _renameat2(self, caller: Caller, name: str, arguments: Arguments, call: Call) -> int:
         source, target = caller.place(arguments[0], arguments[1]), caller.place(arguments[2], arguments[3])
-        moved, replaced = os.lstat(source.path), _lstat(target)
+        moved, replaced = os.lstat(source.path), calls.standing(target)
         calls.rename(source.path, target.path, arguments[4])
         is_exchange = bool(arguments[4] & _EXCHANGE)
         if not is_exchange and replaced is not None and os.path.samestat(moved, replaced):
@@ -519,17 +520,6 @@ def _has_ended(pidfd: int) -> bool:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(0))
-
-
-def _follows(flags: int) -> bool:
-    return not flags & os.O_NOFOLLOW and flags & (os.O_CREAT | os.O_EXCL) != os.O_CREAT | os.O_EXCL
-
-
-def _lstat(place: Place) -> os.stat_result | None:
-    try:
-        return os.lstat(place.path)
-    except FileNotFoundError:
-        return None
 
 
 def _can_read(descriptor: int) -> bool:

@@ -17,7 +17,7 @@ from forge_conformance.harness.worker import ALL_PARTS, ManagerFault, Raised
 
 from .causes import Causes
 from .interleavings import History, orders
-from .processes import ALONE, Digest, Processes, Undisturbed, is_refusal, raised_once
+from .processes import ALONE, Digest, Processes, Undisturbed, is_refusal, of_kinds, raised_once
 from .recorder import Control, Operation, Recorder
 from .recorders import RECORDERS, Kind
 from .recorders import Recording as Watch
@@ -130,9 +130,11 @@ class Recording:
         """What the undisturbed run has after so many steps, with the counter that the save is told."""
         return self._timeline.told(trained, step)
 
-    def of_kinds(self, digest: Digest) -> Digest:
-        """What of a fingerprint the manager claims to bring back."""
-        return {name: value for name, value in digest.items() if name.partition("/")[0] in self._kinds}
+    def saves_state(self, step: int, digest: Digest) -> int:
+        """Note what a save of this step has to bring back; its number."""
+        is_resave = any(saved.step == step for saved in self.saves)
+        self.saves.append(Saved(step, of_kinds(digest, self._kinds), is_resave))
+        return len(self.saves) - 1
 
     def end(self) -> Recorded:
         """`CannotJudge` if the manager left nothing in its folder."""
@@ -213,9 +215,7 @@ class RecordedLife:
             self._starts()
             recording.journal.mark("lands")
         digest = recording.state_at(self.step, step) if self._is_undisturbed else self.processes.digest()
-        is_resave = any(saved.step == step for saved in recording.saves)
-        recording.saves.append(Saved(step, recording.of_kinds(digest), is_resave))
-        number = len(recording.saves) - 1
+        number = recording.saves_state(step, digest)
         for rank in range(len(self.processes.workers)):
             recording.journal.mark("begins", number, rank=rank)
         return number

@@ -90,6 +90,12 @@ class Means:
     """Storages that were asked for and that this recorder can say nothing about."""
     interrupted: str = ""
     """When it was, in words; "" if it came to its end."""
+    side_by_side: int = 1
+    """Recordings and drills that were gone through at once."""
+
+    def took_s(self, jobs: Sequence[Result] | Sequence[Drilled]) -> float:
+        """How long all of these took, so many of them side by side."""
+        return sum(job.seconds for job in jobs) / max(1, min(self.side_by_side, len(jobs)))
 
     def sentences(self) -> Iterator[str]:
         """What nobody may overlook; nothing after a recorder that sees everything and came to its end."""
@@ -107,7 +113,6 @@ def console(
     tried: Sequence[Drilled],
     again: str,
     out: Path,
-    seconds: float,
     means: Means,
 ) -> str:
     """A line for each recording and storage and for each drill, what is bad by clause, the simplest stories, the sums.
@@ -120,8 +125,8 @@ def console(
         lines += _of_disks(level, results, out)
     if tried:
         lines += _in_earnest(level, tried, again, out)
-    sums = [*_replays(results), _sum(results, seconds)] if results else []
-    return "\n".join([*lines, "", *sums, *([_sum_in_earnest(tried)] if tried else [])])
+    sums = [*_replays(results), _sum(results, means)] if results else []
+    return "\n".join([*lines, "", *sums, *([_sum_in_earnest(tried, means)] if tried else [])])
 
 
 def _of_disks(level: Level, results: Sequence[Result], out: Path) -> list[str]:
@@ -167,8 +172,7 @@ def replayed(again: str, bad: Bad) -> str:
 def _fell(drilled: Drilled, bad: Bad, level: Level) -> str:
     clause = bad.verdict.clause
     beyond = "" if _level(clause) <= level else f" (of level {_level(clause)}, not counted at level {level})"
-    times = f"{bad.points} point{'s' if bad.points > 1 else ''}"
-    return f"FELL {clause}: {bad.verdict.word}, {times} of {drilled.drill.name}{beyond}"
+    return f"FELL {clause}: {bad.verdict.word}, {_points(bad.points)} of {drilled.drill.name}{beyond}"
 
 
 def _notes_in_earnest(tried: Sequence[Drilled]) -> Iterator[str]:
@@ -186,11 +190,19 @@ def _notes_in_earnest(tried: Sequence[Drilled]) -> Iterator[str]:
         yield f"left out: {void:,} points at which nothing happened when it came to it"
 
 
-def _sum_in_earnest(tried: Sequence[Drilled]) -> str:
-    points, seconds = sum(one.points for one in tried), sum(one.seconds for one in tried)
+def _sum_in_earnest(tried: Sequence[Drilled], means: Means) -> str:
+    points, seconds = sum(one.points for one in tried), means.took_s(tried)
     bad = sum(found.points for one in tried for found in one.bad)
     each = f", {seconds / points:.3f} s a point" if points else ""
-    return f"{points:,} points in earnest, {bad:,} bad; {seconds:.0f} s{each}"
+    return f"{_points(points)} in earnest, {bad:,} bad; {seconds:.0f} s{each}{_beside(means)}"
+
+
+def _beside(means: Means) -> str:
+    return f" ({means.side_by_side} side by side)" if means.side_by_side > 1 else ""
+
+
+def _points(count: int) -> str:
+    return f"{count:,} point{'' if count == 1 else 's'}"
 
 
 def _line(result: Result, explored: Explored) -> str:
@@ -282,15 +294,15 @@ def _by_clause(results: Sequence[Result], level: Level) -> Iterator[str]:
             yield f"  durable.order, {result.scenario}, {result.mode}: {result.disorders[0].what}"
 
 
-def _sum(results: Sequence[Result], seconds: float) -> str:
-    totals = _totals(results)
+def _sum(results: Sequence[Result], means: Means) -> str:
+    totals, seconds = _totals(results), max(1e-9, means.took_s(results))
     plain = sum(result.unrecorded_s for result in results)
     recorded = sum(result.recorded_s for result in results if result.unrecorded_s)
     cost = f"; recording took {recorded / plain:.1f} times as long as not recording" if plain else ""
     return (
-        f"{totals.new:,} distinct disks out of {totals.states:,} states, {totals.bad:,} bad; {totals.resumes:,} "
+        f"{totals.new:,} distinct disks out of {totals.states:,} states, {totals.new_bad:,} bad; {totals.resumes:,} "
         f"processes resumed, {totals.confirmed:,} shared outcomes were tried again and confirmed; {seconds:.0f} s, "
-        f"{totals.disks / seconds:,.0f} disks judged a second{cost}"
+        f"{totals.new / seconds:,.0f} distinct disks judged a second{_beside(means)}{cost}"
     )
 
 
@@ -301,12 +313,12 @@ def write(
     tried: Sequence[Drilled],
     again: str,
     out: Path,
-    seconds: float,
     means: Means,
 ) -> list[str]:
     """The report's files, and a replay script for each way of a disk to be bad; their paths."""
-    written = _json(implementation, level, results, seconds, means) | {
-        "in_earnest": [_drilled_json(one, again) for one in tried]
+    written = _json(implementation, level, results, means) | {
+        "seconds": round(means.took_s(results) + means.took_s(tried), 3),
+        "in_earnest": [_drilled_json(one, again) for one in tried],
     }
     (out / "crash.json").write_text(json.dumps(written, indent=1) + "\n")
     (out / "crash.html").write_text(page(implementation, level, results, tried, again, means))
@@ -318,9 +330,7 @@ def write(
     return [f"{out}/crash.json", f"{out}/crash.html", *scripts]
 
 
-def _json(
-    implementation: Implementation, level: Level, results: Sequence[Result], seconds: float, means: Means
-) -> dict[str, Any]:
+def _json(implementation: Implementation, level: Level, results: Sequence[Result], means: Means) -> dict[str, Any]:
     return {
         "version": __version__,
         "implementation": implementation.name,
@@ -334,7 +344,7 @@ def _json(
             "unreached": list(means.unreached),
         },
         "interrupted": means.interrupted,
-        "seconds": round(seconds, 3),
+        "side_by_side": means.side_by_side,
         "totals": asdict(_totals(results)),
         "recordings": [_recording_json(result) for result in results],
     }
@@ -431,9 +441,9 @@ def page(
     body.append(f"<p>Judged at level {level}: what fell by clauses above it is told here, and not counted.</p>")
     body.append(f"<p>Recorded by {html.escape(means.recorder.says)}.</p>")
     body += [f"<p><b>{html.escape(said)}</b></p>" for said in means.sentences()]
-    body += _tried_section(tried, again) if tried else []
+    body += _tried_section(tried, again, means) if tried else []
     if results:
-        body += [f"<p>{html.escape(_sum(results, max(1e-9, sum(result.seconds for result in results))))}</p>"]
+        body += [f"<p>{html.escape(_sum(results, means))}</p>"]
         body.append(
             "<p>A row is an operation, a column a kind of death right after it. A number counts the disks first met "
             "there, so their sum is that of distinct disks; red cells have bad ones, met first or again.</p>"
@@ -444,8 +454,8 @@ def page(
     return head + "\n".join(body) + "\n"
 
 
-def _tried_section(tried: Sequence[Drilled], again: str) -> Iterator[str]:
-    yield f"<h2>In earnest</h2><p>{html.escape(_sum_in_earnest(tried))}</p><table>"
+def _tried_section(tried: Sequence[Drilled], again: str, means: Means) -> Iterator[str]:
+    yield f"<h2>In earnest</h2><p>{html.escape(_sum_in_earnest(tried, means))}</p><table>"
     yield "<tr><th>what</th><th>where</th><th>points</th><th>bad</th><th>seconds</th></tr>"
     for one in tried:
         drill, bad = one.drill, sum(found.points for found in one.bad)
@@ -460,7 +470,7 @@ def _tried_section(tried: Sequence[Drilled], again: str) -> Iterator[str]:
     yield "</table>"
     for one in tried:
         for found in one.bad:
-            head = f"{found.verdict.word} [{found.verdict.clause}], {found.point}, {found.points} points"
+            head = f"{found.verdict.word} [{found.verdict.clause}], {found.point}, {_points(found.points)}"
             text = f"{found.text}\n\n  replay: {replayed(again, found)}"
             yield f"<details open><summary>{html.escape(head)}</summary><pre>{html.escape(text)}</pre></details>"
 

@@ -12,45 +12,16 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from forge_conformance.harness.server import CannotJudge, Server
-from forge_conformance.harness.worker import Died, Hung, ManagerFault
+from forge_conformance.harness.worker import ManagerFault
 
 from .facts import WHOLE, Fact, Facts
-from .processes import Digest, Processes
+from .landing import OTHER_SEED, GoingOn, Landing, come_back, differing
+from .processes import Digest, Processes, of_kinds
 from .recorders import RECORDERS, Kind
 from .recording import Recorded
 from .trace import Disk, Journal
-
-OTHER_SEED = 999
-"""Of who resumes: nothing that it has by itself is what was saved."""
-
-
-@dataclass(frozen=True)
-class Landing:
-    """Where a resume came back."""
-
-    word: str
-    """`fresh`, `landed`, `mixed` (at a step, with no state that was saved there), `apart` (each rank at a step of its
-    own), `refused`, `hung` or `died`."""
-    step: int = 0
-    saves: frozenset[int] = frozenset()
-    """The saves whose state this is."""
-    said: str = ""
-    """The error, or what differs from the save of that step."""
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the run can go on from here."""
-        return self.word in ("fresh", "landed")
-
-
-@dataclass(frozen=True)
-class GoingOn:
-    """What came of a run that went on: "" when it saved, and resumed at its last save; otherwise what went wrong."""
-
-    trouble: str = ""
 
 
 @dataclass(frozen=True)
@@ -136,37 +107,10 @@ class Resumer:
         return tuple(facts.seen) if self._watch.looks else (WHOLE,)
 
     def _land(self, processes: Processes) -> Landing:
-        try:
-            processes.open(dict(self._settings), OTHER_SEED)
-            loaded = processes.load()
-            state = self._of_kinds(processes.digest())
-        except Hung as fault:
-            self._server.hangs += 1
-            return Landing("hung", said=str(fault))
-        except Died as fault:
-            return Landing("died", said=str(fault))
-        except ManagerFault as fault:
-            return Landing("refused", said=str(fault))
-        if len({one.step for one in loaded}) > 1:
-            where = ", ".join(f"rank {rank} at step {one.step}" for rank, one in enumerate(loaded))
-            return Landing("apart", said=where)
-        if all(one.is_fresh for one in loaded):
-            changed = differing(self._of_kinds(self._fresh), state)
-            return Landing("mixed", said=f"fresh, with {changed}") if changed else Landing("fresh")
-        return self._match(loaded[0].step, state)
-
-    def _match(self, step: int, state: Digest) -> Landing:
-        there = {number: saved for number, saved in enumerate(self._recorded.saves) if saved.step == step}
-        same = frozenset(number for number, saved in there.items() if saved.state == state)
-        if same:
-            return Landing("landed", step, same)
-        if not there:
-            return Landing("mixed", step, said=f"step {step} was never saved")
-        changed = " / ".join(differing(saved.state, state) for saved in there.values())
-        return Landing("mixed", step, said=f"not the state that was saved: {changed}")
-
-    def _of_kinds(self, digest: Digest) -> Digest:
-        return {name: value for name, value in digest.items() if name.partition("/")[0] in self._kinds}
+        recorded = self._recorded
+        landing = come_back(processes, self._settings, recorded.saves, self._fresh, self._kinds)
+        self._server.hangs += landing.word == "hung"
+        return landing
 
     def _go_on(self, processes: Processes, landing: Landing, facts: Facts) -> GoingOn:
         step, every = landing.step, self._recorded.every
@@ -177,7 +121,7 @@ class Resumer:
                 step = target
                 processes.save()
             processes.wait()
-            wanted = self._of_kinds(processes.digest())
+            wanted = of_kinds(processes.digest(), self._kinds)
         except ManagerFault as fault:
             return GoingOn(f"going on from step {landing.step}: {fault}")
         finally:
@@ -189,7 +133,7 @@ class Resumer:
         try:
             processes.open(dict(self._settings), OTHER_SEED + 1)
             loaded = processes.load()
-            changed = differing(wanted, self._of_kinds(processes.digest()))
+            changed = differing(wanted, of_kinds(processes.digest(), self._kinds))
         except ManagerFault as fault:
             return GoingOn(f"after going on to step {step} the next resume failed: {fault}")
         finally:
@@ -198,9 +142,3 @@ class Resumer:
             came = ", ".join(dict.fromkeys(str(one.step) for one in loaded))
             return GoingOn(f"after going on to step {step} the next resume came back at step {came}")
         return GoingOn(f"after going on to step {step} the next resume has {changed}" if changed else "")
-
-
-def differing(wanted: Mapping[str, Any], seen: Mapping[str, Any]) -> str:
-    """Which items of a state are not as wanted; "" if all are."""
-    names = sorted(name for name in wanted.keys() | seen.keys() if wanted.get(name) != seen.get(name))
-    return f"{len(names)} items differing ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""

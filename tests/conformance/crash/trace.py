@@ -66,6 +66,11 @@ class Disk:
 
     nodes: Mapping[str, Node]
 
+    @property
+    def identity(self) -> frozenset[tuple[str, str, bytes]]:
+        """Equal for disks with the same paths, kinds and contents."""
+        return frozenset((path, node.kind, node.content) for path, node in self.nodes.items())
+
     def names(self, directory: str) -> tuple[tuple[str, str], ...]:
         """Names and kinds of what stands in a directory, sorted."""
         below = f"{directory}/" if directory else ""

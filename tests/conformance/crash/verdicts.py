@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from .landing import GoingOn, Landing
 from .recording import Saved
-from .resume import GoingOn, Landing
 
 GOOD = "good"
 WORDS = {

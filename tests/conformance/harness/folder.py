@@ -119,13 +119,16 @@ class Folder:
             else:
                 self.pointer.write_text(target)
 
-    def tear(self, step: int) -> str:
-        """Make the checkpoint of this step torn, as a death before its marker leaves it; what it is now, in words."""
+    def tear(self, step: int, lacks: int = 0) -> str:
+        """Make the checkpoint of this step torn, as a death before its marker leaves it; what it is now, in words.
+
+        `lacks` counts, round and round, what is required of it: 0 is the marker.
+        """
         path = self.of(step)
         if not self.layout.is_dir:
             path.write_bytes(b"")
             return "empty"
-        name = self.required()[0]
+        name = self.required()[lacks % len(self.required())]
         (path / name).unlink()
         return f"without {name}"
 

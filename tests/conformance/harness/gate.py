@@ -89,7 +89,7 @@ class Gate:
         self.log: list[Operation] = []
         """Every operation so far, in order."""
         self.failed: list[Operation] = []
-        """Those that were made to fail."""
+        """Those that were made to fail since `fail` was called last."""
         self.failure: BaseException | None = None
         """What an observer, or whatever picks operations, raised first; `check` raises it."""
         self._thread = threading.Thread(target=self._run, name=f"gate-{pid}", daemon=True)
@@ -127,6 +127,7 @@ class Gate:
         """From now on every operation that `picks` picks fails with this errno, before it has changed anything."""
         with self._changed:
             self._fails = (picks, error)
+            self.failed.clear()
 
     def heal(self) -> None:
         """From now on no operation fails."""

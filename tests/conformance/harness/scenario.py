@@ -418,7 +418,7 @@ class Scenario:
         """Kinds of state that this implementation claims to bring back."""
         return kinds_claimed(self.capabilities)
 
-    def tear(self, step: int) -> str:
+    def tear(self, step: int, lacks: int = 0) -> str:
         """Make a checkpoint torn, as a death before its marker leaves it; what it is now, in words.
 
         A checkpoint of one file that is renamed into place is never torn by a
@@ -426,7 +426,7 @@ class Scenario:
         """
         if not self.folder.layout.is_dir and self.level < Level.STRICT:
             raise Unreached("a checkpoint of one file is torn by a loss of power, which level core does not ask about")
-        return self.folder.tear(step)
+        return self.folder.tear(step, lacks)
 
     def retell(self, sentence: str) -> None:
         """Begin the story anew, with what the first life has done; the next one to start is the second."""

@@ -164,6 +164,12 @@ class Worker:
         """The raw bytes of the first weight matrix, as hexadecimal text: to find it in a file."""
         return raw_bytes(next(self._training.model.parameters())).hex()
 
+    def do_moments(self) -> str:
+        """The same of that matrix's first moment."""
+        matrix = next(self._training.model.parameters())
+        moments = self._training.optimizer.state[matrix].values()
+        return raw_bytes(next(moment for moment in moments if moment.shape == matrix.shape)).hex()
+
     def do_scramble(self) -> None:
         self._training.scramble()
 
