@@ -189,7 +189,7 @@ class _Found:
         own = self._mutant.own.slug
         fallen = [one.case for one in self.findings if one.failure is not None and one.failure["clause"] == own]
         is_slow = not self.hung.isdisjoint(fallen)
-        if fallen and nextitem is not None and (is_slow or not (self._mutant.by_all_tests or self._is_about(nextitem))):
+        if fallen and nextitem is not None and (is_slow or not (self._mutant.to_the_end or self._is_about(nextitem))):
             self.is_enough = True
             item.session.shouldstop = "its own clause has fallen"
         return outcome
