@@ -66,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         _check_here()
+        if hasattr(options, "out"):
+            _check_directory(options.out or Path("reports"))
         with _ended_like_interrupted():
             status: int = options.command(options)
         sys.stdout.flush()
@@ -283,7 +285,7 @@ def _run(options: argparse.Namespace) -> int:
     only = _clauses(options.clause)
     _claims(options.claims, frozenset())
     _level(options.level or "core")
-    out = _directory(options.out or Path("reports") / re.sub(r"[^A-Za-z0-9_.-]+", "-", options.impl))
+    out = options.out or Path("reports") / re.sub(r"[^A-Za-z0-9_.-]+", "-", options.impl)
     with contextlib.closing(_server(options)) as server:
         _first_contact(server, options.impl)
         implementation = server.implementation
@@ -344,14 +346,13 @@ def _first_contact(server: Server, impl: str) -> None:
             worker.kill()
 
 
-def _directory(path: Path) -> Path:
-    """Looked at before the run, and made after it, so that a refusal leaves nothing behind."""
+def _check_directory(path: Path) -> None:
+    """Looked at before anything runs, and made afterwards, so that a refusal leaves nothing behind."""
     nearest = next(above for above in (path, *path.absolute().parents) if above.exists())
     if not nearest.is_dir():
         raise BadArgument(f"--out {path} can't be made a directory: {nearest} is a file.")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise BadArgument(f"--out {path} can't be written to.")
-    return path
 
 
 def _level(name: str) -> Level:

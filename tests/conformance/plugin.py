@@ -48,6 +48,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--forge-no-shrinking", action="store_true", help="tell of a failing random program as it was found"
     )
+    group.addoption(
+        "--forge-go-on", action="store_true", help="go on in a test after a clause has fallen; the first is the verdict"
+    )
 
 
 WARM_SERVER = pytest.StashKey[Server]()
@@ -239,6 +242,7 @@ def fresh_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
             scenario.end()
         made[:] = [new_scenario(request, tmp_path_factory.mktemp("example"))]
         made[0].judge.story.clear()
+        made[0].judge.goes_on = False  # a program that disagrees ends: what it would do next is not known
         return made[0]
 
     yield make
@@ -252,7 +256,8 @@ def new_scenario(request: pytest.FixtureRequest, directory: Path) -> Scenario:
     declared = declared_by(request.node)
     assert declared is not None, f"{request.node.name} does not say what it judges"
     if _JUDGE not in request.node.stash:
-        request.node.stash[_JUDGE] = Judge(declared.clauses, session.is_judged)
+        goes_on = request.config.getoption("--forge-go-on")
+        request.node.stash[_JUDGE] = Judge(declared.clauses, session.is_judged, goes_on)
     path = directory / "checkpoints"
     path.mkdir()
     folder = Folder(path.resolve(), session.server.implementation.layout)
@@ -281,8 +286,8 @@ def pytest_runtest_makereport(
         found = found_out(judge, call.excinfo.value if call.excinfo else None)
         if found.get("hung") and _SESSION in item.config.stash:
             item.config.stash[_SESSION].server.hangs += 1
-        at = _failed_at(_cause(call.excinfo.value)) if call.excinfo else None
-        report.user_properties.append(("forge", {"case": case_of(item), "seconds": report.duration, "at": at, **found}))
+        values = {"case": case_of(item), "seconds": report.duration, "fell_at": list(judge.fell_at)}
+        report.user_properties.append(("forge", {**values, **found}))
         if "failure" in found:
             report.longrepr = explain(found["failure"])
     return report
@@ -292,6 +297,8 @@ def found_out(judge: Judge, error: BaseException | None) -> dict[str, Any]:
     """What a test found out, as plain values: counts, and the failure if there is one."""
     found: dict[str, Any] = {"clauses": list(judge.clauses), "reached": dict(judge.reached)}
     cause = _cause(error)
+    if judge.goes_on and judge.first is not None:
+        cause = ClauseFailure(judge.first)
     match cause:
         case None:
             return {**found, "outcome": "done"}
@@ -330,17 +337,6 @@ def _cause(error: BaseException | None) -> BaseException | None:
         causes = [_cause(inner) for inner in error.exceptions]
         return next((cause for cause in causes if isinstance(cause, (ClauseFailure, ManagerFault))), causes[0])
     return error
-
-
-def _failed_at(error: BaseException | None) -> tuple[str, int] | None:
-    """The innermost line of a test's module that an error went through; None if it went through none."""
-    found, frame = None, error.__traceback__ if error else None
-    while frame is not None:
-        path = Path(frame.tb_frame.f_code.co_filename)
-        if path.name.startswith("test_"):
-            found = path.name, frame.tb_lineno
-        frame = frame.tb_next
-    return found
 
 
 def explain(failure: dict[str, Any]) -> str:

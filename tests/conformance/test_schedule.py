@@ -69,17 +69,15 @@ def test_a_registered_strategy_is_selectable_by_its_name(run: Scenario) -> None:
     )
     naming = ["power2", "only-seven-and-nine", "only-eight"]
     with run.expect_error("schedule.registry", naming=naming, doing="a name taken twice"):
-        other.worker.call("register_strategy", name="only-seven-and-nine", fires=[8])
-    settings = {"folder": str(run.folder.path), "interval": 5, "window": _window(5, 10, "only-seven-and-nine")}
+        other.worker.call("register_strategy", name="only-eight", fires=[7])
+    settings = {"folder": str(run.folder.path), "interval": 5, "window": _window(5, 10, "only-eight")}
     other.worker.open(settings, seed=0)
     seen = other.worker.call("should_save", steps=list(range(0, 21)))
-    run.expect(
-        "schedule.registry", {7, 9} <= set(seen), expected="saves at 7 and 9, where the strategy fires", seen=seen
-    )
+    run.expect("schedule.registry", 8 in seen, expected="a save at 8, where it fires and power2 does not", seen=seen)
     run.expect(
         "schedule.window-replaces-interval",
-        seen == [0, 7, 9, 15, 20],
-        expected="0, 15, 20 by the interval, 7 and 9 by the strategy, and 5 and 10 not at all: both ends are inside",
+        seen == [0, 8, 15, 20],
+        expected="0, 15, 20 by the interval, 8 by the strategy, and 5 and 10 not at all: both ends are inside",
         seen=seen,
     )
 

@@ -1,8 +1,8 @@
 """Ranks die at file operations, again and again, and the run always goes on as if nothing had happened.
 
 A run is killed, resumed, trained on, saved and killed again, over one folder.
-Each death is at a random operation of a random rank, and takes all ranks at
-once or that one alone, in which case the others have to come to an end.  What
+Each death is at a random operation of a random rank, and takes in turn that one
+alone, whereupon the others have to come to an end, and all ranks at once.  What
 the next resume lands on must be the last committed step or the one that was
 being saved, and every rank's losses and state from there on those of the
 uninterrupted run.
@@ -22,6 +22,7 @@ from forge_conformance.harness.worker import Hung
 
 _DEATHS = 3
 """How often a run is killed unless `--examples` says otherwise."""
+_CLAUSES = ("resume.exact", "resume.rng-per-rank", "commit.whole", "resume.continue", "commit.rank-failure")
 _IMPATIENT_S = 5
 _OTHER = 9
 
@@ -40,14 +41,14 @@ class _Record:
         return {self.committed} if self.saving is None else {self.committed, self.saving}
 
 
-@judges("resume.exact", "resume.rng-per-rank", "commit.whole", "resume.continue", needs=("distributed",))
+@judges(*_CLAUSES, needs=("distributed",))
 def test_killed_at_random_operations_the_run_stays_the_same(
     run: Scenario, team: Shape, request: pytest.FixtureRequest
 ) -> None:
     _expect_to_survive(run, team, run.background_mode, request)
 
 
-@judges("resume.exact", "resume.rng-per-rank", "commit.whole", "resume.continue", needs=("distributed", "sync"))
+@judges(*_CLAUSES, needs=("distributed", "sync"))
 def test_killed_at_random_operations_of_synchronous_saves_the_run_stays_the_same(
     run: Scenario, fewest: int, request: pytest.FixtureRequest
 ) -> None:
@@ -64,7 +65,7 @@ def _expect_to_survive(run: Scenario, team: Shape, mode: str, request: pytest.Fi
         run.retell(f"after {life} deaths step {record.committed} is committed, and {record.saving} was being saved")
         world = run.world(team, seed=_OTHER if life else 0, gated=[rank], timeout_s=_IMPATIENT_S, **settings)
         _expect_back(run, world, record)
-        _save_and_die(run, world, record, rank, dice)
+        _save_and_die(run, world, record, rank, dice, is_alone=life % 2 == 0)
     last = run.world(team, seed=_OTHER, **settings)
     _expect_back(run, last, record)
     last.commit_at(last.step + 1)
@@ -85,7 +86,7 @@ def _expect_back(run: Scenario, world: World, record: _Record) -> None:
         run.expect("resume.exact", losses == expected, expected=f"the losses {expected}", seen=f"{losses}")
 
 
-def _save_and_die(run: Scenario, world: World, record: _Record, rank: int, dice: random.Random) -> None:
+def _save_and_die(run: Scenario, world: World, record: _Record, rank: int, dice: random.Random, is_alone: bool) -> None:
     """Commit a step, begin to save a later one, and die at one of as many operations of a rank as the commit took."""
     gate = world.gate_of(rank)
     before = len(gate.log)
@@ -100,7 +101,7 @@ def _save_and_die(run: Scenario, world: World, record: _Record, rank: int, dice:
     world.wait_held([rank], 0.2)  # the flush of an asynchronous save may begin late; then it dies before that
     held = ", ".join(map(str, gate.held())) or "none is left"
     world.tell(f"is about to do operation {operation} of rank {rank}: {held}")
-    if dice.random() < 0.5:
+    if is_alone:
         _lose(run, world, rank)
     world.kill()
 
@@ -108,12 +109,14 @@ def _save_and_die(run: Scenario, world: World, record: _Record, rank: int, dice:
 def _lose(run: Scenario, world: World, rank: int) -> None:
     """One rank dies alone; whatever becomes of the save, the others have to hear of it."""
     world.kill(rank)
+    hang = ""
     try:
         for outcome in (*world.ranks.ends(), *world.ranks.outcomes("wait")):
             run.judge.tell(str(outcome)[:160])
-    except Hung as hang:
-        expected = f"every other rank to come to an end when rank {rank} has died"
-        run.judge.fall("commit.rank-failure", expected=expected, seen=str(hang))
+    except Hung as error:
+        hang = str(error)
+    expected = f"every other rank to come to an end when rank {rank} has died"
+    run.expect("commit.rank-failure", not hang, expected=expected, seen=hang)
 
 
 @judges("resume.error-everywhere", needs=("distributed",))

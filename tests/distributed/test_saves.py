@@ -283,16 +283,38 @@ def _expect_death_to_be_told(run: Scenario, shape: Shape, mode: str, rank: int) 
         raise Unreached(f"rank {rank} does nothing with files in a save, so it can't be killed at it")
     world.tell(f"is about to do {gate.held()[0]} on rank {rank}")
     world.kill(rank)
-    raised: list[list[str]] = [[] for _ in range(shape.ranks)]
-    for outcome in (*world.ranks.ends(), *world.ranks.outcomes("wait")):
-        raised[outcome.rank] += [str(outcome.fault)] if outcome.fault else []
-    raised[rank] = ["it is dead"]
+    raised = _raised_by_all_but(world, rank)
     _expect_refused(run, raised, f"that rank {rank} is gone", committed=2, refused=[4])
     world.kill()
     again = run.world(shape, mode=mode, seed=9)
     run.expect_landings("resume.continue", again.load(), {2})
     run.expect_states("resume.exact", again, 2)
     again.commit_at(4)
+
+
+@judges("commit.rank-failure", "resume.lands", "resume.exact", needs=("pointer",))
+def test_rank_0_killed_when_all_have_written_is_not_waited_for_for_ever(run: Scenario, fewest: int, mode: str) -> None:
+    world = run.world(Shape(fewest), mode=mode, gated=[0], timeout_s=_IMPATIENT_S)
+    world.commit_at(2)
+    world.train_to(4)
+    gate, pointer = world.gate_of(0), run.folder.layout.pointer
+    gate.close(lambda operation: operation.writes and operation.paths[-1] == pointer)
+    world.begin_save()
+    if not gate.wait_held(run.patience_s):
+        raise Unreached(f"rank 0 does not move {pointer} in a save, so it can't be killed at it")
+    world.tell(f"is about to do {gate.held()[0]} on rank 0")
+    world.kill(0)
+    raised = _raised_by_all_but(world, 0)
+    run.expect(
+        "commit.rank-failure",
+        all(raised),
+        expected="every other rank to raise that rank 0 is gone, in save or in the wait after it",
+        seen=_told(raised),
+    )
+    world.kill()
+    again = run.world(Shape(fewest), mode=mode, seed=9)
+    run.expect_landings("resume.lands", again.load(), {2, 4}, "2 is committed, and 4 nearly")
+    run.expect_states("resume.exact", again, again.step)
 
 
 @judges("commit.rank-failure", needs=("sync",))
@@ -429,6 +451,15 @@ def _expect_refused(run: Scenario, raised: list[list[str]], what: str, committed
         expected=f"latest still at step {committed}, and no complete {refused}",
         seen=str(run.folder),
     )
+
+
+def _raised_by_all_but(world: World, dead: int) -> list[list[str]]:
+    """What the save and the wait after it come to on the other ranks."""
+    raised: list[list[str]] = [[] for _ in range(world.shape.ranks)]
+    for outcome in (*world.ranks.ends(), *world.ranks.outcomes("wait")):
+        raised[outcome.rank] += [str(outcome.fault)] if outcome.fault else []
+    raised[dead] = ["it is dead"]
+    return raised
 
 
 def _told(raised: list[list[str]]) -> str:

@@ -177,6 +177,14 @@ def test_an_option_that_makes_no_sense_is_refused_before_the_manager_is_touched(
     assert not Path("was-touched").exists()
 
 
+@pytest.mark.parametrize(
+    "command", [["run", "--impl", HONEST], ["crash", "--impl", HONEST], ["matrix"]], ids=lambda words: words[0]
+)
+def test_a_place_where_no_report_can_be_is_refused_before_anything_runs(command: list[str]) -> None:
+    Path("a-file").touch()
+    attempt(*command, "--out", "a-file/reports").names("--out a-file/reports", "a-file is a file")
+
+
 def test_a_refusal_leaves_no_directory_for_a_report() -> None:
     attempt("run", "--impl", "no_such_package").names("no_such_package")
     assert not Path("reports").exists()

@@ -6,16 +6,20 @@ One run over managers made for it has every kind of line; the rest is about find
 import importlib.util
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from forge_conformance.harness.judge import ClauseFailure, Judge
 from forge_conformance.matrix import mutants
+from forge_conformance.matrix.assertions import assertions, never_failed
 from forge_conformance.matrix.mutants import BadMutant, Mutant
 from forge_conformance.matrix.outcome import Base, End, Line, Matrix, Outcome
 from forge_conformance.matrix.trial import Trial
+from forge_conformance.plugin import found_out
 from forge_conformance.report.verdicts import Finding, Status
 from forge_spec import CLAUSES
 
@@ -68,6 +72,20 @@ def test_every_hole_in_the_suite_is_a_line_and_what_is_no_mutant_is_our_error(fo
     page = (forge.folder / "reports" / "matrix" / "matrix.html").read_text()
     assert [name for name in ("killed", "alive", "elsewhere", OWN, "Off by one.") if name not in page] == []
     assert "no_such_module" in ran.out and "lodaed" in ran.out
+
+
+def test_a_mutant_that_is_wrong_everywhere_is_judged_by_all_tests_and_each_goes_on(forge: Command) -> None:
+    folder = forge.folder / "mutants"
+    folder.mkdir()
+    lazy = '    claims = Claims("core", ("sync",))\n    def load(self, *a):\n        return Loaded()'
+    source = mutant("Never resumes.", "resume.lands", lazy).replace("\n\nClause", "\n\nTests: all\nClause")
+    (folder / "lazy.py").write_text(source.replace("Loaded\n", "Claims, Loaded\n"))
+    (folder / "honest.py").write_text(f'"""Its base.\n\nClause: {OTHER}\n"""\n' + BASE.read_text())
+    ran = forge("matrix", "--mutants", str(folder), "--base", str(BASE), "-n", "2", "--mutant", "lazy")
+    assert ran.status == Status.PASSED, ran.said
+    (lazy_one,) = _json(forge)["mutants"]
+    assert lazy_one["tests"]["commit/the-second-save-of-a-step-is-the-one-that-counts[sync]"] == "failed"
+    assert len({at for at in lazy_one["fell_at"] if at.startswith("test_commit.py")}) > 1
 
 
 def _json(forge: Command) -> Any:
@@ -124,9 +142,17 @@ def test_what_nobody_can_reach_here_is_neither_killed_nor_a_survivor() -> None:
     assert matrix(unreached).outcomes[0].end is End.SURVIVES, "the base reaches it, so the mutant hides from it"
 
 
+def test_a_test_that_could_never_be_tried_says_why() -> None:
+    reason = replace(finding("gpu/pinned[async]", outcome="unreached"), reason="there is no GPU")
+    assert matrix(KILLS, (reason, finding("resume/idle[sync]"))).idle_tests == [
+        "gpu/pinned (unreached: there is no GPU)",
+        "resume/idle",
+    ]
+
+
 def test_a_death_by_a_hang_says_so() -> None:
     found = matrix(KILLS, hung=frozenset({"resume/a-step[sync]"}))
-    assert found.outcomes[0].because.startswith("by a hang, ")
+    assert found.outcomes[0].because.startswith("a hang, ")
 
 
 def test_a_base_that_falls_fails_the_gate() -> None:
@@ -134,6 +160,51 @@ def test_a_base_that_falls_fails_the_gate() -> None:
     found = Matrix(fallen, (Outcome(Trial(Mutant(Path("sin.py"), "A sin.", (OWN,)), KILLS), fallen),))
     assert found.lines == [Line("the base falls", f"base, which is to be right: {OWN}")]
     assert found.status == Status.FAILED
+
+
+# -- assertions ---------------------------------------------------------------------------
+
+TEST = """
+def test_a_step(run):
+    run.expect("commit.sync", True, expected="", seen="")
+    with run.expect_error(
+        "commit.sync"
+    ):
+        _look(run)
+
+class Look:
+    def at(self):
+        self.judge.fall("commit.sync", expected="", seen="")
+"""
+
+
+def test_an_assertion_that_nothing_came_from_is_named(tmp_path: Path) -> None:
+    (tmp_path / "test_made.py").write_text(TEST)
+    every = list(assertions([tmp_path]))
+    assert list(map(str, every)) == [
+        "test_made.py:3 in test_a_step",
+        "test_made.py:4 in test_a_step",
+        "test_made.py:11 in Look",
+    ]
+    assert never_failed(every, [("test_made.py", 5), ("test_made.py", 7), ("test_other.py", 3)]) == [every[0], every[2]]
+
+
+def test_a_test_that_goes_on_knows_all_that_fell_and_the_first_is_its_verdict() -> None:
+    judge = Judge((OWN, OTHER), lambda slug: True, goes_on=True)
+    judge.expect(OWN, True, expected="this", seen="this")
+    judge.expect(OTHER, False, expected="the first", seen="another")
+    judge.fall(OWN, expected="the second", seen="another")
+    found = found_out(judge, KeyError("what comes of going on"))
+    assert (found["outcome"], found["failure"]["expected"]) == ("failed", "the first")
+    (module, first), (_, second) = judge.fell_at
+    assert (module, second - first) == ("test_matrix.py", 1)
+
+
+def test_a_test_that_does_not_go_on_ends_with_what_falls() -> None:
+    judge = Judge((OWN,), lambda slug: True)
+    with pytest.raises(ClauseFailure) as fallen:
+        judge.expect(OWN, False, expected="the first", seen="another")
+    assert found_out(judge, fallen.value)["failure"]["expected"] == "the first"
 
 
 # -- the mutants themselves ---------------------------------------------------------------
@@ -153,6 +224,7 @@ def test_every_clause_has_a_mutant_of_its_own_and_every_mutant_says_what_it_has_
         ('"""Clause: commit.snyc"""', "names commit.snyc"),
         ('"""Clause: commit.sync\nLevel: heroic"""', "heroic"),
         ('"""Clause: commit.sync\nBase: bases/nobody.py"""', "there is no"),
+        ('"""Clause: commit.sync\nTests: some"""', "write `Tests: all`"),
         ("def", "can't be read"),
     ],
 )

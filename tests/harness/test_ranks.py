@@ -53,6 +53,13 @@ def test_a_rank_that_ends_itself_is_named(forge: Any) -> None:
     assert "On rank 1 of 2: The process ended by itself (exit status 3)" in ran.said
 
 
+def test_a_rank_that_waits_for_a_dead_one_without_end_is_a_failure_of_what_it_has_to_hear(forge: Any) -> None:
+    options = (*TWO, "--timeout", "3", "--case", "deaths/killed-at-random-operations-of-synchronous*")
+    ran = forge.run(f"{RANKED}:Faithful", "commit.rank-failure", options=options)
+    assert ran.verdicts["commit.rank-failure"] == "fail", ran.said
+    assert "every other rank to come to an end when rank" in ran.said
+
+
 def test_ranks_that_look_for_themselves_disagree(forge: Any, tmp_path: Path) -> None:
     server = Server(f"{RANKED}:Soloist", None, timeout_s=5)
     try:

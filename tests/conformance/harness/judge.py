@@ -4,9 +4,11 @@ Invariant: a clause is judged only by `expect`; a test that ends without having
 called it for a clause has not reached that clause, and never passes it.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from forge_conformance.adapter import Layout
@@ -36,6 +38,10 @@ class ClauseFailure(AssertionError):
         self.failure = failure
 
 
+At = tuple[str, int]
+"""A test's module, by its file's name, and a line of it."""
+
+
 @dataclass
 class Judge:
     """What one test finds out; the story is its scenario in words, in order."""
@@ -43,6 +49,12 @@ class Judge:
     clauses: tuple[str, ...]
     is_judged: Callable[[str], bool]
     """Whether the level and the claims cover a clause; what they don't cover is neither reached nor failed."""
+    goes_on: bool = False
+    """Whether the test goes on after a clause has fallen, so that it is known which lines fail besides."""
+    first: Failure | None = None
+    """What fell first: the verdict, since all else may follow from it."""
+    fell_at: dict[At, None] = field(default_factory=dict)
+    """The lines of the test that found something, in order."""
     reached: Counter[str] = field(default_factory=Counter)
     story: list[str] = field(default_factory=list)
     folder: str | None = None
@@ -66,11 +78,26 @@ class Judge:
             return
         self.reached[clause] += reaches
         if not holds:
-            raise ClauseFailure(Failure(clause, expected, str(seen) or "nothing", tuple(self.story), detail))
+            self._fall(Failure(clause, expected, str(seen) or "nothing", tuple(self.story), detail))
 
     def fall(self, clause: str, *, expected: str, seen: str) -> None:
         """This clause does not hold, found out on the way to another one."""
-        raise ClauseFailure(Failure(clause, expected, seen, tuple(self.story)))
+        self._fall(Failure(clause, expected, seen, tuple(self.story)))
+
+    def _fall(self, failure: Failure) -> None:
+        self.first = self.first or failure
+        self.fell_at[_line_of_a_test()] = None
+        if not self.goes_on:
+            raise ClauseFailure(failure)
+
+
+def _line_of_a_test() -> At:
+    """The innermost line of a test's module that is being run by this thread."""
+    frame = sys._getframe()
+    while not Path(frame.f_code.co_filename).name.startswith("test_"):
+        assert frame.f_back is not None, "only tests judge"
+        frame = frame.f_back
+    return Path(frame.f_code.co_filename).name, frame.f_lineno
 
 
 JUDGES = "forge_judges"

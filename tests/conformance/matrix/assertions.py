@@ -10,8 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-At = tuple[str, int]
-"""A module's file name and a line of it."""
+from forge_conformance.harness.judge import At
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Assertion:
     first: int
     last: int
     test: str
-    """The function that it is in, outermost."""
+    """The function or class that it is in, outermost."""
 
     def covers(self, at: At) -> bool:
         """Whether this line is one of its."""
@@ -36,7 +35,7 @@ def assertions(folders: Iterable[Path]) -> Iterator[Assertion]:
     """All of the suite, in order."""
     for path in sorted(path for folder in folders for path in folder.glob("test_*.py")):
         for outermost in ast.parse(path.read_text()).body:
-            if isinstance(outermost, ast.FunctionDef):
+            if isinstance(outermost, (ast.FunctionDef, ast.ClassDef)):
                 for node in ast.walk(outermost):
                     if isinstance(node, ast.Call) and _is_assertion(node.func):
                         yield Assertion(path.name, node.lineno, node.end_lineno or node.lineno, outermost.name)

@@ -9,6 +9,9 @@ this module:
     Level: durable              the level it is judged at (strict)
     Ranks: 2,4                  numbers of ranks (2 where its own clause needs several, else none)
     Base: bases/honest.py       the right manager that it was made from, beside it (the reference)
+    Tests: all                  every test of its level runs, and not only those about its clauses: for the few that are
+                                wrong everywhere, so that assertions fail which hold for whoever makes one mistake
+    Tests: to the end           those about its clauses go on when its own has fallen, for an assertion that comes late
 """
 
 import ast
@@ -22,7 +25,7 @@ from forge_spec.clauses import Clause, Level
 
 HERE = Path(__file__).resolve().parents[3] / "fixtures" / "mutants"
 """Where the mutants are in a checkout; they are not installed."""
-_FIELD = re.compile(r"(Clause|Level|Ranks|Base): (.+)")
+_FIELD = re.compile(r"(Clause|Level|Ranks|Base|Tests): (.+)")
 
 
 class BadMutant(Exception):
@@ -40,6 +43,10 @@ class Mutant:
     level: Level = Level.STRICT
     ranks: str = ""
     base: Path | None = None
+    by_all_tests: bool = False
+    """Whether every test runs, be it about its clauses or not."""
+    to_the_end: bool = False
+    """Whether tests go on to be run when its own clause has fallen."""
     is_right: bool = False
     """Whether it is no mutant but what some were made from: then only the tests about its clauses run."""
 
@@ -75,7 +82,21 @@ def read(path: Path) -> Mutant:
         level = Level.named(fields.get("Level", "strict"))
     except ValueError as error:
         raise BadMutant(f"{path}: {error}") from None
-    return Mutant(path, text.partition("\n")[0], clauses, level, fields.get("Ranks", "2" if several else ""), base)
+    tests = fields.get("Tests")
+    if tests not in (None, "all", "to the end"):
+        raise BadMutant(
+            f"the docstring of {path} says `Tests: {tests}`; write `Tests: all`, `to the end`, or no such line"
+        )
+    return Mutant(
+        path,
+        text.partition("\n")[0],
+        clauses,
+        level,
+        fields.get("Ranks", "2" if several else ""),
+        base,
+        by_all_tests=tests == "all",
+        to_the_end=tests is not None,
+    )
 
 
 def base_of(impl: str, mutants: Iterable[Mutant], clauses: Iterable[str] = ()) -> Mutant:

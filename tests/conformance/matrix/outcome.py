@@ -16,6 +16,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
+from forge_conformance.harness.judge import At
 from forge_conformance.report.verdicts import Finding, Status, judge
 from forge_spec import CLAUSES
 from forge_spec.clauses import CAPABILITIES, Clause
@@ -109,6 +110,11 @@ class Outcome:
         return [*self.trial.errors, *of_tests, *slips]
 
     @property
+    def fell_at(self) -> list[At]:
+        """The lines of tests in which a clause fell."""
+        return [at for finding in self.trial.findings for at in finding.fell_at]
+
+    @property
     def seen(self) -> str:
         """What gave it away, in the first test in which its own clause fell."""
         own = self.fallen.get(self.mutant.own.slug, [])
@@ -141,8 +147,8 @@ class Outcome:
         match self.end:
             case End.KILLED:
                 cases = self.fallen[own]
-                tried = sum(own in finding.clauses for finding in self.trial.findings)
-                how = "by a hang, " if self.is_hang else ""
+                tried = sum(own in finding.clauses or finding in cases for finding in self.trial.findings)
+                how = "a hang, " if self.is_hang else ""
                 return f"{how}{own} in {len(cases)} of {tried} tests{too}"
             case End.ELSEWHERE:
                 arose = sum(finding.reached.get(own, 0) for finding in self.trial.findings)
@@ -201,15 +207,18 @@ class Matrix:
 
     @cached_property
     def idle_tests(self) -> list[str]:
-        """Tests that were tried on mutants and in which nothing ever fell, each named without its parameters."""
-        tried = {_name(finding.case) for one in self.outcomes for finding in one.trial.findings}
-        killed = {
-            _name(finding.case)
-            for one in self.outcomes
-            for finding in one.trial.findings
-            if finding.failure is not None and not one.errors
-        }
-        return sorted(tried - killed)
+        """Tests that were tried on mutants and in which nothing ever fell, each named without its parameters.
+
+        Those that could never be tried, as without a GPU, have the reason behind the name.
+        """
+        idle: dict[str, set[str]] = {}
+        killed: set[str] = set()
+        for one in self.outcomes:
+            for finding in one.trial.findings:
+                idle.setdefault(_name(finding.case), set()).add(finding.reason or "")
+                if finding.failure is not None and not one.errors:
+                    killed.add(_name(finding.case))
+        return sorted(f"{name}{_unreached(idle[name])}" for name in idle.keys() - killed)
 
     @cached_property
     def lines(self) -> list[Line]:
@@ -248,7 +257,7 @@ class Matrix:
         if self.is_partial or self.asked is not None:
             return
         yield from (Line(IDLE_TEST, test, fails=False) for test in self.idle_tests)
-        at = [finding.at for one in self.outcomes for finding in one.trial.findings if finding.at and finding.failure]
+        at = [at for one in self.outcomes for at in one.fell_at]
         yield from (Line(IDLE_ASSERTION, str(one), fails=False) for one in never_failed(self.assertions, at))
 
     def count(self, end: End) -> int:
@@ -261,6 +270,10 @@ class Matrix:
         if self.unread or self.interrupted or self.count(End.ERROR):
             return Status.OUR_ERROR
         return Status.FAILED if any(line.fails for line in self.lines) else Status.PASSED
+
+
+def _unreached(reasons: set[str]) -> str:
+    return "" if "" in reasons else f" (unreached: {min(reasons)})"
 
 
 def _name(case: str) -> str:

@@ -93,6 +93,7 @@ def _mutant_json(one: Outcome) -> dict[str, Any]:
         "errors": one.errors,
         "fallen": {slug: [finding.case for finding in findings] for slug, findings in one.fallen.items()},
         "tests": {finding.case: finding.outcome for finding in one.trial.findings},
+        "fell_at": sorted({f"{module}:{line}" for module, line in one.fell_at}),
         "cpu_seconds": round(one.trial.cpu_s, 2),
         "seconds": round(one.trial.wall_s, 2),
     }

@@ -3,7 +3,8 @@
 The tests whose first clause is one of the mutant's all run.  Those that judge
 it on the way run after them, the most specific first, until the mutant's own
 clause has fallen.  Once it has fallen by a hang nothing more is tried: each
-would take as long again.
+would take as long again.  A test goes on after an assertion has failed, so that
+those behind it are seen to fail as well; its verdict is the first.
 
 Each trial is a process that is forked from one with everything imported, and
 so is the mutant's server: what a mutant changes in the modules of its base is
@@ -144,7 +145,8 @@ def _contact(server: Server) -> None:
 def _run(mutant: Mutant, found: "_Found") -> Sequence[str]:
     arguments = ["-c", str(_SUITE_ROOT / "pytest.ini"), f"--rootdir={_SUITE_ROOT}", *map(str, SUITE)]
     arguments += ["--forge-impl", str(mutant.path), "--forge-level", str(mutant.level), "--forge-ranks", mutant.ranks]
-    arguments += ["--forge-clauses", ",".join(mutant.clauses), "--forge-no-shrinking"]
+    arguments += ["--forge-no-shrinking", "--forge-go-on"]
+    arguments += [] if mutant.by_all_tests else ["--forge-clauses", ",".join(mutant.clauses)]
     arguments += ["--assert=plain"]  # verdicts come from no assertion, and to rewrite them takes longer than many tests
     output = io.StringIO()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, contextlib.redirect_stdout(output):
@@ -187,7 +189,7 @@ class _Found:
         own = self._mutant.own.slug
         fallen = [one.case for one in self.findings if one.failure is not None and one.failure["clause"] == own]
         is_slow = not self.hung.isdisjoint(fallen)
-        if fallen and nextitem is not None and (is_slow or not self._is_about(nextitem)):
+        if fallen and nextitem is not None and (is_slow or not (self._mutant.to_the_end or self._is_about(nextitem))):
             self.is_enough = True
             item.session.shouldstop = "its own clause has fallen"
         return outcome

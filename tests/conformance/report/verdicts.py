@@ -14,6 +14,7 @@ from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import Any
 
+from forge_conformance.harness.judge import At
 from forge_spec import BY_SLUG, CLAUSES
 from forge_spec.clauses import Clause, Level
 
@@ -53,16 +54,18 @@ class Finding:
     seconds: float
     failure: dict[str, Any] | None = None
     reason: str | None = None
-    at: tuple[str, int] | None = None
-    """The line of a test's module that it failed in."""
+    fell_at: tuple[At, ...] = ()
+    """The lines of the test's module in which a clause fell."""
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> "Finding":
         """From the user property that a test report carries."""
         known = {name: values[name] for name in ("case", "reached", "outcome", "seconds")}
         clauses = tuple(values["clauses"])
-        at = tuple(values["at"]) if values.get("at") else None
-        return cls(**known, clauses=clauses, failure=values.get("failure"), reason=values.get("reason"), at=at)
+        fell_at = tuple((module, line) for module, line in values.get("fell_at", ()))
+        return cls(
+            **known, clauses=clauses, failure=values.get("failure"), reason=values.get("reason"), fell_at=fell_at
+        )
 
 
 def is_case(case: str, pattern: str) -> bool:
