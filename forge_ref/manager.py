@@ -23,7 +23,7 @@ import logging
 import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -298,12 +298,12 @@ class CheckpointManager:
         source = self._resume_point(path, not self._excluded(None).issuperset(weights.PARTS))
         if source is None:
             return None
-        try:
-            return operator.index(layout.read_metadata(source)["step"])
-        except (OSError, ValueError, KeyError, TypeError):
-            blob = storage.read_train_state(source)
-            train_state = {} if blob is None else storage.loads_train_state(blob, source / layout.TRAIN_STATE)
-            return operator.index(train_state.get("step", 0))
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            if (source / layout.TRAIN_STATE).exists():  # a load without it returns 0, whatever is said there
+                return operator.index(layout.read_metadata(source)["step"])
+        blob = storage.read_train_state(source)
+        train_state = {} if blob is None else storage.loads_train_state(blob, source / layout.TRAIN_STATE)
+        return operator.index(train_state.get("step", 0))
 
     def _find(self, path: str | None, exclude_keys: Sequence[str] | None) -> _Source | None:
         needs_shards = not self._excluded(exclude_keys).issuperset(weights.PARTS)

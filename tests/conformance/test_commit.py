@@ -14,11 +14,14 @@ from pathlib import Path
 import pytest
 
 from forge_conformance.harness.folder import DANGLING
-from forge_conformance.harness.gate import Operation, in_background
+from forge_conformance.harness.gate import Operation, Picks, in_background
 from forge_conformance.harness.judge import Unreached, judges
 from forge_conformance.harness.scenario import ALL_KINDS, Life, Scenario
 from forge_conformance.harness.worker import Raised
 from forge_spec import commit
+
+_LAST_OPERATIONS = 8
+"""Of a save, as many as change names rather than write."""
 
 
 @judges("commit.sync")
@@ -387,6 +390,33 @@ def test_a_synchronous_save_that_fails_says_so_and_the_next_one_works(run: Scena
     run.expect_landing("commit.failed-save", loaded, {6}, "the disk has space again and the next save works")
 
 
+@judges("commit.failed-save")
+def test_a_synchronous_save_that_fails_near_its_end_leaves_the_resume_point(run: Scenario) -> None:
+    """By then names have changed: the checkpoint has its own, or `latest` names it already."""
+    life = run.start(mode="sync", gated=True)
+    life.commit_at(1)
+    heard: list[str] = []
+    for back in range(_LAST_OPERATIONS):
+        begun = len(life.gate.log)
+        life.commit_at(life.step + 1)
+        before, ended = life.step, len(life.gate.log)
+        if back == ended - begun:
+            break
+        life.train_to(before + 1)
+        life.gate.fail(_number(2 * ended - begun - back), errno.EIO)
+        run.judge.tell(f"of the {ended - begun} operations of a save, number {ended - begun - back} fails with EIO")
+        raised = _errors(life, "save")
+        failed = ", ".join(map(str, life.gate.failed))
+        life.gate.heal()
+        if raised:
+            heard += raised
+            again, loaded = run.resume(mode="sync")
+            run.expect_landing("commit.failed-save", loaded, {before}, f"the save after it raised when {failed} failed")
+            again.kill()
+    if not heard:
+        raise Unreached("no save fails because one of its last operations does")
+
+
 @judges("commit.resave")
 def test_saving_an_existing_step_again_never_mixes_two_and_never_loses_it(
     run: Scenario, mode: str, tmp_path: Path
@@ -655,6 +685,10 @@ def _fail_flush(run: Scenario, life: Life) -> None:
     """Save with a flush that fails on a full disk, which then has space again; nobody has been told."""
     _begin_failing_flush(run, life)
     _end_failing_flush(run, life)
+
+
+def _number(number: int) -> Picks:
+    return lambda operation: operation.number == number
 
 
 def _require_overlap(run: Scenario, is_held: bool) -> None:

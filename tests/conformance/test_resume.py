@@ -378,6 +378,24 @@ def test_peek_follows_a_named_path(run: Scenario, tmp_path: Path) -> None:
         _expect_peek(run, 4, f"a load_path, {copied}, which is a copy of step 4", load_path=str(copied))
 
 
+@judges("resume.peek-agrees", needs=("layout", "explicit", "train-state"))
+def test_peek_does_not_take_the_step_of_imported_weights_from_their_metadata(run: Scenario, tmp_path: Path) -> None:
+    run.start().commit_at(4)
+    imported = tmp_path / "imported"
+    shutil.copytree(run.folder.of(4), imported)
+    (imported / "train_state.pt").unlink()
+    run.judge.tell("a copy of step 4 without train_state.pt stands for imported weights")
+    life = run.start(seed=999)
+    peeked = life.worker.call("peek", path=str(imported))
+    loaded = life.load(imported)
+    run.expect(
+        "resume.peek-agrees",
+        (peeked or 0) == loaded.step,
+        expected=f"step {loaded.step}, which the load returns",
+        seen=f"peek says {peeked}",
+    )
+
+
 @pytest.mark.parametrize("how", ["exclude_keys", "exclude_from_loading"])
 @pytest.mark.parametrize(
     "excluded,kinds,travels_with",

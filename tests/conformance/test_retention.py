@@ -239,6 +239,26 @@ def test_deaths_at_the_same_instant_pile_nothing_up(run: Scenario) -> None:
         _expect_no_heap(run, warnings)
 
 
+@judges("retention.debris", "resume.lands", needs=("retention",))
+def test_deaths_in_the_middle_of_a_deletion_pile_nothing_up(run: Scenario) -> None:
+    """Each leaves nearly all of a checkpoint, so that it takes few of them until a pile shows."""
+    with run.start(keep_last_n=1) as first:
+        first.commit_at(2)
+    warnings = ""
+    for _ in range(5):
+        life, loaded = run.resume(gated=True, keep_last_n=1)
+        run.expect("resume.lands", not loaded.is_fresh, expected="to come back", seen=str(run.folder), reaches=False)
+        warnings += life.warnings
+        life.train_to(loaded.step + 2)
+        life.gate.close(partial(_goes_on_deleting, run, life.step))
+        life.tell_save()
+        life.worker.replies_or_blocks()
+        if not life.gate.wait_held(run.patience_s):
+            raise Unreached("no file is deleted of a checkpoint that is no longer complete")
+        life.kill()
+        _expect_no_heap(run, warnings)
+
+
 def _expect_no_heap(run: Scenario, warnings: str) -> None:
     folder = run.folder
     found = {name: room for name, room in folder.debris().items() if name not in warnings}
@@ -510,6 +530,13 @@ def _concerns(name: str, operation: Operation) -> bool:
 
 def _deletes(operation: Operation, name: str) -> bool:
     return operation.name in _DELETING and operation.paths[0].split("/")[0] == name
+
+
+def _goes_on_deleting(run: Scenario, step: int, operation: Operation) -> bool:
+    """Whether something goes when this step alone is left, committed, and what it replaces is incomplete."""
+    return operation.name in ("unlink", "unlinkat", "rmdir") and (
+        run.folder.complete() == {step} and run.folder.latest_or_newest() == step
+    )
 
 
 # -- arranging ----------------------------------------------------------------------

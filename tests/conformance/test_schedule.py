@@ -121,6 +121,13 @@ def test_a_window_that_is_no_range_is_refused(run: Scenario, start: int, stop: i
         run.start(window=_window(start, stop, "power2"))
 
 
+@pytest.mark.parametrize("step", [0, 5])
+@judges("schedule.validate-window")
+def test_a_window_of_one_step_is_a_range_and_is_not_refused(run: Scenario, step: int) -> None:
+    milestones = run.start(window=_window(step, step, "power2")).worker.call("milestones", steps=STEPS)
+    run.expect("schedule.validate-window", milestones == [step], expected=f"{step} alone", seen=_short(milestones))
+
+
 @pytest.mark.parametrize("window", [None, (3, 9)])
 @judges("schedule.no-side-effects")
 def test_asking_changes_nothing(run: Scenario, window: tuple[int, int] | None) -> None:

@@ -22,6 +22,9 @@ from forge_spec import layout, trust
 
 SECOND_UID = 65534
 PICKLES = [layout.TRAIN_STATE, layout.MARKER]
+_OTHER_FILES = [*PICKLES, layout.METADATA]
+_PICKLE_OF_TORCH = b"data.pkl"
+"""The name of the pickle in an archive of `torch.save`, of which shards of DCP consist."""
 
 
 @judges("trust.foreign-owner", "trust.no-canary", "trust.before-mutation", needs=("layout",))
@@ -32,6 +35,31 @@ def test_a_train_state_of_another_owner_is_refused(run: Scenario, mode: str, tmp
 @judges("trust.every-pickle", "trust.no-canary", "trust.before-mutation", needs=("layout",))
 def test_a_marker_of_another_owner_is_refused_as_well(run: Scenario, mode: str, tmp_path: Path) -> None:
     _expect_refusal(run, mode, layout.MARKER, tmp_path, clause="trust.every-pickle")
+
+
+@judges("trust.every-pickle", "trust.before-mutation", needs=("layout",))
+def test_shards_of_another_owner_are_refused_as_well(run: Scenario, mode: str) -> None:
+    run.start(mode=mode).commit_at(2)
+    shards = [path for path in run.folder.of(2).rglob("*") if path.is_file() and path.name not in _OTHER_FILES]
+    pickles = [path for path in shards if _PICKLE_OF_TORCH in path.read_bytes()]
+    if not pickles:
+        raise Unreached("its shards hold no pickle")
+    for path in pickles:
+        _give_away(path)
+    run.judge.tell(f"{', '.join(path.name for path in pickles)} of step 2 now belong to uid {SECOND_UID}")
+    life = run.start(mode=mode, seed=999)
+    life.train_to(1)
+    before = life.digest()
+    refused = _try_load(life)
+    said = str(refused or "no error")
+    right = isinstance(refused, Raised) and "PermissionError" in refused.kinds
+    run.expect(
+        "trust.every-pickle",
+        right and any(str(path) in said for path in pickles),
+        expected="a PermissionError naming a shard",
+        seen=said,
+    )
+    run.expect_same("trust.before-mutation", life.digest(), before, ALL_KINDS, "the state before the refused load")
 
 
 @judges("trust.foreign-owner", needs=("explicit", "layout"))

@@ -211,6 +211,22 @@ def test_a_damaged_file_is_an_error_on_every_rank(run: Scenario, ranks: int) -> 
         path.write_bytes(content)
 
 
+@judges("resume.damage", "resume.all-or-nothing", needs=("explicit", "distributed"))
+def test_a_flipped_bit_in_what_any_rank_reads_is_an_error_that_names_the_file(run: Scenario, fewest: int) -> None:
+    saved = run.world(Shape(fewest))
+    saved.commit_at(2)
+    step, world = run.folder.of(2), _trained(run, Shape(fewest))
+    for rank, weights in enumerate(saved.ranks.together("weights")):
+        path, place = _find(step, bytes.fromhex(weights))
+        whole = path.read_bytes()
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        run.judge.tell(f"one bit of the weights of rank {rank}, in {path.name} of step 2, is flipped")
+        _expect_refused(run, world, step, f"that {path.name} is damaged", "resume.damage", naming=path.name)
+        path.write_bytes(whole)
+    run.judge.tell("all bits are as they were")
+    run.expect_landings("resume.damage", world.load(step), {2}, "nothing is damaged")
+
+
 @judges("resume.error-everywhere", "resume.all-or-nothing", needs=("explicit", "layout", "trust"))
 def test_a_refused_pickle_is_an_error_on_every_rank(run: Scenario, ranks: int) -> None:
     if os.getuid() != 0:
@@ -336,6 +352,14 @@ def _shards(path: Path) -> list[Path]:
     return sorted(file for file in path.rglob("*.distcp") if file.is_file())
 
 
+def _find(path: Path, content: bytes) -> tuple[Path, int]:
+    """The file below the path that holds these bytes, and the place of one in their middle."""
+    for file in sorted(found for found in path.rglob("*") if found.is_file()):
+        if content and (place := file.read_bytes().find(content)) >= 0:
+            return file, place + len(content) // 2
+    raise Unreached("the weights that a rank holds are in no file as they are in memory")
+
+
 def _landing(outcome: Outcome) -> str:
     if outcome.fault is not None:
         return "an error"
@@ -354,16 +378,17 @@ def _trained(run: Scenario, shape: Shape, views: dict[int, Path] | None = None) 
 
 
 def _expect_refused(
-    run: Scenario, world: World, path: Path, what: str, clause: str = "resume.error-everywhere"
+    run: Scenario, world: World, path: Path, what: str, clause: str = "resume.error-everywhere", naming: str = ""
 ) -> None:
-    """A load of this path raises on every rank, and leaves all of them as they were."""
+    """A load of this path raises on every rank, with this name, and leaves all of them as they were."""
     before = world.digest()
     found = world.load_outcomes(path, parts=["scheduler"])
     run.expect(
         clause,
-        all(outcome.fault is not None for outcome in found),
+        all(outcome.fault is not None and naming in str(outcome.fault) for outcome in found),
         expected=f"an error on every rank, {what}",
         seen="; ".join(f"rank {outcome.rank}: {_landing(outcome)}" for outcome in found),
+        detail="\n".join(str(outcome.fault) for outcome in found if outcome.fault is not None),
     )
     _expect_untouched(run, world, before)
 
