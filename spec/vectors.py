@@ -844,6 +844,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     wrong = disagreements()
     if not wrong and options.write:
+        options.write.mkdir(parents=True, exist_ok=True)
         for chapter in CHAPTERS:
             (options.write / f"{chapter}.json").write_text(rendered(chapter), encoding="utf-8")
     elif not wrong:

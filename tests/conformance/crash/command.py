@@ -8,6 +8,7 @@ folder is in memory where there is room (`/dev/shm`), else where temporary files
 import argparse
 import contextlib
 import multiprocessing
+import multiprocessing.util
 import shlex
 import shutil
 import sys
@@ -116,7 +117,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--every-write", action="store_true", help="do not leave out the middle of bursts of writes")
     parser.add_argument(
         "--going-on",
-        type=int,
+        type=_count,
         default=40,
         metavar="N",
         help="runs to go on with after a resume from what a kill leaves, per recording; after a loss of power, per "
@@ -124,7 +125,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--second-deaths",
-        type=int,
+        type=_count,
         default=2,
         metavar="N",
         help="resumed runs that are killed again, per recording (2)",
@@ -156,7 +157,7 @@ def run(options: argparse.Namespace, level_named: Any) -> int:
         done, means = _finished(jobs, options.n, place, means)
     results = [one for one in done if isinstance(one, Result)]
     tried = [one for one in done if isinstance(one, Drilled)]
-    again = shlex.join(_same_manager(options, level))
+    again = shlex.join(_same_manager(options))
     written = report.write(implementation, level, results, tried, again, out, means)
     if options.check_replays and not means.interrupted:
         results, means = _with_replays(results, out, manager, options.n, means)
@@ -167,7 +168,8 @@ def run(options: argparse.Namespace, level_named: Any) -> int:
     beyond = report.ways(results, tried) - len(report.counted(results, level, tried))
     if status == Status.PASSED and beyond > 0:
         print(
-            f"exit status 0: {beyond} ways to be bad fell by clauses above level {level}; --level durable counts all."
+            f"exit status 0: {beyond} way{'' if beyond == 1 else 's'} to be bad fell by clauses above level {level}; "
+            "--level durable counts all."
         )
     return status
 
@@ -186,7 +188,9 @@ def _refuse_unclaimed(options: argparse.Namespace, implementation: Implementatio
 
 def _nothing_to_do(options: argparse.Namespace, implementation: Implementation) -> str:
     modes = [mode for mode in _MODES if mode in implementation.capabilities]
-    names = [drill.name for drill in drills(_tiers(options), list(SITUATIONS), modes, implementation.capabilities)]
+    names = [drill.name for drill in drills(TIERS, list(SITUATIONS), modes, implementation.capabilities)]
+    if options.point and any(options.point.startswith(f"{name}/") for name in names):
+        return f"--point {options.point} is left out by --tier, --scenario or --mode; ask for the point alone."
     if options.point:
         return (
             f"--point {options.point}: a point is named as a report names it, by its drill and what happens there, "
@@ -239,9 +243,9 @@ def _means(jobs: Sequence["Job | DrillJob"], recorder: Kind, side_by_side: int) 
     return report.Means(recorder, unreached, side_by_side=side_by_side)
 
 
-def _same_manager(options: argparse.Namespace, level: Level) -> list[str]:
-    """The command for another run against the same manager."""
-    given = ["--impl", options.impl, *(["--python", options.python] if options.python else []), "--level", str(level)]
+def _same_manager(options: argparse.Namespace) -> list[str]:
+    """The command for another run against the same manager, at a level yet to be said."""
+    given = ["--impl", options.impl, *(["--python", options.python] if options.python else [])]
     return ["forge-conformance", "crash", *given]
 
 
@@ -250,6 +254,12 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
     return number
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 on")
+    return int(text)
 
 
 def _tiers(options: argparse.Namespace) -> tuple[str, ...]:
@@ -287,9 +297,10 @@ def _results(jobs: Sequence[Job | DrillJob], processes: int, place: "Place") -> 
                 yield progress.shown(_done(job, place))
             return
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(processes, len(jobs)), context) as pool:
+        begins = (jobs[0].manager, place.has_ranks, place.folder.parent)
+        with ProcessPoolExecutor(min(processes, len(jobs)), context, _begin, begins) as pool:
             try:
-                for done in as_completed([pool.submit(_done_alone, job) for job in jobs]):
+                for done in as_completed([pool.submit(_done_there, job) for job in jobs]):
                     yield progress.shown(done.result())
             except BaseException:
                 pool.shutdown(cancel_futures=True)
@@ -327,6 +338,7 @@ class _Progress:
         self._done = 0
         self._sum = Totals()
         self._points = 0
+        self._bad_points = 0
         self._is_terminal = sys.stderr.isatty()
 
     def shown(self, result: Result | Drilled) -> Result | Drilled:
@@ -334,14 +346,18 @@ class _Progress:
         self._done += 1
         if isinstance(result, Drilled):
             self._points += result.points
-            self._sum.bad += sum(bad.points for bad in result.bad)
+            self._bad_points += sum(bad.points for bad in result.bad)
         else:
             for explored in result.explored:
                 self._sum.add(explored.totals)
         filled = 24 * self._done // self._jobs
-        line = f"[{'#' * filled}{'.' * (24 - filled)}] {self._done}/{self._jobs} done, {self._sum.new:,} disks"
-        line += f", {self._points:,} points in earnest" if self._points else ""
-        line += f", {self._sum.bad:,} bad" if self._sum.bad else ""
+        line = f"[{'#' * filled}{'.' * (24 - filled)}] {self._done}/{self._jobs} done"
+        for count, bad, what in (
+            (self._sum.new, self._sum.new_bad, "disks"),
+            (self._points, self._bad_points, "deaths and failures"),
+        ):
+            line += f", {count:,} {what}" if count else ""
+            line += f" ({bad:,} bad)" if bad else ""
         end = "" if self._is_terminal else "\n"
         print(("\r\033[K" if self._is_terminal else "") + line, end=end, file=sys.stderr, flush=True)
         return result
@@ -360,6 +376,8 @@ class Place:
     folder: Path
     kinds: tuple[str, ...]
     recorder: Kind
+    has_ranks: bool = False
+    """Whether the server is ready for several ranks."""
     _runs: dict[tuple[int, Shape], Undisturbed] = field(default_factory=dict)
 
     def undisturbed(self, shape: Shape) -> Undisturbed:
@@ -376,16 +394,21 @@ class Place:
         return self._runs[seed, shape]
 
 
+_place: Place | CannotJudge | None = None
+"""The workplace of a process that is one of several, or why it has none."""
+
+
 @contextlib.contextmanager
-def workplace(manager: Manager, with_ranks: bool = False) -> Iterator["Place"]:
+def workplace(manager: Manager, with_ranks: bool = False, below: Path | None = None) -> Iterator["Place"]:
     """A place to explore in, for several ranks as well if the manager claims them; gone afterwards."""
     recorder = choose(manager.recorder)
     server = Server(manager.impl, manager.python, manager.timeout_s, manager.import_timeout_s)
-    base = Path(tempfile.mkdtemp(prefix="forge-crash-", dir=_roomy()))
+    base = Path(tempfile.mkdtemp(prefix="forge-crash-", dir=below or _roomy()))
     try:
         claimed = server.implementation.capabilities
-        server.rehearse([mode for mode in _MODES if mode in claimed], with_ranks and "distributed" in claimed)
-        yield Place(server, base / "checkpoints", kinds_claimed(claimed), recorder)
+        has_ranks = with_ranks and "distributed" in claimed
+        server.rehearse([mode for mode in _MODES if mode in claimed], has_ranks)
+        yield Place(server, base / "checkpoints", kinds_claimed(claimed), recorder, has_ranks)
     finally:
         server.close()
         shutil.rmtree(base, ignore_errors=True)
@@ -406,15 +429,22 @@ def _done(job: Job | DrillJob, place: Place) -> Result | Drilled:
     return explore(job, place)
 
 
-def _done_alone(job: Job | DrillJob) -> Result | Drilled:
-    begun = time.perf_counter()
-    with workplace(job.manager, _has_ranks(job)) as place:
-        done = _done(job, place)
-    return replace(done, seconds=time.perf_counter() - begun) if isinstance(done, Result) else done
+def _begin(manager: Manager, has_ranks: bool, base: Path) -> None:
+    """In each process that is not alone, once: a workplace below `base`, which ends with the process."""
+    global _place
+    opened = contextlib.ExitStack()
+    multiprocessing.util.Finalize(None, opened.close, exitpriority=1)
+    try:
+        _place = opened.enter_context(workplace(manager, has_ranks, base))
+    except CannotJudge as reason:  # raised here, the pool would be broken and say nothing
+        _place = reason
 
 
-def _has_ranks(job: Job | DrillJob) -> bool:
-    return isinstance(job, DrillJob) or SCENARIOS[job.scenario].shape != ALONE
+def _done_there(job: Job | DrillJob) -> Result | Drilled:
+    assert _place is not None, "a process begins before it does anything"
+    if isinstance(_place, CannotJudge):
+        raise _place
+    return _done(job, _place)
 
 
 def explore(job: Job, place: Place) -> Result:
@@ -476,11 +506,15 @@ def explore_again(
             life.wait()
         except ManagerFault:
             pass  # that it can't go on was found out before; here it is about how far it got
-    second = replace(recording.end(), special="second death")
+    second = replace(recording.end(), special=f"second death from {_resumed(landing)}")
     resumer = Resumer(place.server, place.folder, second, place.kinds, place.fresh(second.shape), place.recorder)
     exploration = Exploration(second, resumer, job.effort.quarter)
     explored = exploration.under(None)
     return explored, list(_found(job, place, exploration, explored))
+
+
+def _resumed(landing: Landing) -> str:
+    return f"step {landing.step}" if landing.step else "nothing"
 
 
 def record(scenario: str, mode: str, place: Place) -> tuple[Recorded, float]:

@@ -266,7 +266,7 @@ class Stage:
             goes_on = self.is_new(left)
         landing, going_on = self.team.resume(self.settings, life.ledger, goes_on)
         verdict = self._judged[key] = self.verdict(life.ledger, landing, going_on)
-        return verdict, left, goes_on
+        return verdict, left, going_on is not None
 
     def is_new(self, left: Disk) -> bool:
         """Whether no point before has left these names."""

@@ -26,7 +26,7 @@ from forge_spec.durable import may_come_back
 from .landing import GoingOn, Landing, come_back
 from .processes import ALONE, Digest, Processes, of_kinds, raised_once
 from .recorder import Control, Recorder
-from .recording import Saved
+from .recording import Saved, stands
 from .trace import Disk, Journal
 
 EVERY = 2
@@ -43,9 +43,8 @@ class Ledger:
     saves: list[Saved] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
 
-    def begin(self, step: int, state: Digest) -> int:
+    def begin(self, step: int, state: Digest, is_resave: bool) -> int:
         """A save begins; its number."""
-        is_resave = any(saved.step == step for saved in self.saves)
         self.saves.append(Saved(step, state, is_resave))
         self.mark("begins", len(self.saves) - 1)
         return len(self.saves) - 1
@@ -125,6 +124,8 @@ class Life:
         self.controls = controls
         self.recorders: list[Recorder] = []
         self.step = 0
+        self._own: set[int] = set()
+        """Steps that were saved here; a flush of one may still be on its way."""
         self._in_flight: int | None = None
         self._is_sync = settings["mode"] == "sync"
         self.journal = Journal(team.folder) if controls else None
@@ -202,7 +203,10 @@ class Life:
         state = self.digest()
         if step is not None:
             state |= self._counted(step)
-        self._saving = self.ledger.begin(self.step if step is None else step, state)
+        own = self.step if step is None else step
+        is_resave = own in self._own or stands(self.team.server, self.team.here, own)
+        self._saving = self.ledger.begin(own, state, is_resave)
+        self._own.add(own)
         self.processes.ranks.begin("save", step=step, extra=None, parts=list(ALL_PARTS))
 
     def _counted(self, step: int) -> Digest:

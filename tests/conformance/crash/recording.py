@@ -6,6 +6,7 @@ manager does not know.
 """
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +33,7 @@ class Saved:
     state: Digest
     """Fingerprints of the kinds of state that the manager claims to bring back."""
     is_resave: bool = False
+    """Whether a directory of that step stood there, whole or torn, when the save began; or was on its way there."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,11 @@ class Recorded:
     """What is special about it: a death that came before, or another order in which ranks may have done the same."""
     others: tuple["Recorded", ...] = ()
     """The other orders."""
+
+
+def stands(server: Server, folder: Path, step: int) -> bool:
+    """Whether the folder has a checkpoint of a step, whole or torn."""
+    return os.path.lexists(folder / server.implementation.layout.name.format(step=step))
 
 
 class Recording:
@@ -130,9 +137,8 @@ class Recording:
         """What the undisturbed run has after so many steps, with the counter that the save is told."""
         return self._timeline.told(trained, step)
 
-    def saves_state(self, step: int, digest: Digest) -> int:
+    def saves_state(self, step: int, digest: Digest, is_resave: bool) -> int:
         """Note what a save of this step has to bring back; its number."""
-        is_resave = any(saved.step == step for saved in self.saves)
         self.saves.append(Saved(step, of_kinds(digest, self._kinds), is_resave))
         return len(self.saves) - 1
 
@@ -171,6 +177,8 @@ class RecordedLife:
         self.step = 0
         self._is_undisturbed = True
         self._has_started = False
+        self._own: set[int] = set()
+        """Steps that were saved here; a flush of one may still be on its way."""
         self._in_flight: int | None = None
 
     def load(self, step: int | None = None) -> None:
@@ -215,7 +223,9 @@ class RecordedLife:
             self._starts()
             recording.journal.mark("lands")
         digest = recording.state_at(self.step, step) if self._is_undisturbed else self.processes.digest()
-        number = recording.saves_state(step, digest)
+        is_resave = step in self._own or stands(recording.server, recording.folder, step)
+        number = recording.saves_state(step, digest, is_resave)
+        self._own.add(step)
         for rank in range(len(self.processes.workers)):
             recording.journal.mark("begins", number, rank=rank)
         return number

@@ -24,7 +24,7 @@ from .story import sentence
 from .verdicts import Verdict
 
 _SHOWN = 3
-_COLUMNS = "{:<14}{:<7}{:<29}{:>9}{:>8}{:>6}{:>9}{:>10}"
+_COLUMNS = "{:<14}{:<7}{:<32}{:>9}{:>8}{:>6}{:>9}{:>10}"
 _DRILLS = "{:<12}{:<12}{:<7}{:>6}{:>8}{:>6}{:>9}{:>7}{:>9}"
 
 
@@ -165,8 +165,8 @@ def _in_earnest(level: Level, tried: Sequence[Drilled], again: str, out: Path) -
 
 
 def replayed(again: str, bad: Bad) -> str:
-    """The command that does one point again."""
-    return f"{again} --point {bad.point}"
+    """The command that does one point again, at the level of what fell."""
+    return f"{again} --level {_level(bad.verdict.clause)} --point {bad.point}"
 
 
 def _fell(drilled: Drilled, bad: Bad, level: Level) -> str:

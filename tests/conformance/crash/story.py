@@ -160,7 +160,8 @@ def _form(kept: Kept) -> str:
     forms = {"torn": "its last blocks are missing", "zeros": "it has its length, and all that is new reads as zeros"}
     if kept.form == "hole":
         return f"its block {kept.block} reads as zeros"
-    return forms.get(kept.form, f"only the first {kept.effects} of the writes to it are there")
+    written = f"only the first {kept.effects} of the writes to it are there" if kept.effects else "nothing was written"
+    return forms.get(kept.form, written)
 
 
 def _synced_later(trace: Trace, at: int, wanted: set[int]) -> str:

@@ -66,7 +66,10 @@ def run(options: argparse.Namespace) -> int:
         bases = {trial.mutant.path: Base.tried(trial) for trial in tried if trial.mutant.is_right}
         base = bases.pop(Path(options.base), Base(options.base))
         if not is_partial and not interrupted:
-            base = reported or _judged(options.base, chosen, out / "base", options.n)
+            try:
+                base = reported or _judged(options.base, chosen, out / "base", options.n)
+            except KeyboardInterrupt:
+                interrupted = "while the whole suite judged the base"
     trials = [trial for trial in tried if not trial.mutant.is_right]
     outcomes = [
         Outcome(trial, base if trial.mutant.base is None else bases.get(trial.mutant.base, base)) for trial in trials

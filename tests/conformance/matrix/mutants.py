@@ -64,9 +64,13 @@ class Mutant:
 def read(path: Path) -> Mutant:
     """The mutant in this file; `BadMutant` if it does not say what it has to."""
     try:
-        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        tree = ast.parse(path.read_text(encoding="utf-8"))
     except (OSError, SyntaxError, ValueError) as error:
         raise BadMutant(f"{path} can't be read: {error}") from None
+    imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    if "bases" in imported and not (path.parent / "bases").exists():
+        raise BadMutant(f"{path} imports from bases, which has to lie beside it: copy or link {HERE / 'bases'}")
+    text = ast.get_docstring(tree) or ""
     found = (_FIELD.fullmatch(line.strip()) for line in text.splitlines())
     fields: dict[str, str] = {match[1]: match[2] for match in found if match}
     clauses = tuple(slug.strip() for slug in fields.get("Clause", "").split(",") if slug.strip())
