@@ -218,3 +218,10 @@ def test_a_refusal_leaves_no_process_and_no_file_behind(
     attempt("smoke", "--impl", impl).names("too late")
     assert not Path("/proc", Path("heir").read_text()).exists()
     assert list(temporary.iterdir()) == []
+
+
+def test_a_folder_whose_only_mutant_lacks_its_bases_is_refused_and_nothing_is_judged() -> None:
+    Path("mine").mkdir()
+    Path("mine/sin.py").write_text('"""Sins.\n\nClause: commit.sync\n"""\nfrom bases import change\n')
+    attempt("matrix", "--mutants", "mine").names("sin.py imports from bases", "copy or link", "no other mutant")
+    assert not Path("reports").exists()

@@ -118,6 +118,8 @@ def _chosen(options: argparse.Namespace) -> tuple[list[Mutant], list[str]]:
             found.append(fixtures.read(path))
         except BadMutant as reason:
             unread.append(str(reason))
+    if unread and not found:
+        raise CannotJudge(f"{'; '.join(unread)}. There is no other mutant to judge.")
     missing = sorted(set(options.mutant or ()) - {mutant.name for mutant in found} - {Path(u).stem for u in unread})
     if missing and not unread:
         raise CannotJudge(f"there is no mutant {', '.join(missing)} in {options.mutants}.")
