@@ -242,7 +242,6 @@ def fresh_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
             scenario.end()
         made[:] = [new_scenario(request, tmp_path_factory.mktemp("example"))]
         made[0].judge.story.clear()
-        made[0].judge.goes_on = False  # a program that disagrees ends: what it would do next is not known
         return made[0]
 
     yield make

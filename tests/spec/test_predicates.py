@@ -155,6 +155,38 @@ def test_a_higher_limit_never_keeps_less(folder: retention.Folder, keep_last_n: 
     assert retention.may_keep(folder, keep_last_n) <= retention.may_keep(folder, keep_last_n + 1)
 
 
+ONE = retention.Room(entries=5, size_bytes=1000)
+"""A complete checkpoint, beside which something stands."""
+
+
+@pytest.mark.parametrize(
+    ("torn", "complete", "may"),
+    [
+        ({5}, set(), True),
+        ({0}, set(), True),
+        ({1, 5}, set(), False),
+        ({0, 1}, set(), False),
+        ({8}, {4, 6}, True),
+        ({8, 9}, {4, 6}, False),
+        ({2}, {4, 6}, True),
+        ({2, 5}, {4, 6}, False),
+        ({2, 8}, {4, 6}, True),
+        ({2, 5, 8}, {4, 6}, False),
+    ],
+)
+def test_one_save_and_one_deletion_may_be_torn(torn: set[int], complete: set[int], may: bool) -> None:
+    assert retention.may_stand_beside(torn, complete, retention.Room(9, 1900), ONE) == may
+
+
+@pytest.mark.parametrize(
+    ("entries", "size_bytes", "may"), [(18, 3000, True), (19, 3000, False), (18, 3001, False), (0, 0, True)]
+)
+def test_beside_complete_checkpoints_there_is_room_for_three_and_three_small_files(
+    entries: int, size_bytes: int, may: bool
+) -> None:
+    assert retention.may_stand_beside((), {4}, retention.Room(entries, size_bytes), ONE) == may
+
+
 # -- resume -------------------------------------------------------------------
 
 
