@@ -241,8 +241,8 @@ class CheckpointManager:
         """Resume in place; returns step, tokens seen and the extra of the save, or `(0, 0, {})` for a fresh start.
 
         Waits for a save in flight, so that it lands on it.  Whatever is
-        raised, model, optimizer, scheduler and random streams are as they
-        were (resume.all-or-nothing): `FileNotFoundError` for a named path,
+        raised, model, optimizer, scheduler, random streams and a loader that can
+        say where it is are as they were (resume.all-or-nothing): `FileNotFoundError` for a named path,
         `PermissionError` for a file that is not trusted, `DamagedError` for
         one that is not what was written, `ValueError` for a checkpoint that
         does not fit or a freeze list that differs.
@@ -329,7 +329,7 @@ class CheckpointManager:
         model, optimizer = saved.get(weights.MODEL), saved.get(weights.OPTIMIZER)
         train_state = self._train_state(source, shards, saved)
         return _Loaded(
-            {key: value for key, value in train_state.items() if key not in excluded},
+            {key: value for key, value in train_state.items() if key not in excluded or key not in state.RESERVED},
             None if model is None else weights.match_model(self.model, model, source.path),
             None if optimizer is None else weights.match_optimizer(self.model, self.optimizer, optimizer, source.path),
         )
@@ -390,7 +390,7 @@ class CheckpointManager:
     ) -> tuple[_Loaded, tuple[int, int, dict[str, Any]]]:
         """Read, and change what can be put back; the model can't cheaply, and comes when every rank is this far."""
         loaded = read()
-        state.remember(undo, scheduler)
+        state.remember(undo, scheduler, dataloader if self._ranks.are_many else None)  # another rank may yet fail
         if loaded.optimizer is not None:
             undo.callback(weights.load_optimizer, self.optimizer, self.optimizer.state_dict())
             weights.load_optimizer(self.optimizer, loaded.optimizer)

@@ -10,6 +10,7 @@ its state, or that it has taken it before another rank fails.
 import copy
 import io
 import json
+import logging
 import operator
 import random
 import zlib
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 
+_log = logging.getLogger("forge_ref")
 RESERVED = ("step", "tokens_seen", "rng", "scheduler", "dataloader")
 """Keys of a train state that an extra can't have."""
 OWN = ("rng", "dataloader")
@@ -124,11 +126,25 @@ def restore_train_state(
     return state.get("step", 0), state.get("tokens_seen", 0), extra
 
 
-def remember(undo: ExitStack, scheduler: Any | None) -> None:
-    """Have scheduler and random streams put back as they are now when the stack unwinds."""
-    undo.callback(set_rng_state, get_rng_state())
+def remember(undo: ExitStack, scheduler: Any | None, dataloader: Any | None = None) -> None:
+    """Have scheduler, random streams and a loader put back as they are now when the stack unwinds.
+
+    A loader that can't say where it is, or refuses to go back there, stays where it is.
+    """
+    streams = get_rng_state()
+    undo.callback(set_rng_state, streams)
     if scheduler is not None:
         undo.callback(scheduler.load_state_dict, copy.deepcopy(scheduler.state_dict()))
+    if hasattr(dataloader, "state_dict") and hasattr(dataloader, "load_state_dict"):
+        undo.callback(_put_back, dataloader, copy.deepcopy(dataloader.state_dict()))  # type: ignore[union-attr]
+        set_rng_state(streams)  # some loaders begin to draw when they are asked
+
+
+def _put_back(dataloader: Any, before: Any) -> None:
+    try:
+        dataloader.load_state_dict(before)
+    except Exception:  # of a loader's own making; what is being raised already says why the load failed
+        _log.warning("the loader refuses the position that it had before the load", exc_info=True)
 
 
 def serialized(train_state: Mapping[str, Any]) -> bytes:

@@ -21,7 +21,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, reject, settings
 from hypothesis import strategies as st
 
-from forge_conformance.harness.gate import at
+from forge_conformance.harness.folder import DANGLING
+from forge_conformance.harness.gate import Operation, at
 from forge_conformance.harness.judge import ClauseFailure, judges
 from forge_conformance.harness.scenario import Life, Scenario
 from forge_conformance.harness.worker import Loaded, ManagerFault
@@ -31,6 +32,7 @@ from forge_spec.schedule import Window
 
 USUAL_PROGRAMS = 10
 SHRINKING_S = 60
+INTERVAL = 3
 WINDOW = (0, 6)
 
 
@@ -108,6 +110,7 @@ PROGRAMS = st.one_of(st.lists(ACTIONS, min_size=1, max_size=14), *2 * [st.lists(
     "commit.resave",
     "retention.keeps",
     "retention.drops",
+    "schedule.no-side-effects",
 )
 @pytest.mark.parametrize("has_window", [False, True], ids=["interval", "window"])
 def test_the_manager_does_what_the_model_allows(
@@ -164,6 +167,8 @@ class Run:
         limit = 2 if run.has("retention") else 0
         self._state = allowed.State(keep_last_n=limit, background=mode != "sync")
         self._life: Life | None = None
+        self._is_pointed = False
+        """Whether `latest` has been seen."""
         self._saved: dict[int, list[dict[str, str]]] = {}
         self._resaved: int | None = None
         """The step that was saved last, if it stood already: what becomes of it then is another clause's business."""
@@ -179,6 +184,7 @@ class Run:
                     self._save()
                 case Wait():
                     self._alive().wait()
+                    self._check_gate(self._alive())
                     self._agree(*allowed.after_wait(self._state))
                 case Kill():
                     self._kill()
@@ -209,6 +215,7 @@ class Run:
         life = self._alive()
         self._note(life)
         life.save()
+        self._check_gate(life)
         self._agree(*allowed.after_save(self._state, life.step))
 
     def _kill(self) -> None:
@@ -229,6 +236,7 @@ class Run:
         if life.worker.replies_or_blocks() and not life.gate.held():
             life.worker.reply()
             life.open_gate()
+            self._check_gate(life)
             self._agree(*allowed.after_save(self._state, life.step))
             return
         life.kill()
@@ -243,6 +251,7 @@ class Run:
         self._run.expect_landing("resume.lands", loaded, landing, reaches=landing != {None})
         clause = "commit.resave" if loaded.step == self._resaved else "resume.exact"
         self._expect_saved_state(clause, self._life, loaded.step)
+        self._expect_due(self._life)
 
     def _load(self, life: Life) -> Loaded:
         """A fault in what is left of a step that was saved again is that clause's; below its level nothing is asked."""
@@ -271,9 +280,17 @@ class Run:
         window: dict[str, Any] = {}
         if self._window is not None:
             window = {"window": {"start": WINDOW[0], "stop": WINDOW[1], "strategy": "power2"}}
-        return self._run.start(
-            gated=self._run.can_gate(), seed=0, mode=self._mode, keep_last_n=self._state.keep_last_n, **window
+        life = self._run.start(
+            gated=self._run.can_gate(),
+            seed=0,
+            mode=self._mode,
+            interval=INTERVAL,
+            keep_last_n=self._state.keep_last_n,
+            **window,
         )
+        if life.worker.gate is not None and self._run.folder.layout.pointer is not None:
+            life.gate.observe(self._watch_pointer)
+        return life
 
     def _note(self, life: Life) -> None:
         """What is about to be saved: its state, whether it stands already, and whether it is a milestone."""
@@ -293,6 +310,31 @@ class Run:
         self._run.expect_same(clause, seen, nearest, self._run.kinds(), f"a state that was saved at step {step}")
 
     # -- agreement --------------------------------------------------------------
+
+    def _watch_pointer(self, operation: Operation) -> None:
+        """Called before each file operation, on the gate's thread."""
+        latest = self._run.folder.latest()
+        self._run.expect(
+            "commit.atomic-pointer",
+            latest != DANGLING and (latest is not None or not self._is_pointed),
+            expected="latest to stay once it is there, and to lead somewhere",
+            seen=f"just before {operation}: {self._run.folder}",
+            reaches=self._is_pointed,
+        )
+        self._is_pointed = self._is_pointed or latest is not None
+
+    def _check_gate(self, life: Life) -> None:
+        if life.worker.gate is not None:
+            life.gate.check()
+
+    def _expect_due(self, life: Life) -> None:
+        """What was saved, resumed or lost changes nothing about what is due."""
+        if not self._run.has("schedule"):
+            return
+        asked = range(2 * WINDOW[1])
+        expected = [step for step in asked if schedule.should_save(step, INTERVAL, self._window)]
+        seen = life.worker.call("should_save", steps=list(asked))
+        self._run.expect("schedule.no-side-effects", seen == expected, expected=f"{expected} to be due", seen=f"{seen}")
 
     def _agree(self, state: allowed.State, bounds: allowed.Bounds) -> None:
         """A clause is reached where there is something to see: a checkpoint, a deletion, something that has to go."""

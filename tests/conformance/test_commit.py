@@ -22,6 +22,8 @@ from forge_spec import commit
 
 _LAST_OPERATIONS = 8
 """Of a save, as many as change names rather than write."""
+_QUESTIONS = {"peek": (), "should_save": ("schedule",), "milestones": ("window",)}
+"""Calls that change nothing, with the capabilities that they take."""
 
 
 @judges("commit.sync")
@@ -87,6 +89,24 @@ def test_at_every_file_operation_of_a_synchronous_run_latest_is_complete(run: Sc
     life.gate.check()
     run.expect(
         "commit.atomic-pointer", run.folder.latest() == 6, expected="latest at 6 in the end", seen=str(run.folder)
+    )
+
+
+@pytest.mark.parametrize("step", [3, 1])
+@judges("commit.atomic-pointer", needs=("pointer",))
+def test_while_latest_moves_to_a_lower_step_it_is_at_a_complete_checkpoint(run: Scenario, mode: str, step: int) -> None:
+    run.start(mode=mode).commit_at(2, 4)
+    life = run.start(mode=mode, seed=1, gated=True)
+    seen = [4]
+    life.gate.observe(lambda operation: _watch_pointer(run, operation, seen, clause="commit.atomic-pointer"))
+    life.save_at(step, 5)
+    life.wait()
+    life.gate.check()
+    run.expect(
+        "commit.atomic-pointer",
+        run.folder.latest() == 5,
+        expected=f"latest at 5 in the end, after step {step} was saved where 2 and 4 stood",
+        seen=str(run.folder),
     )
 
 
@@ -352,6 +372,27 @@ def test_a_flush_that_fails_again_is_told_of_again(run: Scenario, flush_mode: st
         run.folder.latest_or_newest() == 2,
         expected="the resume point still at step 2, since neither of the two was committed",
         seen=str(run.folder),
+    )
+
+
+@judges("commit.failed-flush")
+def test_whoever_only_asks_does_not_hear_of_a_failed_flush_and_hides_nothing(run: Scenario, flush_mode: str) -> None:
+    life = _with_failed_flush(run, flush_mode)
+    asked = [question for question, needs in _QUESTIONS.items() if run.has(*needs)]
+    told = _errors(life, *asked)
+    run.expect(
+        "commit.failed-flush",
+        not told,
+        expected=f"no error from {', '.join(asked) or 'nothing'}, which saves nothing and waits for nothing",
+        seen=f"{told}",
+        reaches=False,
+    )
+    raised = _errors(life, "wait", "flush")
+    run.expect(
+        "commit.failed-flush",
+        len(raised) == 1,
+        expected=f"the failed flush to surface once, in the wait after {', '.join(asked) or 'nothing'}",
+        seen=f"{raised or 'no error'}",
     )
 
 
@@ -704,6 +745,9 @@ def _errors(life: Life, *calls: str) -> list[str]:
         "wait": life.wait,
         "flush": life.flush,
         "load": life.load,
+        "peek": lambda: life.worker.call("peek", path=None),
+        "should_save": lambda: life.worker.call("should_save", steps=[life.step]),
+        "milestones": lambda: life.worker.call("milestones", steps=[life.step]),
     }
     for call in calls:
         try:

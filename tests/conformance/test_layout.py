@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from forge_conformance.harness.gate import Operation, Picks
 from forge_conformance.harness.judge import Unreached, judges
 from forge_conformance.harness.scenario import Scenario
 from forge_spec import layout
 
+_FIRST_OPERATIONS = 3
+"""Of a save, after which something of it is there."""
 FREEZE = [{"module": "adapter", "frozen": False}, {"module": "vision", "frozen": True}]
 
 
@@ -91,6 +94,38 @@ def test_look_alikes_are_never_counted_read_or_deleted(run: Scenario, mode: str)
 
 
 @judges("layout.only-step-names")
+def test_what_a_death_has_left_is_safe_under_another_name(run: Scenario) -> None:
+    """A manager may delete its own debris, known by its name; somebody has put a copy aside to look into it."""
+    life = run.start(gated=True)
+    life.commit_at(2)
+    life.train_to(4)
+    before = set(os.listdir(run.folder.path))
+    life.gate.close(_writes_in_something_new(run, before))
+    life.tell_save()
+    life.worker.replies_or_blocks()
+    life.gate.wait_held(0.2)  # a flush in the background may begin late; then it dies before that
+    life.kill()
+    left = sorted(set(os.listdir(run.folder.path)) - before)
+    if not left:
+        raise Unreached("a save that is killed while it writes leaves nothing new in the folder")
+    kept = {f"{name}{ending}": run.folder.path / name for name in left for ending in (" (copy)", ".kept-by-hand")}
+    for name, original in kept.items():
+        copy = shutil.copytree if original.is_dir() else shutil.copy2
+        copy(original, run.folder.path / name)
+    run.judge.tell(f"somebody copies it to {', '.join(map(repr, kept))}")
+    contents = {name: _contents(run.folder.path / name) for name in kept}
+    again, _ = run.resume()
+    again.commit_at(6, 8)
+    changed = [name for name in kept if _contents(run.folder.path / name) != contents[name]]
+    run.expect(
+        "layout.only-step-names",
+        not changed,
+        expected=f"{', '.join(map(repr, kept))} untouched",
+        seen=f"changed or gone: {changed}; {run.folder}",
+    )
+
+
+@judges("layout.only-step-names")
 def test_a_folder_of_look_alikes_alone_is_a_fresh_start(run: Scenario, tmp_path: Path) -> None:
     run.start().commit_at(2)
     _plant_look_alikes(run, of=2)
@@ -120,6 +155,18 @@ def test_a_pointer_name_that_is_taken_is_refused_at_the_first_commit(run: Scenar
     kept = (pointer / "precious").exists() if kind == "directory" else pointer.read_text() == "somebody's data"
     run.expect("layout.foreign-latest", kept, expected=f"the {kind} as it was", seen=f"{run.folder.files()}")
     run.expect("layout.foreign-latest", not run.folder.torn(), expected="no half-made checkpoint", seen=str(run.folder))
+
+
+def _writes_in_something_new(run: Scenario, before: set[str]) -> Picks:
+    """An operation on a path that is not inside what stood in the folder before, the second of them."""
+    found: list[Operation] = []
+
+    def picks(operation: Operation) -> bool:
+        if any(path.split("/")[0] not in before for path in operation.paths):
+            found.append(operation)
+        return len(found) > _FIRST_OPERATIONS
+
+    return picks
 
 
 def _plant_look_alikes(run: Scenario, of: int) -> list[str]:

@@ -43,6 +43,24 @@ def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(run: Scenario, mod
         run.expect_state("resume.exact", run.resume(mode=mode)[0], 4)
 
 
+@judges("resume.moments")
+def test_what_is_frozen_at_the_save_has_its_moments_afterwards(run: Scenario, any_mode: str) -> None:
+    """Frozen after it was trained, as in a run by stages: a later stage thaws it again."""
+    life = run.start(mode=any_mode)
+    life.train_to(3)
+    life.worker.call("freeze")
+    run.judge.tell("the first weight matrix is frozen from here on")
+    life.train_to(4)
+    life.commit()
+    saved = life.digest()
+    again, _ = run.resume(mode=any_mode)
+    run.expect_same("resume.moments", again.digest(), saved, ["moment"], "the moments of step 4, when it was saved")
+    again.worker.call("freeze")
+    run.judge.tell("it is frozen in the resumed run, too")
+    again.load(run.folder.of(4) if run.has("explicit") else None)
+    run.expect_same("resume.moments", again.digest(), saved, ["moment"], "the moments of step 4, when it was saved")
+
+
 @judges("resume.exact")
 def test_interrupted_again_and_again_the_run_stays_the_same(run: Scenario, mode: str) -> None:
     life = run.start(mode=mode)
@@ -501,6 +519,27 @@ def test_the_callers_extra_comes_back_equal(run: Scenario, any_mode: str) -> Non
         "resume.extra",
         {k: type(v) for k, v in loaded.extra.items()} == {k: type(v) for k, v in EXTRA.items()},
         expected="tuples and bytes as what they were",
+        seen=f"{loaded.extra}",
+    )
+
+
+@pytest.mark.parametrize("how", ["exclude_keys", "exclude_from_loading"])
+@judges("resume.extra", needs=("exclude",))
+def test_an_extra_that_is_called_like_an_excluded_part_comes_back(run: Scenario, mode: str, how: str) -> None:
+    extra = {"model": "tiny", "optimizer": "adamw", "phase": 2}
+    life = run.start(mode=mode)
+    life.train_to(2)
+    try:
+        life.commit(extra=extra)
+    except Raised as error:
+        raise Unreached(f"names of parts are reserved here: {error}") from error
+    parts = ["model", "optimizer"]
+    again = run.start(mode=mode, exclude_from_loading=parts if how == "exclude_from_loading" else [])
+    loaded = again.load(exclude=parts if how == "exclude_keys" else [])
+    run.expect(
+        "resume.extra",
+        loaded.extra == extra,
+        expected=f"{extra}, with model and optimizer excluded",
         seen=f"{loaded.extra}",
     )
 

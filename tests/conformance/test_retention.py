@@ -84,6 +84,28 @@ def test_a_run_prunes_on_after_a_save_that_failed(run: Scenario, mode: str) -> N
     )
 
 
+@judges("retention.after-commit")
+def test_a_save_that_fails_deletes_nothing_even_under_a_smaller_limit(run: Scenario, any_mode: str) -> None:
+    run.start(mode=any_mode, keep_last_n=5).commit_at(1, 2, 3, 4)
+    life, loaded = run.resume(mode=any_mode, keep_last_n=2, gated=True)
+    life.train_to(6)
+    life.gate.fail(lambda operation: operation.name in _WRITING, errno.ENOSPC)
+    run.judge.tell("the disk is full")
+    for call in (life.save, life.wait):
+        with suppress(Raised):
+            call()
+    life.gate.heal()
+    if not life.gate.failed or 6 in run.folder.complete():
+        raise Unreached("nothing that the save wrote into the folder could fail")
+    run.expect(
+        "retention.after-commit",
+        run.folder.complete() == {1, 2, 3, 4},
+        expected="steps 1 to 4 to stand: with a limit of 2 there is more than that, but nothing was committed",
+        seen=str(run.folder),
+        detail=f"the resume had landed on step {loaded.step}",
+    )
+
+
 @pytest.mark.parametrize("keep_last_n", [0, -1])
 @judges("retention.off")
 def test_a_limit_below_one_deletes_nothing(run: Scenario, mode: str, keep_last_n: int) -> None:

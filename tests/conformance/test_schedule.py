@@ -3,7 +3,7 @@
 import pytest
 
 from forge_conformance.harness.judge import Unreached, judges
-from forge_conformance.harness.scenario import ALL_KINDS, Scenario
+from forge_conformance.harness.scenario import ALL_KINDS, Life, Scenario
 from forge_spec import schedule
 
 STEPS = list(range(0, 640))
@@ -37,6 +37,47 @@ def test_power2_fires_at_the_start_and_at_powers_of_two_after_it(run: Scenario, 
 def test_without_a_window_there_are_no_milestones(run: Scenario) -> None:
     milestones = run.start(interval=10).worker.call("milestones", steps=STEPS)
     run.expect("schedule.milestone", milestones == [], expected="no milestones", seen=milestones)
+
+
+@pytest.mark.parametrize("window", [None, (3, 5)], ids=["interval", "window"])
+@judges("schedule.interval", "schedule.window-replaces-interval")
+def test_what_is_due_does_not_depend_on_what_was_saved_or_resumed(
+    run: Scenario, mode: str, window: tuple[int, int] | None
+) -> None:
+    """Steps 2, 4 and 6 are due outside the window, and 3, 4 and 5 inside."""
+    has_window = window is not None and run.has("window")
+    power2 = schedule.power2_window(*window) if window and has_window else None
+    settings = {"mode": mode, "interval": 2, "window": _window(*window, "power2") if window and has_window else None}
+
+    def expect_due(life: Life) -> None:
+        run.judge.tell(f"the run, at step {life.step}, asks which steps are due")
+        saved = life.worker.call("should_save", steps=STEPS)
+        inside = [step for step in STEPS if power2 and power2.start <= step <= power2.stop]
+        outside = [step for step in STEPS if step not in inside]
+        for clause, steps in (("schedule.window-replaces-interval", inside), ("schedule.interval", outside)):
+            expected = [step for step in steps if schedule.should_save(step, 2, power2)]
+            seen = [step for step in saved if step in steps]
+            run.expect(
+                clause,
+                seen == expected,
+                expected=_differing(expected, seen),
+                seen=_differing(seen, expected),
+                reaches=bool(steps),
+            )
+
+    with run.start(**settings) as life:
+        for step in (2, 4, 6):
+            life.commit_at(step)
+            expect_due(life)
+    for landing in (2, 4, 6) if run.has("explicit") else (6,):
+        with run.start(seed=999, **settings) as life:
+            run.expect_landing(
+                "schedule.interval",
+                life.load(run.folder.of(landing) if run.has("explicit") else None),
+                {landing},
+                reaches=False,
+            )
+            expect_due(life)
 
 
 @pytest.mark.parametrize("start,stop", WINDOWS)

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from forge_conformance.harness.folder import Folder
@@ -16,6 +17,7 @@ from forge_conformance.harness.ranks import Outcome, Shape, World, staged
 from forge_conformance.harness.scenario import ALL_KINDS, STATE, Scenario
 
 _REFUSABLE = tuple(kind for kind in ALL_KINDS if kind not in ("gradient", "counter"))
+_EXTRA = {"phase": 2, "note": ("naïve", b"\x00\xff")}
 _OTHER = 9
 """The seed of runs that have yet to resume: whatever is right afterwards was loaded."""
 
@@ -39,6 +41,38 @@ def test_each_rank_gets_its_own_streams_back(run: Scenario, team: Shape) -> None
     again = run.world(team, seed=_OTHER)
     again.load()
     run.expect_states("resume.rng-per-rank", again, 3, kinds=["rng"])
+
+
+@judges("resume.extra", needs=("distributed",))
+def test_every_rank_gets_the_callers_extra(run: Scenario, team: Shape) -> None:
+    world = run.world(team)
+    world.train_to(3)
+    world.commit(extra=_EXTRA)
+    landed = run.world(team, seed=_OTHER).load()
+    seen = [loaded.extra for loaded in landed]
+    run.expect("resume.extra", seen == [_EXTRA] * team.ranks, expected=f"{_EXTRA} on every rank", seen=f"{seen}")
+
+
+@judges("freeze.mismatch", "resume.error-everywhere", needs=("distributed",))
+def test_a_freeze_list_that_differs_on_any_rank_alone_is_refused_on_every_rank(run: Scenario, fewest: int) -> None:
+    """As where each rank builds its own part of the model, and expects the modules of that part."""
+    shape = Shape(fewest)
+    world = run.world(shape)
+    world.train_to(2)
+    world.commit(extra={"vlm_freeze": [{"module": "vision", "frozen": True}]})
+    for odd in range(fewest):
+        again = run.world(shape, seed=_OTHER)
+        before = again.digest()
+        run.judge.tell(f"rank {odd} expects vision to be trained, the others expect it frozen, as it was")
+        found = again.load_outcomes(freeze_expected=partial(_expecting_vision_trained_on, odd))
+        run.expect(
+            "freeze.mismatch",
+            all(outcome.fault is not None and "vision" in str(outcome.fault) for outcome in found),
+            expected="an error on every rank that names vision",
+            seen="; ".join(f"rank {outcome.rank}: {_landing(outcome)}" for outcome in found),
+        )
+        run.expect_same("freeze.mismatch", again.digest(), before, _REFUSABLE, "every rank's state before the load")
+        again.kill()
 
 
 @judges("resume.exclude", needs=("distributed",))
@@ -75,6 +109,10 @@ def test_all_ranks_fall_back_to_the_newest_complete_step_and_save_on(run: Scenar
     again.commit_at(4, 5)
     last = run.world(shape, seed=_OTHER)
     run.expect_landings("resume.continue", last.load(), {5}, "the run went on over the debris")
+
+
+def _expecting_vision_trained_on(odd: int, rank: int) -> list[dict[str, object]]:
+    return [{"module": "vision", "frozen": rank != odd}]
 
 
 # -- agreement ----------------------------------------------------------------

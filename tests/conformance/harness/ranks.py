@@ -296,16 +296,19 @@ class World:
         self.step = step
         return losses
 
-    def begin_save(self, step: int | Callable[[int], int] | None = None, on: Collection[int] | None = None) -> None:
+    def begin_save(
+        self, step: int | Callable[[int], int] | None = None, on: Collection[int] | None = None, extra: Any = None
+    ) -> None:
         """Start a save on all ranks or on some; `self.ranks.ends()` sees what it comes to."""
         where = "" if on is None else f" on rank {', '.join(map(str, on))}"
         what = f"step {self.step if step is None else step}" if not callable(step) else "a different step on each rank"
-        self.tell(f"saves {what}{where}")
-        self.ranks.begin("save", on, step=step, extra=None, parts=list(ALL_PARTS))
+        with_extra = "" if extra is None else f" with extra {extra!r}"
+        self.tell(f"saves {what}{with_extra}{where}")
+        self.ranks.begin("save", on, step=step, extra=None if extra is None else repr(extra), parts=list(ALL_PARTS))
 
-    def save(self) -> None:
+    def save(self, extra: Any = None) -> None:
         """Save at the run's step."""
-        self.begin_save()
+        self.begin_save(extra=extra)
         values(self.ranks.ends())
 
     def wait(self) -> None:
@@ -313,9 +316,9 @@ class World:
         self.tell("waits for its saves")
         self.ranks.together("wait")
 
-    def commit(self) -> None:
+    def commit(self, extra: Any = None) -> None:
         """Save and wait; a step that is not complete then makes the clause about just that fall."""
-        self.save()
+        self.save(extra)
         self.wait()
         folder = self.scenario.folder
         clause = "commit.sync" if self.settings["mode"] == "sync" else "commit.no-later-than"
@@ -342,15 +345,25 @@ class World:
                 self.scenario.judge.tell(f"rank {outcome.rank}: {str(outcome.fault)[:160]}")
         return raised
 
-    def begin_load(self, path: Path | str | None = None, parts: Sequence[str] = ALL_PARTS) -> None:
-        """Start a resume on all ranks."""
+    def begin_load(
+        self,
+        path: Path | str | None = None,
+        parts: Sequence[str] = ALL_PARTS,
+        freeze_expected: Callable[[int], Any] | None = None,
+    ) -> None:
+        """Start a resume on all ranks, each with the freeze list that is expected there."""
         self.tell("resumes" if path is None else f"loads {path}")
         named = None if path is None else str(path)
-        self.ranks.begin("load", path=named, exclude=[], freeze_expected=None, parts=list(parts))
+        self.ranks.begin("load", path=named, exclude=[], freeze_expected=freeze_expected, parts=list(parts))
 
-    def load_outcomes(self, path: Path | str | None = None, parts: Sequence[str] = ALL_PARTS) -> list[Outcome]:
+    def load_outcomes(
+        self,
+        path: Path | str | None = None,
+        parts: Sequence[str] = ALL_PARTS,
+        freeze_expected: Callable[[int], Any] | None = None,
+    ) -> list[Outcome]:
         """Resume; what it came to on each rank, `Loaded` or a fault.  The run is then at the lowest step landed on."""
-        self.begin_load(path, parts)
+        self.begin_load(path, parts, freeze_expected)
         found = [
             replace(outcome, value=None if outcome.fault else loaded_from(outcome.value))
             for outcome in self.ranks.ends()

@@ -170,6 +170,9 @@ class Worker:
         moments = self._training.optimizer.state[matrix].values()
         return raw_bytes(next(moment for moment in moments if moment.shape == matrix.shape)).hex()
 
+    def do_freeze(self) -> None:
+        next(self._training.model.parameters()).requires_grad_(False)
+
     def do_scramble(self) -> None:
         self._training.scramble()
 

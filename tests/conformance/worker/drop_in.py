@@ -78,8 +78,9 @@ class DropIn(Adapter):
 
     def __init__(self, settings: Settings, training: Training) -> None:
         super().__init__(settings, training)
+        self.config = self._config(settings)
         self.manager = self.api.CheckpointManager(
-            self._config(settings), training.model, training.optimizer, **self._about_ranks(settings, training)
+            self.config, training.model, training.optimizer, **self._about_ranks(settings, training)
         )
 
     def _about_ranks(self, settings: Settings, training: Training) -> dict[str, Any]:
@@ -140,11 +141,11 @@ class DropIn(Adapter):
         return Loaded(*answer) if isinstance(answer, (tuple, list)) and len(answer) == 3 else answer
 
     def should_save(self, step: int) -> bool:
-        answer: bool = self._config(self.settings).should_save(step)
+        answer: bool = self.config.should_save(step)
         return answer
 
     def is_milestone(self, step: int) -> bool:
-        answer: bool = self._config(self.settings).is_dynamic_milestone(step)
+        answer: bool = self.config.is_dynamic_milestone(step)
         return answer
 
     def peek(self, path: str | None) -> int | None:
