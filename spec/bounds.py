@@ -78,6 +78,17 @@ def after_wait(state: State) -> tuple[State, Bounds]:
     return replace(state, acknowledged=state.in_flight, in_flight=None), _after_commits(state, [state.in_flight])
 
 
+def after_failure(state: State) -> tuple[State, Bounds]:
+    """A save has failed that nothing was in flight beside, and has been told as failed: all is as it was.
+
+    >>> state = State(keep_last_n=1, background=True, complete=frozenset({2, 4}), latest=4, acknowledged=4)
+    >>> after_failure(state) == (state, Bounds(latest=frozenset({4}), must=frozenset({2, 4}), may=frozenset({2, 4})))
+    True
+    """
+    assert state.in_flight is None, "what is in flight may fail as well"
+    return state, _after_commits(state, [])
+
+
 def after_kill(state: State, saving: int | None = None) -> tuple[State, Bounds]:
     """The process is dead, killed between calls or, with `saving`, inside the save of that step.
 

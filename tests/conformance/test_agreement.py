@@ -12,6 +12,7 @@ By default the same few programs are tried every time; `--examples N` tries N
 new ones.
 """
 
+import errno
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from forge_conformance.harness.folder import DANGLING
 from forge_conformance.harness.gate import Operation, at
 from forge_conformance.harness.judge import ClauseFailure, judges
 from forge_conformance.harness.scenario import Life, Scenario
-from forge_conformance.harness.worker import Loaded, ManagerFault
+from forge_conformance.harness.worker import Loaded, ManagerFault, Raised
 from forge_spec import bounds as allowed
 from forge_spec import resume, schedule
 from forge_spec.schedule import Window
@@ -34,6 +35,7 @@ USUAL_PROGRAMS = 10
 SHRINKING_S = 60
 INTERVAL = 3
 WINDOW = (0, 6)
+WRITING = ("write", "writev", "pwrite64")
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,13 @@ class KillInSave:
 
 
 @dataclass(frozen=True)
+class SaveOnFullDisk:
+    """Waits, trains so many steps and saves with no space on the disk, which there is again after the next wait."""
+
+    after: int
+
+
+@dataclass(frozen=True)
 class Resume:
     """A new process, with another limit."""
 
@@ -80,7 +89,7 @@ class Rewind:
     which: int
 
 
-Action = Train | Save | Wait | Kill | KillInSave | Resume | Rewind
+Action = Train | Save | Wait | Kill | KillInSave | SaveOnFullDisk | Resume | Rewind
 
 STEPS = st.sampled_from([1, 2, 3, 0])
 SAVES = st.builds(Save, STEPS)
@@ -94,6 +103,7 @@ ACTIONS: st.SearchStrategy[Action] = st.one_of(
     st.builds(Resume, st.integers(0, 3)),
     st.builds(Rewind, st.integers(0, 5)),
     st.builds(KillInSave, STEPS, st.integers(1, 60)),
+    st.builds(SaveOnFullDisk, STEPS),
 )
 PROGRAMS = st.one_of(st.lists(ACTIONS, min_size=1, max_size=14), *2 * [st.lists(ACTIONS, min_size=8, max_size=14)])
 """Long ones find more; the short ones are there for a failing one to become as short as it can."""
@@ -111,10 +121,13 @@ PROGRAMS = st.one_of(st.lists(ACTIONS, min_size=1, max_size=14), *2 * [st.lists(
     "retention.keeps",
     "retention.drops",
     "schedule.no-side-effects",
+    "commit.failed-save",
+    "commit.failed-flush",
+    "resume.peek-agrees",
 )
-@pytest.mark.parametrize("has_window", [False, True], ids=["interval", "window"])
+@pytest.mark.parametrize(("has_window", "is_watched"), [(False, False), (True, True)], ids=["interval", "window"])
 def test_the_manager_does_what_the_model_allows(
-    fresh_run: Callable[[], Scenario], mode: str, has_window: bool, pytestconfig: pytest.Config
+    fresh_run: Callable[[], Scenario], mode: str, has_window: bool, is_watched: bool, pytestconfig: pytest.Config
 ) -> None:
     examples = pytestconfig.getoption("--forge-examples")
     giving_up = _GivingUp()
@@ -134,7 +147,7 @@ def test_the_manager_does_what_the_model_allows(
             return
         run = fresh_run()
         try:
-            Run(run, mode, has_window and run.has("window")).perform(program)
+            Run(run, mode, has_window and run.has("window"), is_watched).perform(program)
         except (ClauseFailure, ManagerFault):
             giving_up.failed(program)
             raise
@@ -160,8 +173,10 @@ class _GivingUp:
 class Run:
     """One program: the manager's side in `_run`, the specification's in `_state`."""
 
-    def __init__(self, run: Scenario, mode: str, has_window: bool) -> None:
+    def __init__(self, run: Scenario, mode: str, has_window: bool, is_watched: bool) -> None:
+        """`latest` is watched in some runs alone: in others what falls at every save would hide what falls later."""
         self._run = run
+        self._is_watched = is_watched and run.folder.layout.pointer is not None
         self._mode = mode
         self._window: Window | None = schedule.power2_window(*WINDOW) if has_window else None
         limit = 2 if run.has("retention") else 0
@@ -183,14 +198,16 @@ class Run:
                     self._train(after)
                     self._save()
                 case Wait():
-                    self._alive().wait()
-                    self._check_gate(self._alive())
-                    self._agree(*allowed.after_wait(self._state))
+                    self._wait()
                 case Kill():
                     self._kill()
                 case KillInSave(after, operation):
                     self._train(after)
                     self._kill_in_save(operation)
+                case SaveOnFullDisk(after):
+                    self._wait()
+                    self._train(after)
+                    self._save_on_full_disk()
                 case Resume(keep_last_n):
                     self._kill()
                     self._resume(keep_last_n)
@@ -210,6 +227,45 @@ class Run:
     def _train(self, steps: int) -> None:
         life = self._alive()
         life.train_to(life.step + steps)
+
+    def _wait(self) -> None:
+        life = self._alive()
+        life.wait()
+        self._check_gate(life)
+        self._agree(*allowed.after_wait(self._state))
+
+    def _save_on_full_disk(self) -> None:
+        """A save that gets through nevertheless is a save; one that does not raises once, and leaves all as it was."""
+        life = self._alive()
+        clause = "commit.failed-flush" if self._state.background else "commit.failed-save"
+        if life.worker.gate is None or not self._run.judge.is_judged(clause):
+            self._save()
+            return
+        self._note(life)
+        life.gate.fail(lambda operation: operation.name in WRITING, errno.ENOSPC)
+        self._run.judge.tell("the disk is full")
+        raised: list[str] = []
+        for call in (life.save, life.wait, life.wait):
+            try:
+                call()
+            except Raised as error:
+                raised.append(str(error))
+        has_failed = bool(life.gate.failed)
+        life.gate.heal()
+        self._run.judge.tell("the disk has space again")
+        self._check_gate(life)
+        self._run.expect(
+            clause,
+            len(raised) <= 1 and (bool(raised) or life.step in self._run.folder.complete()),
+            expected=f"the save of step {life.step} to raise once, or to get through",
+            seen=f"{raised or 'no error'}; {self._run.folder}",
+            reaches=has_failed,
+        )
+        if raised:
+            self._agree(*allowed.after_failure(self._state), blames=clause)
+        else:
+            state, _ = allowed.after_save(self._state, life.step)
+            self._agree(*allowed.after_wait(state))
 
     def _save(self) -> None:
         life = self._alive()
@@ -247,7 +303,16 @@ class Run:
         self._state = _limited(self._state, keep_last_n if self._run.has("retention") else 0)
         self._life = self._start()
         landing = resume.may_land_on(self._run.folder.complete(), self._run.folder.latest_or_newest())
+        peeked = self._life.worker.call("peek", path=None) if self._run.has("peek") else None
         loaded = self._load(self._life)
+        if self._run.has("peek"):
+            self._run.expect(
+                "resume.peek-agrees",
+                peeked == loaded.step or (peeked is None and loaded.is_fresh),
+                expected=f"peek to name the step that the load then lands on, {loaded.step}",
+                seen=peeked,
+                reaches=not loaded.is_fresh,
+            )
         self._run.expect_landing("resume.lands", loaded, landing, reaches=landing != {None})
         clause = "commit.resave" if loaded.step == self._resaved else "resume.exact"
         self._expect_saved_state(clause, self._life, loaded.step)
@@ -288,7 +353,7 @@ class Run:
             keep_last_n=self._state.keep_last_n,
             **window,
         )
-        if life.worker.gate is not None and self._run.folder.layout.pointer is not None:
+        if life.worker.gate is not None and self._is_watched:
             life.gate.observe(self._watch_pointer)
         return life
 
@@ -336,8 +401,11 @@ class Run:
         seen = life.worker.call("should_save", steps=list(asked))
         self._run.expect("schedule.no-side-effects", seen == expected, expected=f"{expected} to be due", seen=f"{seen}")
 
-    def _agree(self, state: allowed.State, bounds: allowed.Bounds) -> None:
-        """A clause is reached where there is something to see: a checkpoint, a deletion, something that has to go."""
+    def _agree(self, state: allowed.State, bounds: allowed.Bounds, blames: str = "") -> None:
+        """A clause is reached where there is something to see: a checkpoint, a deletion, something that has to go.
+
+        What lies outside the bounds is the fault of the clause about just that, unless there is one to blame.
+        """
         folder = self._run.folder
         complete, latest = folder.complete(), folder.latest_or_newest()
         seen = f"{folder}"
@@ -345,21 +413,21 @@ class Run:
         killed = "resume.after-kill" if self._resaved is None else "commit.resave"
         is_dead = self._life is None
         self._run.expect(
-            killed if is_dead else returned,
+            blames or (killed if is_dead else returned),
             latest in bounds.latest,
             expected=f"latest at one of {_shown(bounds.latest)}",
             seen=seen,
             reaches=latest is not None,
         )
         self._run.expect(
-            "commit.resave" if is_dead and self._resaved is not None else "retention.keeps",
+            blames or ("commit.resave" if is_dead and self._resaved is not None else "retention.keeps"),
             bounds.must <= complete,
             expected=f"{_shown(bounds.must)} complete, with keep_last_n={state.keep_last_n}",
             seen=seen,
             reaches=not self._state.complete <= complete,
         )
         self._run.expect(
-            "retention.drops",
+            blames or "retention.drops",
             complete <= bounds.may,
             expected=f"nothing but {_shown(bounds.may)}, with keep_last_n={state.keep_last_n}",
             seen=seen,
