@@ -330,7 +330,9 @@ class CheckpointManager:
         train_state = self._train_state(source, shards, saved)
         return _Loaded(
             {key: value for key, value in train_state.items() if key not in excluded or key not in state.RESERVED},
-            None if model is None else weights.match_model(self.model, model, source.path),
+            None
+            if model is None
+            else weights.match_model(self.model, model, source.path, is_import=source.train_state is None),
             None if optimizer is None else weights.match_optimizer(self.model, self.optimizer, optimizer, source.path),
         )
 

@@ -9,6 +9,7 @@ and gets none: an invented step counter would change the updates that follow.
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -83,10 +84,14 @@ def _named_optimizer_state(model: torch.nn.Module, optimizer: torch.optim.Optimi
         raise ValueError("the optimizer holds a parameter that the model does not have; give both the same") from error
 
 
-def match_model(model: torch.nn.Module, saved: Mapping[str, Any], source: object) -> dict[str, Any]:
-    """The saved values that the model takes; `ValueError` names what it lacks or what has another shape.
+def match_model(
+    model: torch.nn.Module, saved: Mapping[str, Any], source: object, is_import: bool = False
+) -> dict[str, Any]:
+    """The saved values that the model takes; `ValueError` names what it lacks, or has another shape or type.
 
-    Saved names that the model does not know are left out with a warning.
+    Saved names that the model does not know are left out with a warning; and
+    only imported weights are cast, with a warning, since a resume would go on
+    with other numbers than were saved (resume.exact).
     """
     live = get_model_state_dict(model)
     saved = {**{name: value for name, value in live.items() if _has_no_leaves(value)}, **saved}
@@ -99,6 +104,14 @@ def match_model(model: torch.nn.Module, saved: Mapping[str, Any], source: object
     ]
     if differing:
         raise ValueError(f"{source} does not fit the model: {_some(differing)}")
+    if others := [
+        f"{name}: saved {_dtype(saved[name])}, model {_dtype(value)}"
+        for name, value in live.items()
+        if _shape(value) is not None and _dtype(saved[name]) != _dtype(value)
+    ]:
+        if not is_import:
+            raise ValueError(f"{source} has other types than the model, which has to have those: {_some(others)}")
+        _log.warning("%s is cast to the types of the model: %s", source, _some(others))
     if unknown := sorted(saved.keys() - live.keys()):
         _log.warning("%s holds %s, which the model does not have; left out", source, _some(unknown))
     return {name: saved[name] for name in live}
@@ -138,15 +151,18 @@ def match_optimizer(
     names = [name for group in live_groups for name in group["params"]]
     state, groups = _by_name(saved, names, source)
     position = {name: index for index, name in enumerate(names)}
-    by_members = {frozenset(group["params"]): group for group in groups}
+    by_members: dict[frozenset[str], list[Mapping[str, Any]]] = defaultdict(list)
+    for group in groups:
+        by_members[frozenset(group["params"])].append(group)
     matched = []
     for live in live_groups:
-        group = by_members.get(frozenset(live["params"]))
-        if group is None:
+        same = by_members[frozenset(live["params"])]
+        if not same:
             raise ValueError(
                 f"{source} has no optimizer group of exactly {_some(live['params'])}; "
                 "build the optimizer with the groups it was saved with, or exclude 'optimizer'"
             )
+        group = same.pop(0)  # groups without parameters are told apart by their order alone
         matched.append({**group, "params": [position[name] for name in live["params"]]})
     return {
         "state": {position[name]: entry for name, entry in state.items() if name in position},

@@ -264,8 +264,8 @@ class Run:
         if raised:
             self._agree(*allowed.after_failure(self._state), blames=clause)
         else:
-            state, _ = allowed.after_save(self._state, life.step)
-            self._agree(*allowed.after_wait(state))
+            state, bounds = allowed.after_save(self._state, life.step)
+            self._agree(*(allowed.after_wait(state) if state.background else (state, bounds)))
 
     def _save(self) -> None:
         life = self._alive()

@@ -61,6 +61,27 @@ def test_what_is_frozen_at_the_save_has_its_moments_afterwards(run: Scenario, an
     run.expect_same("resume.moments", again.digest(), saved, ["moment"], "the moments of step 4, when it was saved")
 
 
+@judges("resume.train-state", "resume.lands")
+def test_a_folder_below_the_checkpoint_of_another_run_has_its_own_steps(run: Scenario, mode: str) -> None:
+    """As of a branch of that run: its name has a step in it, too."""
+    above = run.folder.layout.name.format(step=900)
+    branch = run.folder.path / above / "branch"
+    branch.mkdir(parents=True)
+    with run.start(mode=mode, folder=str(branch)) as life:
+        life.train_to(2)
+        life.save()
+        life.wait()
+    with run.start(mode=mode, seed=999, folder=str(branch)) as life:
+        loaded = life.load()
+        run.expect(
+            "resume.train-state",
+            (loaded.step, loaded.tokens_seen) == (2, 32 * 2),
+            expected=f"step 2, the last one saved into {above}/branch",
+            seen=f"step {loaded.step}, {loaded.tokens_seen} tokens",
+        )
+        run.expect_state("resume.train-state", life, 2)
+
+
 @judges("resume.exact")
 def test_interrupted_again_and_again_the_run_stays_the_same(run: Scenario, mode: str) -> None:
     life = run.start(mode=mode)

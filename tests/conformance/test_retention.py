@@ -106,6 +106,30 @@ def test_a_save_that_fails_deletes_nothing_even_under_a_smaller_limit(run: Scena
     )
 
 
+@judges("retention.keeps", "retention.drops")
+def test_a_step_that_is_saved_again_uses_up_the_limit_once(run: Scenario, mode: str) -> None:
+    life = run.start(mode=mode, keep_last_n=3)
+    life.commit_at(2, 4, 6)
+    for _ in range(2):
+        try:
+            life.commit()
+        except Raised as error:
+            raise Unreached(f"a step that stands is not saved again, see commit.resave: {error}") from error
+        run.expect(
+            "retention.keeps",
+            {2, 4, 6} <= run.folder.complete(),
+            expected="steps 2, 4 and 6, which are three however often one of them was saved",
+            seen=str(run.folder),
+        )
+    life.commit_at(8)
+    run.expect(
+        "retention.drops",
+        run.folder.complete() == {4, 6, 8},
+        expected="steps 4, 6 and 8, the newest three",
+        seen=str(run.folder),
+    )
+
+
 @pytest.mark.parametrize("keep_last_n", [0, -1])
 @judges("retention.off")
 def test_a_limit_below_one_deletes_nothing(run: Scenario, mode: str, keep_last_n: int) -> None:

@@ -44,40 +44,19 @@ def test_without_a_window_there_are_no_milestones(run: Scenario) -> None:
 def test_what_is_due_does_not_depend_on_what_was_saved_or_resumed(
     run: Scenario, mode: str, window: tuple[int, int] | None
 ) -> None:
-    """Steps 2, 4 and 6 are due outside the window, and 3, 4 and 5 inside."""
-    has_window = window is not None and run.has("window")
-    power2 = schedule.power2_window(*window) if window and has_window else None
-    settings = {"mode": mode, "interval": 2, "window": _window(*window, "power2") if window and has_window else None}
-
-    def expect_due(life: Life) -> None:
-        run.judge.tell(f"the run, at step {life.step}, asks which steps are due")
-        saved = life.worker.call("should_save", steps=STEPS)
-        inside = [step for step in STEPS if power2 and power2.start <= step <= power2.stop]
-        outside = [step for step in STEPS if step not in inside]
-        for clause, steps in (("schedule.window-replaces-interval", inside), ("schedule.interval", outside)):
-            expected = [step for step in steps if schedule.should_save(step, 2, power2)]
-            seen = [step for step in saved if step in steps]
-            run.expect(
-                clause,
-                seen == expected,
-                expected=_differing(expected, seen),
-                seen=_differing(seen, expected),
-                reaches=bool(steps),
-            )
-
-    with run.start(**settings) as life:
+    window = window if run.has("window") else None
+    settings = {"mode": mode, "window": _window(*window, "power2") if window else None}
+    with run.start(interval=2, **settings) as life:
         for step in (2, 4, 6):
             life.commit_at(step)
-            expect_due(life)
-    for landing in (2, 4, 6) if run.has("explicit") else (6,):
-        with run.start(seed=999, **settings) as life:
-            run.expect_landing(
-                "schedule.interval",
-                life.load(run.folder.of(landing) if run.has("explicit") else None),
-                {landing},
-                reaches=False,
-            )
-            expect_due(life)
+            _expect_due(run, life, 2, window)
+    landings = ((2, 2), (4, 2), (6, 2), (6, 3)) if run.has("explicit") else ((6, 2), (6, 3))
+    for landing, interval in landings:
+        with run.start(seed=999, interval=interval, **settings) as life:
+            loaded = life.load(run.folder.of(landing) if run.has("explicit") else None)
+            if loaded.step != landing:
+                raise Unreached(f"the run does not come back at step {landing}; see resume.lands")
+            _expect_due(run, life, interval, window)
 
 
 @pytest.mark.parametrize("start,stop", WINDOWS)
@@ -86,14 +65,7 @@ def test_inside_the_window_the_strategy_alone_decides_and_outside_the_interval(
     run: Scenario, start: int, stop: int
 ) -> None:
     life = run.start(interval=7, window={"start": start, "stop": stop})
-    window = schedule.power2_window(start, stop)
-    saved = life.worker.call("should_save", steps=STEPS)
-    inside = [step for step in STEPS if start <= step <= stop]
-    outside = [step for step in STEPS if step not in inside]
-    for clause, steps in (("schedule.window-replaces-interval", inside), ("schedule.interval", outside)):
-        expected = [step for step in steps if schedule.should_save(step, 7, window)]
-        seen = [step for step in saved if step in steps]
-        run.expect(clause, seen == expected, expected=_differing(expected, seen), seen=_differing(seen, expected))
+    _expect_due(run, life, 7, (start, stop))
 
 
 @judges("schedule.registry", "schedule.window-replaces-interval")
@@ -184,6 +156,25 @@ def test_asking_changes_nothing(run: Scenario, window: tuple[int, int] | None) -
     run.expect("schedule.no-side-effects", first == again, expected=f"the same answer twice: {first}", seen=again)
     run.expect("schedule.no-side-effects", run.folder.files() == files, expected=f"{files}", seen=run.folder.files())
     run.expect_same("schedule.no-side-effects", life.digest(), before, ALL_KINDS, "the state")
+
+
+def _expect_due(run: Scenario, life: Life, interval: int, window: tuple[int, int] | None) -> None:
+    """The manager's answer for each step, about those inside a power2 window and those outside."""
+    run.judge.tell(f"{life.name}, at step {life.step}, asks which steps are due")
+    power2 = None if window is None else schedule.power2_window(*window)
+    saved = life.worker.call("should_save", steps=STEPS)
+    inside = [step for step in STEPS if window is not None and window[0] <= step <= window[1]]
+    outside = [step for step in STEPS if step not in inside]
+    for clause, steps in (("schedule.window-replaces-interval", inside), ("schedule.interval", outside)):
+        expected = [step for step in steps if schedule.should_save(step, interval, power2)]
+        seen = [step for step in saved if step in steps]
+        run.expect(
+            clause,
+            seen == expected,
+            expected=_differing(expected, seen),
+            seen=_differing(seen, expected),
+            reaches=bool(steps),
+        )
 
 
 def _window(start: int, stop: int, strategy: str) -> dict[str, object]:

@@ -75,6 +75,31 @@ def test_a_freeze_list_that_differs_on_any_rank_alone_is_refused_on_every_rank(r
         again.kill()
 
 
+@judges("resume.one-step", needs=("distributed", "reshard", "rng"))
+def test_a_rank_that_is_new_to_a_checkpoint_gets_nothing_of_an_older_one(run: Scenario, fewest: int) -> None:
+    """Two ranks save, one goes on and saves, and there are two again: of the second the newest one knows nothing."""
+    many, one = Shape(fewest), Shape(1)
+    world = run.world(many)
+    world.commit_at(2)
+    before = world.digest()
+    world.kill()
+    alone = run.world(one, seed=_OTHER)
+    run.expect_landings("resume.one-step", alone.load(), {2}, "its save was completed")
+    alone.commit_at(4)
+    alone.kill()
+    again = run.world(many, seed=_OTHER)
+    run.expect_landings("resume.one-step", again.load(), {4}, "its save was completed")
+    seen = again.digest()
+    streams = [name for name in seen if name.startswith(f"rng/rank {many.last} ")]
+    stale = [name for name in streams if seen[name] == before.get(name)]
+    run.expect(
+        "resume.one-step",
+        bool(streams) and not stale,
+        expected=f"random streams on rank {many.last} that are not those of step 2, since the step is 4",
+        seen=f"{stale or 'none'} as they were at step 2",
+    )
+
+
 @judges("resume.exclude", needs=("distributed",))
 def test_what_is_excluded_stays_on_every_rank(run: Scenario, fewest: int) -> None:
     shape = Shape(fewest)

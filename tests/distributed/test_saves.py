@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from forge_conformance.harness.gate import Operation, Picks, in_background
 from forge_conformance.harness.judge import Unreached, judges
 from forge_conformance.harness.ranks import Shape, World, staged, values
@@ -97,6 +99,35 @@ def test_no_rank_returns_from_a_synchronous_save_before_latest_has_moved(run: Sc
     pointer = str(run.folder.layout.pointer)
     _expect_all_wait(run, world, lambda operation: operation.paths[-1] == pointer, f"moves {pointer}")
     run.expect("commit.collective", run.folder.latest() == 2, expected="latest at step 2", seen=str(run.folder))
+
+
+@pytest.mark.parametrize("call", ["wait", "flush"])
+@judges("commit.no-later-than", needs=("distributed", "async"))
+def test_no_rank_returns_from_a_wait_before_the_flush_of_any_is_committed(
+    run: Scenario, fewest: int, call: str
+) -> None:
+    for held in (0, fewest - 1):
+        world = run.world(Shape(fewest), mode="async", gated=[held])
+        world.train_to(2 + held)
+        _save_held(run, world, held)
+        world.tell(f"calls {call} on every rank")
+        world.ranks.begin(call)
+        done = world.ranks.settled()
+        run.expect(
+            "commit.no-later-than",
+            not done,
+            expected=f"{call} to return on no rank while the flush of rank {held} is held",
+            seen=f"it has returned on rank {_listed(done)}; {run.folder}",
+        )
+        world.open_gates()
+        values(world.ranks.ends())
+        run.expect(
+            "commit.no-later-than",
+            world.step in run.folder.complete(),
+            expected=f"step {world.step} committed when {call} has returned",
+            seen=str(run.folder),
+        )
+        world.kill()
 
 
 @judges("commit.all-stages")
