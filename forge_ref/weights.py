@@ -107,7 +107,7 @@ def match_model(
     if others := [
         f"{name}: saved {_dtype(saved[name])}, model {_dtype(value)}"
         for name, value in live.items()
-        if _shape(value) is not None and _dtype(saved[name]) != _dtype(value)
+        if isinstance(value, torch.Tensor) and _dtype(saved[name]) != _dtype(value)
     ]:
         if not is_import:
             raise ValueError(f"{source} has other types than the model, which has to have those: {_some(others)}")

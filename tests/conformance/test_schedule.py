@@ -1,5 +1,7 @@
 """Chapter schedule: which steps are saved. The manager is asked; nothing is saved here."""
 
+from typing import Any
+
 import pytest
 
 from forge_conformance.harness.judge import Unreached, judges
@@ -45,7 +47,7 @@ def test_what_is_due_does_not_depend_on_what_was_saved_or_resumed(
     run: Scenario, mode: str, window: tuple[int, int] | None
 ) -> None:
     window = window if run.has("window") else None
-    settings = {"mode": mode, "window": _window(*window, "power2") if window else None}
+    settings: dict[str, Any] = {"mode": mode, "window": _window(*window, "power2") if window else None}
     with run.start(interval=2, **settings) as life:
         for step in (2, 4, 6):
             life.commit_at(step)

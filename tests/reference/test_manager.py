@@ -87,6 +87,45 @@ def test_moments_come_back_in_their_own_precision(start: Start) -> None:
     assert torch.equal(moment, run.optimizer.state[parameter]["exp_avg"])
 
 
+def test_groups_without_parameters_keep_what_is_theirs(start: Start) -> None:
+    run, resumed = start(), start(seed=1)
+    for each in (run, resumed):
+        each.optimizer.add_param_group({"params": []})
+        each.optimizer.add_param_group({"params": []})
+    for group, rate in zip(run.optimizer.param_groups, (0.1, 0.2, 0.3, 0.4), strict=True):
+        group["lr"] = rate
+    run.save(1)
+    resumed.load()
+    assert [group["lr"] for group in resumed.optimizer.param_groups] == [0.1, 0.2, 0.3, 0.4]
+
+
+def test_weights_of_another_type_are_refused_by_a_resume(start: Start, equal: Same) -> None:
+    start().save(1)
+    resumed = start(seed=1)
+    resumed.model.to(torch.bfloat16)
+    before = resumed.picture()
+    with pytest.raises(ValueError, match=r"other types than the model.*saved torch.float32, model torch.bfloat16"):
+        resumed.load()
+    assert equal(resumed.picture(), before)
+
+
+def test_imported_weights_of_another_type_are_cast_and_that_is_said(start: Start, caplog: Any) -> None:
+    run = start()
+    run.save(1)
+    (run.folder / "step_1" / "train_state.pt").unlink()
+    resumed = start(seed=1)
+    resumed.model.to(torch.bfloat16)
+    assert resumed.load(run.folder / "step_1")[0] == 0
+    assert torch.equal(resumed.model[0].weight, run.model[0].weight.to(torch.bfloat16))
+    assert "cast to the types of the model" in caplog.text
+
+
+def test_what_an_extra_calls_like_an_excluded_part_comes_back(start: Start) -> None:
+    extra = {"model": "tiny", "optimizer": "adamw"}
+    start().save(1, extra=extra)
+    assert start(seed=1).load(exclude_keys=["model", "optimizer", "scheduler"])[2] == extra
+
+
 _KINDS = {"model": "parameters", "optimizer": "moments", "scheduler": "scheduler", "dataloader": "loader", "rng": "rng"}
 
 
