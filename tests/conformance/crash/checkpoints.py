@@ -39,8 +39,8 @@ class Reader:
 
     def step(self, name: str | None) -> int | None:
         """The step of a checkpoint's name."""
-        own = (name or "").removeprefix(self.below)
-        found = re.fullmatch(self.layout.checkpoint, own) if "/" not in own else None
+        where, _, own = (name or "").rpartition("/")
+        found = re.fullmatch(self.layout.checkpoint, own) if where == self.below.rstrip("/") else None
         return int(found["step"]) if found else None
 
 

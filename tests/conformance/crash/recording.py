@@ -82,9 +82,6 @@ class Recording:
     ) -> None:
         """What the folder holds already was saved by `saves`; `kind` is the recorder.
 
-        `below` may be set before the first life: then the manager's folder is
-        one below, which it has to make, and the names above it are recorded too.
-
         Without `is_recorded` the same happens and nobody looks: to know what
         recording costs.
         """
@@ -102,6 +99,7 @@ class Recording:
         self.settings: dict[str, Any] = {"mode": mode}
         self.every = 2
         self.below = ""
+        """Where the manager's folder is, seen from the recorded one; a scenario may say so before its first life."""
         self._kinds = kinds
         self._timeline = timeline
         self.is_recorded = is_recorded
