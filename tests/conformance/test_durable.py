@@ -1,6 +1,6 @@
 """Chapter durable: a run is recorded, and the manager resumes from every disk that a loss of power may have left of it.
 
-What is explored here is two scenarios; `forge-conformance crash` does them all,
+What is explored here is three scenarios; `forge-conformance crash` does them all,
 with every write, and writes a script that replays each bad disk.
 """
 
@@ -27,6 +27,12 @@ def test_a_run_resumes_from_every_disk_that_a_loss_of_power_leaves(run: Scenario
 @judges("durable.acknowledged", "durable.power-loss")
 def test_a_step_that_is_saved_again_is_not_taken_back_by_a_loss_of_power(run: Scenario, mode: str) -> None:
     _expect_to_come_back(run, mode, "resave", "ext4")
+
+
+@judges("durable.acknowledged", "durable.power-loss")
+def test_a_folder_that_the_manager_made_is_not_taken_back_by_a_loss_of_power(run: Scenario, mode: str) -> None:
+    """Only a storage that promises no order between directories can show it."""
+    _expect_to_come_back(run, mode, "new-folder", "posix-strict")
 
 
 def _expect_to_come_back(run: Scenario, mode: str, scenario: str, storage: str) -> None:

@@ -1,7 +1,8 @@
 """Chapter trust: pickles of another owner are refused before a byte of them runs.
 
-Where the suite runs as root it gives files to a real second uid.  Anybody
-else can't make a foreign file, and those clauses are then unreached.  Which
+Where the suite runs as root it gives files to a real second uid, and lives that
+read what belongs to root are processes of that uid.  Anybody else can't make a
+foreign file, and those clauses are then unreached.  Which
 files are pickles is known of the shared layout alone, so tests about a file
 need that as well.
 
@@ -9,6 +10,7 @@ The canary is a pickle that makes a directory when it is unpickled in full.
 """
 
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from forge_conformance.harness.scenario import ALL_KINDS, Life, Scenario
 from forge_conformance.harness.worker import ManagerFault, Raised
 from forge_spec import layout, trust
 
-SECOND_UID = 65534
+ROOT_UID, SECOND_UID = 0, 65534
 PICKLES = [layout.TRAIN_STATE, layout.MARKER]
 _OTHER_FILES = [*PICKLES, layout.METADATA]
 _PICKLE_OF_TORCH = b"data.pkl"
@@ -35,6 +37,17 @@ def test_a_train_state_of_another_owner_is_refused(run: Scenario, mode: str, tmp
 @judges("trust.every-pickle", "trust.no-canary", "trust.before-mutation", needs=("layout",))
 def test_a_marker_of_another_owner_is_refused_as_well(run: Scenario, mode: str, tmp_path: Path) -> None:
     _expect_refusal(run, mode, layout.MARKER, tmp_path, clause="trust.every-pickle")
+
+
+@judges("trust.foreign-owner", "trust.no-canary", "trust.before-mutation", needs=("layout",))
+def test_a_train_state_of_root_is_refused_by_everybody_else(run: Scenario, tmp_path: Path) -> None:
+    """Root is another owner as well, which nobody can tell of a manager that runs as root itself."""
+    _expect_refusal_of_roots(run, layout.TRAIN_STATE, tmp_path, clause="trust.foreign-owner")
+
+
+@judges("trust.every-pickle", "trust.no-canary", "trust.before-mutation", needs=("layout",))
+def test_a_marker_of_root_is_refused_by_everybody_else(run: Scenario, tmp_path: Path) -> None:
+    _expect_refusal_of_roots(run, layout.MARKER, tmp_path, clause="trust.every-pickle")
 
 
 @judges("trust.every-pickle", "trust.before-mutation", needs=("layout",))
@@ -217,25 +230,48 @@ def test_a_foreign_pickle_that_needs_code_is_not_even_tried(run: Scenario, tmp_p
 
 def _expect_refusal(run: Scenario, mode: str, name: str, tmp_path: Path, clause: str) -> None:
     run.start(mode=mode).commit_at(2)
+    canary = _set_trap(run, name, tmp_path, owner=SECOND_UID)
+    _expect_refused(run, run.start(mode=mode, seed=999), name, canary, clause, SECOND_UID, os.geteuid())
+
+
+def _expect_refusal_of_roots(run: Scenario, name: str, tmp_path: Path, clause: str) -> None:
+    """The twin comes first: a user who is not root trusts its own files."""
+    if os.geteuid() == ROOT_UID:
+        os.chown(run.folder.path, SECOND_UID, SECOND_UID)
+        run.judge.tell(f"the folder belongs to uid {SECOND_UID}")
+    run.start(uid=SECOND_UID).commit_at(2)
+    loaded = run.start(uid=SECOND_UID, seed=999).load()
+    run.expect_landing(clause, loaded, {2}, "every file belongs to the reader", reaches=False)
+    canary = _set_trap(run, name, tmp_path, owner=ROOT_UID)
+    _expect_refused(run, run.start(uid=SECOND_UID, seed=999), name, canary, clause, ROOT_UID, SECOND_UID)
+
+
+def _set_trap(run: Scenario, name: str, tmp_path: Path, owner: int) -> Path:
+    """Put a canary pickle of this owner into step 2; what it makes when it is unpickled."""
     path, canary = run.folder.of(2) / name, tmp_path / "canary"
     path.write_bytes(_canary_pickle(canary))
-    _give_away(path)
-    run.judge.tell(f"{name} of step 2 now belongs to uid {SECOND_UID}, and makes {canary} when it is unpickled")
-    life = run.start(mode=mode, seed=999)
+    _give_away(path, owner)
+    run.judge.tell(f"{name} of step 2 now belongs to uid {owner}, and makes {canary} when it is unpickled")
+    return canary
+
+
+def _expect_refused(run: Scenario, life: Life, name: str, canary: Path, clause: str, owner: int, reader: int) -> None:
+    path = run.folder.of(2) / name
+    objections = trust.judge_pickle(owner, reader, stat.S_IMODE(path.stat().st_mode))
+    assert trust.Objection.REFUSE in objections, "the scenario is about a refusal"
     life.train_to(1)
     before = life.digest()
-    naming = [str(path), str(SECOND_UID), str(os.geteuid())]
-    objections = trust.judge_pickle(SECOND_UID, os.geteuid(), stat.S_IMODE(path.stat().st_mode))
-    assert trust.Objection.REFUSE in objections, "the scenario is about a refusal"
     refused = _try_load(life)
     run.expect("trust.no-canary", not canary.exists(), expected="no pickled code to run", seen=f"it ran, in {name}")
     right = isinstance(refused, Raised) and "PermissionError" in refused.kinds
-    silent = [word for word in naming if refused is None or word not in str(refused)]
+    said = str(refused or "no error")
+    besides = said.replace(str(run.folder.path), "")  # digits of the path name nobody
+    names_both = all(re.search(rf"\b{uid}\b", besides) for uid in (owner, reader))
     run.expect(
         clause,
-        right and not silent,
-        expected=f"a PermissionError naming {', '.join(naming)}",
-        seen=str(refused or "no error"),
+        right and str(path) in said and names_both,
+        expected=f"a PermissionError naming {path}, its owner {owner} and the reader {reader}",
+        seen=said,
     )
     run.expect_same("trust.before-mutation", life.digest(), before, ALL_KINDS, "the state before the refused load")
 
@@ -266,10 +302,10 @@ def _canary_pickle(canary: Path) -> bytes:
     return b"cos\nmkdir\n(S'" + os.fsencode(canary) + b"'\ntR."
 
 
-def _give_away(path: Path) -> None:
+def _give_away(path: Path, owner: int = SECOND_UID) -> None:
     if os.geteuid() != 0:
         raise Unreached(
             f"making a file of another owner needs root, and the suite runs as uid {os.geteuid()}: "
             "run it as root in a container to have this judged"
         )
-    os.chown(path, SECOND_UID, SECOND_UID)
+    os.chown(path, owner, owner)

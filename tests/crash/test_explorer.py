@@ -47,7 +47,9 @@ def careful() -> Iterator[tuple[Manager, Place]]:
         yield place
 
 
-@pytest.mark.parametrize("scenario", ["first-save", "steady", "resave", "fallback", "rewind", "disk-full"])
+@pytest.mark.parametrize(
+    "scenario", ["first-save", "new-folder", "steady", "resave", "fallback", "rewind", "disk-full"]
+)
 def test_a_manager_that_is_right_has_no_bad_disk(careful: tuple[Manager, Place], scenario: str) -> None:
     manager, place = careful
     storages = (KILL, "ext4", "posix-strict", "nfs")
@@ -83,6 +85,16 @@ def test_one_missing_fsync_is_found_and_named(name: str, storage: str, what: str
     missing = {line for one in result.found for line in one.missing}
     assert any(what in line and why in line and "was not synced" in line for line in missing), missing
     assert {clause for _, clause in found(result)} <= {"durable.power-loss", "durable.acknowledged"}
+
+
+def test_a_folder_is_lost_with_all_that_was_synced_in_it_where_a_name_further_above_is_not_safe() -> None:
+    result = explored("NoSyncFurtherAbove", "new-folder", "ext4", "posix-strict")
+    assert found(result) == {("lost", "durable.acknowledged")}
+    assert {one.storage for one in result.found} == {"posix-strict"}
+    missing = {line for one in result.found for line in one.missing}
+    assert all("mkdirat(runs" in line and "no fsync of it ever came" in line for line in missing), missing
+    assert result.disorders == ()
+    assert result.orders_looked_at == 2
 
 
 def test_a_name_that_is_not_safe_before_the_pointer_is_out_of_order_even_if_no_resume_falls_for_it() -> None:
@@ -211,17 +223,18 @@ def test_an_interrupted_exploration_reports_what_it_has(
 
 
 REPLAYED = [
-    ("Mixes", "resave", "mixed"),
-    ("RaisesNoException", "resave", "refused"),
-    ("NeverAgain", "first-save", "stuck"),
+    ("Mixes", "resave", "kill", "mixed"),
+    ("RaisesNoException", "resave", "kill", "refused"),
+    ("NeverAgain", "first-save", "kill", "stuck"),
+    ("NoSyncFurtherAbove", "new-folder", "posix-strict", "lost"),
 ]
 
 
-@pytest.mark.parametrize(("name", "scenario", "word"), REPLAYED)
+@pytest.mark.parametrize(("name", "scenario", "storage", "word"), REPLAYED)
 def test_replay_scripts_are_checked_and_counted(
-    name: str, scenario: str, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, scenario: str, storage: str, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--tier", "disks", "--storage", "kill", "--second-deaths", "0", "--check-replays"]
+    options = ["--tier", "disks", "--storage", storage, "--second-deaths", "0", "--check-replays"]
     options += ["--out", str(tmp_path)]
     assert main(["crash", "--impl", f"{CAREFUL}:{name}", "--scenario", scenario, *options]) == 1
     said = capsys.readouterr().out

@@ -155,6 +155,24 @@ def test_a_life_that_ends_normally_says_how(life: Worker) -> None:
     assert not life.is_alive
 
 
+def test_a_life_of_another_user_makes_files_of_that_user_wherever_its_own_may_go(
+    server: Server, tmp_path: Path
+) -> None:
+    tmp_path.chmod(0o700)
+    worker = server.spawn()
+    if os.geteuid() != 0:
+        with pytest.raises(Raised, match="PermissionError"):
+            worker.call("become", uid=os.geteuid() + 1)
+    else:
+        worker.call("become", uid=65534)
+        worker.open({"folder": str(tmp_path)}, seed=0)
+        worker.train(1)
+        worker.save()
+        worker.wait()
+        assert {path.stat().st_uid for path in tmp_path.rglob("*")} == {65534}
+    worker.kill()
+
+
 def test_a_closed_server_leaves_no_process(tmp_path: Path) -> None:
     puppet = Path(__file__).parent / "managers" / "puppet.py"
     server = Server(f"{puppet}:Puppet", None)

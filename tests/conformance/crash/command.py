@@ -494,7 +494,7 @@ def explore_again(
         recorded.scenario, place.server, place.folder, job.mode, place.kinds,
         place.undisturbed(recorded.shape), saves=recorded.saves, shape=recorded.shape, kind=place.recorder,
     )  # fmt: skip
-    recording.every = recorded.every
+    recording.every, recording.below = recorded.every, recorded.below
     settings = {name: value for name, value in recorded.settings.items() if name != "mode"}
     if landing.saves:
         recording.journal.mark("acknowledged", max(landing.saves))

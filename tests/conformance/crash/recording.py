@@ -49,6 +49,8 @@ class Recorded:
     every: int
     """Steps between saves, for a run that goes on."""
     operations: int
+    below: str = ""
+    """Where the manager's folder is, seen from the one that was recorded; "" if it is that one."""
     shape: Shape = ALONE
     """How many ranks there were, and how they divided the work."""
     special: str = ""
@@ -96,11 +98,18 @@ class Recording:
         self.saves: list[Saved] = list(saves)
         self.settings: dict[str, Any] = {"mode": mode}
         self.every = 2
+        self.below = ""
+        """Where the manager's folder is, seen from the recorded one; a scenario may say so before its first life."""
         self._kinds = kinds
         self._timeline = timeline
         self.is_recorded = is_recorded
         self._kind = kind
         self._recorders: list[Watch] = []
+
+    @property
+    def checkpoints(self) -> Path:
+        """The manager's folder."""
+        return self.folder / self.below
 
     @contextlib.contextmanager
     def life(self, **settings: Any) -> Iterator["RecordedLife"]:
@@ -113,7 +122,7 @@ class Recording:
             if self.is_recorded and len(self._recorders) < len(processes.workers):
                 raise CannotJudge(f"The manager's file operations can't be recorded: {self.server.filter_refusal}.")
             self.control.dies = processes.strike
-            processes.open({"folder": str(self.folder), **self.settings}, seed=0)
+            processes.open({"folder": str(self.checkpoints), **self.settings}, seed=0)
             yield RecordedLife(self, processes)
         finally:
             processes.kill()
@@ -157,12 +166,14 @@ class Recording:
                 f"Scenario {self.scenario!r}: {', '.join(trace.missed[:3])} changed without a call that was recorded, "
                 "so the disks that could be built would not be the manager's."
             )
-        told = (self.scenario, self.mode, trace, tuple(self.saves), self.settings, self.every, self.control.done)
+        recorded = Recorded(
+            self.scenario, self.mode, trace, tuple(self.saves), self.settings, self.every, self.control.done, self.below
+        )
         if self._history is None:
-            return Recorded(*told)
+            return recorded
         stages = [self.shape.members(stage) for stage in range(self.shape.stages)]
         own, *others = [
-            replace(Recorded(*told), trace=order, shape=self.shape, special=special)
+            replace(recorded, trace=order, shape=self.shape, special=special)
             for special, order in orders(trace, self._history, stages)
         ]
         return replace(own, others=tuple(others))
@@ -185,7 +196,7 @@ class RecordedLife:
         """Resume, from the checkpoint of a step or by itself."""
         self._starts(step)
         name = self._recording.server.implementation.layout.name.format(step=step)
-        path = None if step is None else str(self._recording.folder / name)
+        path = None if step is None else str(self._recording.checkpoints / name)
         self.step = min(loaded.step for loaded in self.processes.load(path))
         self._recording.journal.mark("lands", step=self.step)
         self._is_undisturbed = False
@@ -223,7 +234,7 @@ class RecordedLife:
             self._starts()
             recording.journal.mark("lands")
         digest = recording.state_at(self.step, step) if self._is_undisturbed else self.processes.digest()
-        is_resave = step in self._own or stands(recording.server, recording.folder, step)
+        is_resave = step in self._own or stands(recording.server, recording.checkpoints, step)
         number = recording.saves_state(step, digest, is_resave)
         self._own.add(step)
         for rank in range(len(self.processes.workers)):

@@ -45,6 +45,7 @@ import zlib
 
 IMPLEMENTATION = {implementation!r}
 FOLDER = {folder!r}  # where it was recorded: some managers keep absolute paths
+CHECKPOINTS = {checkpoints!r}  # the folder that the manager is given: this one, or one below
 SETTINGS = {settings!r}
 SHAPE = {shape!r}  # how many ranks, and how they divide the work
 SAVES = {saves!r}  # the step of each save, and fingerprints of the state that it saved
@@ -99,7 +100,7 @@ def live(texts: dict, rank: int, rendezvous: str, goal: dict) -> int:
     run = training(workload, rank, rendezvous, settings)
     fresh = named(run, rank)
     try:
-        manager = find(IMPLEMENTATION)(adapter.Settings(folder=FOLDER, **settings), run)
+        manager = find(IMPLEMENTATION)(adapter.Settings(folder=CHECKPOINTS, **settings), run)
         loaded = manager.load(None, (), None, PARTS)
         run.step, run.tokens_seen = loaded.step, loaded.tokens_seen
     except BaseException:  # as some errors of torch are
@@ -226,6 +227,7 @@ def script(
         story=story.text.replace("\\", "/").replace('"""', "'''"),
         implementation=implementation if ".py" not in implementation else _absolute(implementation),
         folder=str(folder),
+        checkpoints=str(folder / recorded.below),
         settings=recorded.settings,
         shape=asdict(recorded.shape),
         saves=[(saved.step, saved.state) for saved in recorded.saves],

@@ -53,7 +53,7 @@ class Resumer:
         self._kinds = kinds
         self._fresh = fresh
         self._watch = watch
-        self._settings = {"folder": str(folder), **recorded.settings}
+        self._settings = {"folder": str(folder / recorded.below), **recorded.settings}
         self._base_ns = time.time_ns() - 86_400_000_000_000
         self.resumes = 0
         """Processes started so far."""

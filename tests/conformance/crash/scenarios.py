@@ -25,6 +25,12 @@ def first_save(run: Recording) -> None:
         life.wait()
 
 
+def new_folder(run: Recording) -> None:
+    """The names of all that is made above a folder are as easily lost as what is in it."""
+    run.below = "runs/today/checkpoints"
+    first_save(run)
+
+
 def steady(run: Recording) -> None:
     with run.life(**_limit(run, 2)) as life:
         life.save_at(2, 4, 6, 8, 10)
@@ -151,6 +157,7 @@ SCENARIOS: dict[str, Scenario] = {
     scenario.name: scenario
     for scenario in (
         Scenario("first-save", first_save, "the first save ever, into an empty folder"),
+        Scenario("new-folder", new_folder, "the first save ever, into a folder that is made with the two above it"),
         Scenario("steady", steady, "five saves with a limit of two, so that each deletes an older one"),
         Scenario("keep-one", keep_one, "three saves with a limit of one", frozenset({"retention"})),
         Scenario("resave", resave, "a step is saved again with another state, and the run goes on"),

@@ -7,6 +7,7 @@ every piece of state have to be, to the bit.
 """
 
 import contextlib
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -297,8 +298,13 @@ class Scenario:
         """The mode with a flush in the background, if there is one."""
         return "async" if self.has("async") else self.mode
 
-    def start(self, *, gated: bool = False, reads: bool = False, seed: int = 0, **settings: Any) -> Life:
-        """A fresh process that has made its manager over the scenario's folder and loaded nothing."""
+    def start(
+        self, *, gated: bool = False, reads: bool = False, seed: int = 0, uid: int | None = None, **settings: Any
+    ) -> Life:
+        """A fresh process that has made its manager over the scenario's folder and loaded nothing.
+
+        With `uid` it is another user's; `Unreached` where that can't be had.
+        """
         if gated:
             self.require_gate()
         settings = {"mode": self.mode, **settings}
@@ -311,8 +317,20 @@ class Scenario:
         self._lives.append(life)
         if gated and worker.gate is None:
             raise Unreached(f"file operations can't be held: {self.server.filter_refusal}")
+        if uid is not None:
+            self._let_become(life, uid)
         worker.open({"folder": str(self.folder.path), **settings}, seed)
         return life
+
+    def _let_become(self, life: Life, uid: int) -> None:
+        try:
+            life.worker.call("become", uid=uid)
+        except Raised as error:
+            raise Unreached(
+                f"being another user needs root with its capabilities, and the suite runs as uid {os.geteuid()} "
+                f"({error.message}): run it as root in a container to have this judged"
+            ) from None
+        self.judge.tell(f"{life.name} is a process of uid {uid}")
 
     def resume(self, *, gated: bool = False, reads: bool = False, **settings: Any) -> tuple[Life, Loaded]:
         """A fresh process that resumes; its random state beforehand is that of another run."""

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 from forge_conformance.adapter import Adapter, Loaded, Settings, Unsupported, Window
 
-from . import view
+from . import user, view
 from .channel import Channel, Closed
 from .handover import hand_over
 from .workload import Loader, RefusingLoader, Workload, raw_bytes
@@ -98,6 +98,10 @@ class Worker:
     def do_see(self, instead: str, of: str) -> None:
         """From here on this process, and it alone, finds another directory at the path `of`."""
         view.mount(instead, of)
+
+    def do_become(self, uid: int) -> None:
+        """From here on this process is another user's."""
+        user.become(uid)
 
     def do_open(self, settings: dict[str, Any], seed: int, place: dict[str, Any] | None = None) -> None:
         self._workload = _workload(seed, self._device, place)

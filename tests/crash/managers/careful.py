@@ -31,6 +31,10 @@ class Careful(Adapter):
     def __init__(self, settings: Settings, training: Training) -> None:
         super().__init__(settings, training)
         self.folder = Path(settings.folder)
+        missing = [place for place in (self.folder, *self.folder.parents) if not place.exists()]
+        for place in reversed(missing):
+            place.mkdir(exist_ok=True)
+            self.sync(place.parent, "the folder above" if place == self.folder else "the folders further above")
 
     def save(self, step: int, tokens_seen: int, extra: Mapping[str, Any] | None, parts: Sequence[str]) -> None:
         self.commit(step, self.files(step))
@@ -135,6 +139,10 @@ class Careful(Adapter):
 
     def is_whole(self, path: Path) -> bool:
         return (path / "marker").is_file() and (path / "marker").stat().st_size > 0
+
+
+class NoSyncFurtherAbove(Careful):
+    lacks = "the folders further above"
 
 
 class NoSyncOfState(Careful):
