@@ -259,6 +259,7 @@ class CheckpointManager:
         self._checkpointer.settle()
         source = self._ranks.calls.from_first(partial(self._find, path, exclude_keys))
         if source is None:
+            self._loader_state = None
             return 0, 0, {}
         with ExitStack() as undo:
             read = partial(self._read, source, exclude_keys, vlm_freeze_expected)

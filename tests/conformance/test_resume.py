@@ -636,6 +636,23 @@ def test_a_loader_without_state_drops_it_quietly(run: Scenario, mode: str) -> No
     run.expect_same("resume.dataloader-stash", life.digest(), fresh, ["loader"], "the next loader")
 
 
+@judges("resume.dataloader-stash", "resume.fresh")
+def test_a_loader_gets_nothing_of_a_load_before_the_last(run: Scenario, mode: str, tmp_path: Path) -> None:
+    run.start(mode=mode).commit_at(3)
+    life = run.start(mode=mode, seed=999)
+    life.load(parts=["scheduler"])
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    run.folder.become(empty)
+    run.judge.tell("the folder is emptied")
+    run.expect_landing("resume.fresh", life.load(parts=["scheduler"]), {None}, "the folder is empty")
+    life.worker.call("replace_dataloader", kind="stateful", seed=7)
+    fresh = life.digest("loader")
+    life.worker.call("apply_dataloader_state")
+    what = "a new loader, after a load that found nothing"
+    run.expect_same("resume.dataloader-stash", life.digest(), fresh, ["loader"], what)
+
+
 @judges("resume.all-or-nothing", needs=("layout",))
 def test_an_unreadable_train_state_changes_nothing(run: Scenario, mode: str) -> None:
     run.start(mode=mode).commit_at(4)

@@ -391,13 +391,15 @@ def test_a_milestone_stays_exempt_when_the_window_changes(
     )
 
 
+@pytest.mark.parametrize("error", ["EACCES", "EBUSY", "EIO"])
 @judges("retention.failure-is-soft")
-def test_a_deletion_that_fails_does_not_fail_the_save_and_is_tried_again(run: Scenario, mode: str) -> None:
+def test_a_deletion_that_fails_does_not_fail_the_save_and_is_tried_again(run: Scenario, mode: str, error: str) -> None:
+    """Without permission; with a file that somebody has open on NFS; on a disk that is failing."""
     life = run.start(mode=mode, keep_last_n=1, gated=True)
     life.commit_at(2)
     stuck = run.folder.of(2).name
-    life.gate.fail(lambda operation: _deletes(operation, stuck), errno.EACCES)
-    run.judge.tell(f"from here every deletion of {stuck} fails with EACCES")
+    life.gate.fail(lambda operation: _deletes(operation, stuck), getattr(errno, error))
+    run.judge.tell(f"from here every deletion of {stuck} fails with {error}")
     life.train_to(4)
     heard = ""
     for call in (life.save, life.wait):
