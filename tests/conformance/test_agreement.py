@@ -144,6 +144,8 @@ def test_the_manager_does_what_the_model_allows(
         if giving_up.skips(program):
             return
         run = fresh_run()
+        if run.judge.first is not None:
+            return  # where a test goes on after what has fallen, one program that falls is enough
         try:
             Run(run, mode, has_window and run.has("window"), is_watched).perform(program)
         except (ClauseFailure, ManagerFault):

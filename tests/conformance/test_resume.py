@@ -636,7 +636,7 @@ def test_a_loader_without_state_drops_it_quietly(run: Scenario, mode: str) -> No
     run.expect_same("resume.dataloader-stash", life.digest(), fresh, ["loader"], "the next loader")
 
 
-@judges("resume.dataloader-stash", "resume.fresh")
+@judges("resume.dataloader-stash")
 def test_a_loader_gets_nothing_of_a_load_before_the_last(run: Scenario, mode: str, tmp_path: Path) -> None:
     run.start(mode=mode).commit_at(3)
     life = run.start(mode=mode, seed=999)
@@ -645,10 +645,12 @@ def test_a_loader_gets_nothing_of_a_load_before_the_last(run: Scenario, mode: st
     empty.mkdir()
     run.folder.become(empty)
     run.judge.tell("the folder is emptied")
-    run.expect_landing("resume.fresh", life.load(parts=["scheduler"]), {None}, "the folder is empty")
+    if not life.load(parts=["scheduler"]).is_fresh:
+        raise Unreached("the second load, of an empty folder, is no fresh start; see resume.fresh")
     life.worker.call("replace_dataloader", kind="stateful", seed=7)
     fresh = life.digest("loader")
     life.worker.call("apply_dataloader_state")
+    run.judge.tell("apply_dataloader_state is called with a new loader")
     what = "a new loader, after a load that found nothing"
     run.expect_same("resume.dataloader-stash", life.digest(), fresh, ["loader"], what)
 

@@ -64,6 +64,7 @@ class Honest(Adapter):
     ) -> Loaded:
         whole = [int(file.stem) for file in self.folder.glob("*.pt") if file.stat().st_size]
         if not whole:
+            self.of_loader = None
             return Loaded()
         state = torch.load(self.folder / f"{max(whole)}.pt", weights_only=False)
         for name in ("model", "optimizer", *(part for part in parts if part != "dataloader")):
