@@ -187,6 +187,8 @@ def test_without_a_pointer_too_nothing_goes_before_its_replacement_is_there(
     life = run.start(mode=mode, keep_last_n=keep_last_n, gated=True)
     life.commit_at(*range(1, keep_last_n + 1))
     before = {step: _files(run, step) for step in run.folder.complete()}
+    if 1 not in before:
+        raise Unreached(f"step 1 is gone although keep_last_n={keep_last_n} has room for it; see retention.keeps")
     life.gate.observe(partial(_watch_replacement, run, before, 7))
     life.commit_at(7)
     life.gate.check()

@@ -162,7 +162,9 @@ def test_asking_changes_nothing(run: Scenario, window: tuple[int, int] | None) -
 
 def _expect_due(run: Scenario, life: Life, interval: int, window: tuple[int, int] | None) -> None:
     """The manager's answer for each step, about those inside a power2 window and those outside."""
-    run.judge.tell(f"{life.name}, at step {life.step}, asks which steps are due")
+    run.judge.tell(
+        f"{life.name}, at step {life.step}, asks which of {STEPS[0]} to {STEPS[-1]} its interval of {interval} saves"
+    )
     power2 = None if window is None else schedule.power2_window(*window)
     saved = life.worker.call("should_save", steps=STEPS)
     inside = [step for step in STEPS if window is not None and window[0] <= step <= window[1]]
@@ -186,7 +188,7 @@ def _window(start: int, stop: int, strategy: str) -> dict[str, object]:
 def _differing(these: list[int], those: list[int]) -> str:
     """`these`, with what those lack pointed out."""
     extra = sorted(set(these) - set(those))
-    return f"{_short(these)}" + (f", of these {_short(extra)} on this side only" if extra else "")
+    return _short(these) + (f"; here and not on the other side: {_short(extra)}" if extra else "")
 
 
 def _short(steps: list[int]) -> str:
