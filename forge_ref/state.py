@@ -3,8 +3,8 @@
 Each rank has its own streams and loader; of the rest, rank 0's is saved.  It is
 plain data and tensors wherever the parts allow, so that it loads without
 running pickled code.  Restoring is all or nothing for the scheduler and the
-streams; a loader is the one thing that can't be undone, be it that it refuses
-its state, or that it has taken it before another rank fails.
+streams, and where another rank fails for a loader that can say where it was; one
+that itself refuses its state in mid-way can't be undone.
 """
 
 import copy

@@ -63,7 +63,7 @@ class Kill:
 
 @dataclass(frozen=True)
 class KillInSave:
-    """The same, but it dies at this file operation of the save; one later than its last makes it a plain save."""
+    """A save that dies at this file operation; one later than its last makes it a plain save."""
 
     after: int
     operation: int

@@ -158,13 +158,13 @@ def test_a_pointer_name_that_is_taken_is_refused_at_the_first_commit(run: Scenar
 
 
 def _writes_in_something_new(run: Scenario, before: set[str]) -> Picks:
-    """An operation on a path that is not inside what stood in the folder before, the second of them."""
-    found: list[Operation] = []
+    """All operations once a few have been on paths that are not inside what stood in the folder before."""
+    begun = 0
 
     def picks(operation: Operation) -> bool:
-        if any(path.split("/")[0] not in before for path in operation.paths):
-            found.append(operation)
-        return len(found) > _FIRST_OPERATIONS
+        nonlocal begun
+        begun += any(path.split("/")[0] not in before for path in operation.paths)
+        return begun > _FIRST_OPERATIONS
 
     return picks
 

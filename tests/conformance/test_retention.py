@@ -15,7 +15,7 @@ import pytest
 from forge_conformance.harness.folder import together
 from forge_conformance.harness.gate import Operation, at
 from forge_conformance.harness.judge import Unreached, judges
-from forge_conformance.harness.scenario import Scenario
+from forge_conformance.harness.scenario import Life, Scenario
 from forge_conformance.harness.worker import Raised
 from forge_spec import layout, resume, retention
 
@@ -63,15 +63,7 @@ def test_a_run_prunes_on_after_a_save_that_failed(run: Scenario, mode: str) -> N
     life = run.start(mode=mode, keep_last_n=1, gated=True)
     life.commit_at(2)
     life.train_to(4)
-    life.gate.fail(lambda operation: operation.name in _WRITING, errno.ENOSPC)
-    run.judge.tell("the disk is full")
-    for call in (life.save, life.wait):
-        with suppress(Raised):
-            call()
-    if not life.gate.failed:
-        raise Unreached("nothing that the save wrote into the folder could fail")
-    life.gate.heal()
-    run.judge.tell("the disk has space again")
+    _save_on_full_disk(run, life)
     try:
         life.commit_at(6, 8)
     except Raised as error:
@@ -89,14 +81,9 @@ def test_a_save_that_fails_deletes_nothing_even_under_a_smaller_limit(run: Scena
     run.start(mode=any_mode, keep_last_n=5).commit_at(1, 2, 3, 4)
     life, loaded = run.resume(mode=any_mode, keep_last_n=2, gated=True)
     life.train_to(6)
-    life.gate.fail(lambda operation: operation.name in _WRITING, errno.ENOSPC)
-    run.judge.tell("the disk is full")
-    for call in (life.save, life.wait):
-        with suppress(Raised):
-            call()
-    life.gate.heal()
-    if not life.gate.failed or 6 in run.folder.complete():
-        raise Unreached("nothing that the save wrote into the folder could fail")
+    _save_on_full_disk(run, life)
+    if 6 in run.folder.complete():
+        raise Unreached("the save gets through although the disk is full")
     run.expect(
         "retention.after-commit",
         run.folder.complete() == {1, 2, 3, 4},
@@ -305,6 +292,19 @@ def test_deaths_in_the_middle_of_a_deletion_pile_nothing_up(run: Scenario) -> No
             raise Unreached("no file is deleted of a checkpoint that is no longer complete")
         life.kill()
         _expect_no_heap(run, warnings)
+
+
+def _save_on_full_disk(run: Scenario, life: Life) -> None:
+    """A save and a wait, whatever they raise; then there is space again."""
+    life.gate.fail(lambda operation: operation.name in _WRITING, errno.ENOSPC)
+    run.judge.tell("the disk is full")
+    for call in (life.save, life.wait):
+        with suppress(Raised):
+            call()
+    if not life.gate.failed:
+        raise Unreached("nothing that the save wrote into the folder could fail")
+    life.gate.heal()
+    run.judge.tell("the disk has space again")
 
 
 def _expect_no_heap(run: Scenario, warnings: str) -> None:

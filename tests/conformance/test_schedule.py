@@ -1,4 +1,4 @@
-"""Chapter schedule: which steps are saved. The manager is asked; nothing is saved here."""
+"""Chapter schedule: which steps are saved. The manager is asked, and its saves and loads must not matter."""
 
 from typing import Any
 
