@@ -534,6 +534,7 @@ def test_a_normal_exit_without_wait_ends_and_loses_at_most_the_last_step(run: Sc
     _require_overlap(run, life.save_held())
     life.worker.tell("exit")
     life.worker.reply()
+    life.worker.ends_or_blocks()
     run.judge.tell("the script ends while the flush of step 4 is held; then the flush is let go")
     life.gate.open()
     status = life.worker.await_end()

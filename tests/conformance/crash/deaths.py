@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from forge_conformance.harness.ranks import OnRank
-from forge_conformance.harness.worker import Hung, ManagerFault, settle
+from forge_conformance.harness.worker import Hung, ManagerFault
 
 from .drills import Drill, Heard, Stage, Tried
 from .live import Life
@@ -127,7 +127,7 @@ def exit_in_flight(stage: Stage, number: int) -> Tried:
         worker.tell("exit")
         _replies(life, recorder)
         worker.reply()
-        settle([worker])  # until it is gone, or waits for its flush
+        worker.ends_or_blocks(_PATIENCE_S)  # the flush goes on only beside an interpreter that waits for it
         with recorder.changed:
             control.holds = lambda operation: False
         recorder.release()
@@ -153,7 +153,7 @@ def stop(stage: Stage, number: int) -> Tried:
             return Tried(None)
         happened = f"SIGSTOP before {_named(stage, number)}, while another process resumed"
         worker.strike(signal.SIGSTOP)
-        seen, meanwhile = Disk.read(stage.team.here), stage.judged(life, goes_on=False)[0]
+        seen, meanwhile = Disk.read(stage.team.here), stage.meanwhile(life)
         if not meanwhile.is_good:
             return Tried(meanwhile, happened, tuple(heard.done), seen)
         worker.strike(signal.SIGCONT)

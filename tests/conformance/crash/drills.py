@@ -253,20 +253,26 @@ class Stage:
         """The save that something happens to."""
         life.save(self.step())
 
-    def judged(self, life: Life, goes_on: bool | None = None) -> tuple[Verdict, Disk, bool]:
+    def judged(self, life: Life) -> tuple[Verdict, Disk, bool]:
         """What fresh processes make of the folder as it is; the folder, and whether the run went on from there.
 
         Of points that leave the same one is resumed from, as of equal disks wherever they are explored.
         """
         left = Disk.read(self.team.here)
-        key = (left.identity, life.ledger.allowed, len(life.ledger.saves), goes_on)
+        key = (left.identity, life.ledger.allowed, len(life.ledger.saves))
         if key in self._judged:
             return self._judged[key], left, False
-        if goes_on is None:
-            goes_on = self.is_new(left)
-        landing, going_on = self.team.resume(self.settings, life.ledger, goes_on)
+        landing, going_on = self.team.resume(self.settings, life.ledger, self.is_new(left))
         verdict = self._judged[key] = self.verdict(life.ledger, landing, going_on)
         return verdict, left, going_on is not None
+
+    def meanwhile(self, life: Life) -> Verdict:
+        """What a fresh process makes of the folder beside a save that will go on.
+
+        It resumes at every point, wherever another has left the same folder: it is the save that it may disturb.
+        """
+        landing, _ = self.team.resume(self.settings, life.ledger, False)
+        return self.verdict(life.ledger, landing)
 
     def is_new(self, left: Disk) -> bool:
         """Whether no point before has left these names."""

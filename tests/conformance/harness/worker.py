@@ -103,6 +103,8 @@ class Worker:
         self._log = log
         self._timeout_s = timeout_s
         self._pending: str | None = None
+        self._is_leaving = False
+        """Whether it has given its last reply, after which it closes its end and comes to its own."""
         self._status: int | None = None
         self._process = os.pidfd_open(pid)
         """Readable when the process has ended; a child of it may hold the channel open for longer."""
@@ -251,6 +253,7 @@ class Worker:
         """The value of the command that was started last."""
         doing, self._pending = self._pending or "a command", None
         message = self._receive(doing, timeout_s)
+        self._is_leaving = doing == _described("exit", {})
         self.warnings = message.get("warnings", [])
         if "error" in message:
             raise _fault(doing, message["error"])
@@ -265,13 +268,20 @@ class Worker:
         """
         return settle([self], at_most_s) == [self]
 
+    def ends_or_blocks(self, at_most_s: float | None = None) -> bool:
+        """The same of a process that was told to exit and has replied: until it is gone (true), or waits (false)."""
+        assert self._is_leaving, "it was not told to exit"
+        return settle([self], at_most_s) == [self]
+
     def has_word(self) -> bool:
         """Whether the reply of the running command is there, or will never come because the process has ended."""
         return self._channel.has_message or bool(select.select(self.descriptors(), [], [], 0)[0])
 
     def descriptors(self) -> list[int]:
         """Readable when a reply comes, or the process ends."""
-        return [] if self._status is not None else [self._channel.fileno(), self._process]
+        if self._status is not None:
+            return []
+        return [self._process] if self._is_leaving else [self._channel.fileno(), self._process]
 
     @property
     def patience_s(self) -> float:
