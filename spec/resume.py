@@ -288,11 +288,21 @@ CLAUSES: tuple[Clause, ...] = (
         rests_on=("resume.error-everywhere",),
     ),
     Clause(
+        slug="resume.fits",
+        level=Level.STRICT,
+        sentence="refuses, naming the tensor, a checkpoint that has no value for a tensor of the model, "
+        "or one of another shape",
+        why="A load that takes what fits and passes over the rest goes on with layers at random, "
+        "and with all of them where every name has changed; the loss tells it days later.",
+        sometimes="a checkpoint was resumed by a model with a layer more, and by one with more outputs",
+        rests_on=("resume.lands",),
+    ),
+    Clause(
         slug="resume.all-or-nothing",
         level=Level.STRICT,
         sentence="leaves model, optimizer, scheduler and random streams as they were when it refuses a load, "
-        "be it for trust, for the freeze list, for an unreadable train state or for a loader that does not take "
-        "its position",
+        "be it for trust, for the freeze list, for an unreadable train state, for another model or for a loader that "
+        "does not take its position",
         why="A caller that catches the error trains on with half a checkpoint.",
         sometimes="a load was refused after it could have read some of the state",
         capabilities=_TRAIN_STATE,

@@ -663,6 +663,34 @@ def test_an_unreadable_train_state_changes_nothing(run: Scenario, mode: str) -> 
     _expect_refused_untouched(run, mode)
 
 
+@pytest.mark.parametrize("how", ["deeper", "wider"])
+@judges("resume.fits")
+def test_a_checkpoint_of_another_model_is_refused(run: Scenario, mode: str, how: str) -> None:
+    run.start(mode=mode).commit_at(4)
+    life = run.start(mode=mode, seed=999)
+    name = _altered(run, life, how)
+    with run.expect_error("resume.fits", naming=[name], doing="loading what does not fit the model"):
+        life.load(run.folder.of(4) if run.has("explicit") else None)
+
+
+@pytest.mark.parametrize("how", ["deeper", "wider"])
+@judges("resume.fits")
+def test_no_resume_starts_fresh_because_nothing_fits(run: Scenario, mode: str, how: str) -> None:
+    """Nor does it look for an older one: whoever changed the model has to say what is to become of the old weights."""
+    run.start(mode=mode).commit_at(2, 4)
+    life = run.start(mode=mode, seed=999)
+    name = _altered(run, life, how)
+    with run.expect_error("resume.fits", naming=[name], doing="a resume of what does not fit the model"):
+        life.load()
+
+
+@pytest.mark.parametrize("how", ["deeper", "wider"])
+@judges("resume.all-or-nothing")
+def test_a_model_that_does_not_fit_stays_as_it_is(run: Scenario, mode: str, how: str) -> None:
+    run.start(mode=mode).commit_at(4)
+    _expect_refused_untouched(run, mode, how)
+
+
 @judges("resume.all-or-nothing", needs=("freeze",))
 def test_a_freeze_mismatch_changes_nothing(run: Scenario, mode: str) -> None:
     life = run.start(mode=mode)
@@ -771,9 +799,18 @@ def _outcome(run: Scenario, settings: dict[str, Any]) -> tuple[Any, ...]:
     return loaded.step, weights
 
 
-def _expect_refused_untouched(run: Scenario, mode: str, **arguments: Any) -> None:
+def _altered(run: Scenario, life: Life, how: str) -> str:
+    """Make the model another one; the name of a tensor that no checkpoint has a value for."""
+    name: str = life.worker.call("alter", how=how)
+    run.judge.tell(f"its model is now {how} than the one that was saved: {name} is new, or has another shape")
+    return name
+
+
+def _expect_refused_untouched(run: Scenario, mode: str, how: str = "", **arguments: Any) -> None:
     life: Life = run.start(mode=mode, seed=999)
     life.train_to(3)
+    if how:
+        _altered(run, life, how)
     before = life.digest()
     path = run.folder.of(4) if run.has("explicit") else None
     with run.expect_error("resume.all-or-nothing", doing="the load"):

@@ -177,6 +177,9 @@ class Worker:
     def do_freeze(self) -> None:
         next(self._training.model.parameters()).requires_grad_(False)
 
+    def do_alter(self, how: str) -> str:
+        return self._training.alter(how)
+
     def do_scramble(self) -> None:
         self._training.scramble()
 

@@ -144,6 +144,18 @@ class Workload:
                     if isinstance(value, torch.Tensor):
                         local(value).fill_(7)
 
+    def alter(self, how: str) -> str:
+        """Make the model one that nothing was ever saved of; the name of a tensor that no checkpoint has a value for.
+
+        `deeper` has a layer more, which is not trained; `wider` has more outputs.
+        """
+        if how == "deeper":
+            self.model.append(nn.Linear(CLASSES, CLASSES).to(self.device).requires_grad_(False))  # type: ignore[operator]
+            return f"{len(self.model) - 1}.weight"  # type: ignore[arg-type]
+        *_, (name, matrix) = ((name, p) for name, p in self.model.named_parameters() if p.ndim > 1)
+        matrix.data = matrix.data.new_zeros(CLASSES + 1, *matrix.shape[1:])  # the optimizer goes on holding it
+        return name
+
     def digest(self) -> dict[str, str]:
         """A fingerprint of every piece of state by name; the part of the name before the slash is its kind."""
         kinds = {
