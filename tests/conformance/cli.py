@@ -140,7 +140,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--examples", type=_count, default=0, metavar="N", help="try N new random programs, not the usual few"
     )
-    run.add_argument("--case", metavar="PATTERN", help="only tests whose name in the report matches")
+    run.add_argument(
+        "--case", action="append", metavar="PATTERN", help="only tests whose name in the report matches; repeatable"
+    )
     run.add_argument(
         "--ranks", type=_ranks, default="2,4", metavar="N,M", help="how many ranks distributed runs have (2,4); or none"
     )
@@ -406,8 +408,8 @@ def _pytest(
         arguments += ["--forge-python", options.python]
     if only:
         arguments += ["--forge-clauses", ",".join(sorted(only))]
-    if options.case:
-        arguments += ["--forge-cases", options.case]
+    for pattern in options.case or ():
+        arguments += ["--forge-cases", pattern]
     if options.n > 1:
         arguments += ["-n", str(options.n), "--dist", "worksteal"]
     for name in _OF_THE_USERS_TESTS:

@@ -41,7 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--forge-timeout", type=float, default=20.0, help="seconds until a command counts as hung")
     group.addoption("--forge-import-timeout", type=float, default=120.0, help="seconds until an import counts as hung")
     group.addoption("--forge-clauses", help="only tests that judge one of these, comma-separated")
-    group.addoption("--forge-cases", help="only tests whose name in reports matches this pattern")
+    group.addoption("--forge-cases", action="append", help="only tests whose name in reports matches; repeatable")
     group.addoption("--forge-device", default="cpu", help="where state lives: cpu or cuda")
     group.addoption("--forge-ranks", default="2,4", help="how many ranks distributed runs have, comma-separated")
     group.addoption("--forge-examples", type=int, default=0, help="random programs to try (default: the usual few)")
@@ -199,12 +199,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     session = config.stash.get(_SESSION, None)
     if session is None:
         return
-    cases = config.getoption("--forge-cases") or "*"
+    patterns = config.getoption("--forge-cases") or ["*"]
     kept: list[pytest.Item] = []
     dropped: list[pytest.Item] = []
     for item in items:
         declared = declared_by(item)
-        wanted = declared is None or (session.wants(declared) and is_case(case_of(item), cases))
+        is_asked = any(is_case(case_of(item), pattern) for pattern in patterns)
+        wanted = declared is None or (session.wants(declared) and is_asked)
         unset = any(mark.name == "skip" for mark in item.iter_markers())  # parametrised over no claimed mode at all
         (kept if wanted and not unset else dropped).append(item)
     items[:] = kept

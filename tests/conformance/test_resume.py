@@ -13,7 +13,7 @@ import pytest
 
 from forge_conformance.harness.gate import at
 from forge_conformance.harness.judge import Unreached, judges
-from forge_conformance.harness.scenario import ALL_KINDS, Life, Scenario
+from forge_conformance.harness.scenario import ALL_KINDS, STATE, Life, Scenario
 from forge_conformance.harness.worker import Raised
 from forge_spec import resume
 
@@ -43,7 +43,20 @@ def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(run: Scenario, mod
         run.expect_state("resume.exact", run.resume(mode=mode)[0], 4)
 
 
-@judges("resume.moments")
+@judges("resume.exact")
+def test_tensors_of_every_kind_come_back(run: Scenario, any_mode: str) -> None:
+    life = run.start(mode=any_mode)
+    life.train_to(2)
+    _vary(run, life, seed=1)
+    life.commit()
+    saved = life.digest()
+    again = run.start(mode=any_mode, seed=999)
+    _vary(run, again, seed=0)
+    again.load()
+    run.expect_same("resume.exact", again.digest(), saved, STATE, "the state of step 2, when it was saved")
+
+
+@judges("resume.moments", "resume.exact")
 def test_what_is_frozen_at_the_save_has_its_moments_afterwards(run: Scenario, any_mode: str) -> None:
     """Frozen after it was trained, as in a run by stages: a later stage thaws it again."""
     life = run.start(mode=any_mode)
@@ -59,6 +72,7 @@ def test_what_is_frozen_at_the_save_has_its_moments_afterwards(run: Scenario, an
     run.judge.tell("it is frozen in the resumed run, too")
     again.load(run.folder.of(4) if run.has("explicit") else None)
     run.expect_same("resume.moments", again.digest(), saved, ["moment"], "the moments of step 4, when it was saved")
+    run.expect_same("resume.exact", again.digest(), saved, ["trained"], "what was trained, before the load and after")
 
 
 @judges("resume.train-state", "resume.lands")
@@ -797,6 +811,11 @@ def _outcome(run: Scenario, settings: dict[str, Any]) -> tuple[Any, ...]:
     weights = tuple(sorted(life.digest("parameter").values()))
     life.kill()
     return loaded.step, weights
+
+
+def _vary(run: Scenario, life: Life, seed: int) -> None:
+    life.worker.call("vary", seed=seed)
+    run.judge.tell("its model gets tensors of other types, shapes and orders, and a matrix that two layers share")
 
 
 def _altered(run: Scenario, life: Life, how: str) -> str:

@@ -11,6 +11,7 @@ import numpy
 import pytest
 import torch
 
+from forge_conformance.harness.scenario import ALL_KINDS
 from forge_conformance.worker.workload import Workload
 
 BEFORE, AFTER = 13, 6
@@ -105,8 +106,10 @@ def test_every_kind_of_state_has_a_fingerprint_that_follows_it() -> None:
     after = run.digest()
     kinds = {name.partition("/")[0] for name in before}
     changed = {name.partition("/")[0] for name in before if before[name] != after[name]}
-    assert kinds == {"parameter", "buffer", "gradient", "moment", "group", "scheduler", "loader", "rng", "counter"}
-    assert changed == kinds
+    assert kinds == set(ALL_KINDS)
+    assert changed == kinds - {"trained"}
+    next(run.model.parameters()).requires_grad_(False)
+    assert [name for name, value in run.digest().items() if value != after[name]] == ["trained/0.weight"]
 
 
 def test_a_fingerprint_is_of_values_not_of_objects() -> None:

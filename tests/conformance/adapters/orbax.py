@@ -36,7 +36,10 @@ from forge_conformance.adapter import Adapter, Claims, Layout, Loaded, Settings,
 logging.getLogger("absl").setLevel(logging.WARNING)
 
 _ARRAY = "__array__"
-"""The only key of what stands for an array among values that are none; its value is the array's name."""
+"""A key of what stands for an array among values that are none; its value is the array's name."""
+_TYPE = "__type__"
+"""The key beside it of one that numpy has no type for, and that is kept as its bytes."""
+_FOREIGN = (torch.bfloat16,)
 
 
 class Orbax(Adapter):
@@ -136,8 +139,10 @@ class Orbax(Adapter):
 def _parted(value: Any, name: str, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
     """The value as a Python literal, and its tensors among the arrays under their places in it."""
     if isinstance(value, torch.Tensor):
-        arrays[name] = value.detach().cpu().numpy()
-        return {_ARRAY: name}
+        value = value.detach().cpu()
+        is_foreign = value.dtype in _FOREIGN
+        arrays[name] = (value.contiguous().view(torch.uint8) if is_foreign else value).numpy()
+        return {_ARRAY: name, **({_TYPE: str(value.dtype).partition(".")[2]} if is_foreign else {})}
     if isinstance(value, dict):
         return {key: _parted(item, f"{name}/{key}", arrays) for key, item in value.items()}
     if isinstance(value, list):
@@ -148,8 +153,9 @@ def _parted(value: Any, name: str, arrays: dict[str, np.ndarray[Any, Any]]) -> A
 def _joined(value: Any, arrays: Mapping[str, Any]) -> Any:
     """What was parted."""
     if isinstance(value, dict):
-        if value.keys() == {_ARRAY}:
-            return torch.from_numpy(np.array(arrays[value[_ARRAY]]))
+        if _ARRAY in value:
+            tensor = torch.from_numpy(np.array(arrays[value[_ARRAY]]))
+            return tensor.view(getattr(torch, value[_TYPE])) if _TYPE in value else tensor
         return {key: _joined(item, arrays) for key, item in value.items()}
     return [_joined(item, arrays) for item in value] if isinstance(value, list) else value
 

@@ -26,8 +26,8 @@ from .worker import ALL_PARTS, Loaded, ManagerFault, Raised, Worker
 _A_WHILE_S = 2.0
 """How long a call may take while an operation of its process is held, before the two are taken to hang together.
 Too short a time only lets the operation go earlier; no verdict depends on it."""
-STATE = ("parameter", "buffer", "moment", "group", "scheduler")
-"""Kinds of state that every manager has to bring back."""
+STATE = ("parameter", "buffer", "trained", "moment", "group", "scheduler")
+"""Kinds of state that every manager has to bring back, or, of which parameters are trained, to leave alone."""
 ALL_KINDS = (*STATE, "gradient", "loader", "rng", "counter")
 """Every kind that a fingerprint has: what nothing may change that is refused, or that only saves."""
 

@@ -177,6 +177,9 @@ class Worker:
     def do_freeze(self) -> None:
         next(self._training.model.parameters()).requires_grad_(False)
 
+    def do_vary(self, seed: int) -> None:
+        self._training.vary(seed)
+
     def do_alter(self, how: str) -> str:
         return self._training.alter(how)
 

@@ -156,11 +156,38 @@ class Workload:
         matrix.data = matrix.data.new_zeros(CLASSES + 1, *matrix.shape[1:])  # the optimizer goes on holding it
         return name
 
+    def vary(self, seed: int) -> None:
+        """Let the model have a tensor of every kind that real ones have beside matrices of one type; it trains no more.
+
+        Of other types, with no element, with one and no dimension, in another order in memory, a part of a larger
+        one, with values that are no numbers, and one that two layers share.
+        """
+        draw = torch.Generator().manual_seed(seed)
+        plain = torch.randn(4, 6, generator=draw)
+        types = (torch.float64, torch.bfloat16, torch.float16, torch.complex64)
+        values = {str(kind).partition(".")[2]: plain.to(kind) * (1 + 2**-40) for kind in types}
+        values |= {
+            "int64": torch.randint(2**60, (5,), generator=draw),
+            "uint8": torch.randint(256, (5,), generator=draw, dtype=torch.uint8),
+            "bool": plain[0] > 0,
+            "empty": plain[:0],
+            "scalar": plain[0, 0].clone(),
+            "turned": plain.t(),
+            "part": torch.randn(64, 64, generator=draw)[3:5, 2:7],
+            "no_numbers": torch.tensor([float("nan"), float("-inf"), -0.0]) if seed else torch.ones(3),
+        }
+        for name, value in values.items():
+            self.model.register_buffer(f"odd_{name}", value.to(self.device))
+        sharing = nn.Linear(16, CLASSES).to(self.device)
+        sharing.weight = self.model[4].weight  # type: ignore[index]
+        self.model.append(sharing)  # type: ignore[operator]
+
     def digest(self) -> dict[str, str]:
         """A fingerprint of every piece of state by name; the part of the name before the slash is its kind."""
         kinds = {
             "parameter": dict(self.model.named_parameters()),
             "buffer": dict(self.model.named_buffers()),
+            "trained": {name: p.requires_grad for name, p in self.model.named_parameters()},
             "gradient": {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None},
             "moment": self._moments(),
             "group": dict(enumerate(_hyperparameters(group) for group in self.optimizer.param_groups)),
