@@ -188,7 +188,8 @@ def test_an_interrupted_run_reports_what_it_has_found_and_leaves_nothing(
 ) -> None:
     temporary = forge.folder / "temporary"
     temporary.mkdir()
-    command = [sys.executable, "-m", "forge_conformance.cli", "run", "--impl", "forge_ref", "-n", processes, "--examples", "1"]
+    command = [sys.executable, "-m", "forge_conformance.cli", "run", "--impl", "forge_ref"]
+    command += ["-n", processes, "--examples", "1"]
     environment = {**os.environ, "TMPDIR": str(temporary), "PYTEST_DEBUG_TEMPROOT": str(forge.folder)}
     with subprocess.Popen(
         command, cwd=forge.folder, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_interrupts
