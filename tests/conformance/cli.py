@@ -57,6 +57,7 @@ from forge_spec.clauses import CAPABILITIES, Level
 
 _HERE = Path(__file__).resolve().parent
 _TIMEOUT_S = 20.0
+_RANKS = "2,4"
 _OF_THE_USERS_TESTS = ("PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD")
 """Variables that would change the suite's own pytest."""
 
@@ -144,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
         "--case", action="append", metavar="PATTERN", help="only tests whose name in the report matches; repeatable"
     )
     run.add_argument(
-        "--ranks", type=_ranks, default="2,4", metavar="N,M", help="how many ranks distributed runs have (2,4); or none"
+        "--ranks", type=_ranks, default=_RANKS, metavar="N,M", help="how many ranks distributed runs have (2,4); or none"
     )
     run.add_argument("-n", type=_count, default=1, metavar="N", help="processes that judge side by side (1)")
     run.set_defaults(command=_run)
@@ -325,11 +326,12 @@ def _publish(report: Report, out: Path) -> Status:
 
 
 def _told(options: argparse.Namespace) -> Iterator[str]:
-    """The options that decide how a test goes, as they were given."""
-    for name in ("python", "claims", "examples", "timeout"):
-        value = getattr(options, name)
-        if value not in (None, 0, _TIMEOUT_S):
-            yield f"--{name}={value:g}" if name == "timeout" else f"--{name}={value}"
+    """The options that decide which tests there are and how they go, where they are not the usual ones."""
+    usual = {"python": None, "device": "cpu", "claims": None, "ranks": _RANKS, "examples": 0, "timeout": _TIMEOUT_S}
+    for name, value in usual.items():
+        given = getattr(options, name)
+        if given != value:
+            yield f"--{name}={given:g}" if name == "timeout" else f"--{name}={given}"
 
 
 def _first_contact(server: Server, impl: str) -> None:

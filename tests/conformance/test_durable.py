@@ -38,6 +38,7 @@ def test_a_folder_that_the_manager_made_is_not_taken_back_by_a_loss_of_power(run
 def _expect_to_come_back(run: Scenario, mode: str, scenario: str, storage: str) -> None:
     result = _explored(run, mode, scenario, storage)
     disks = sum(explored.totals.disks for explored in result.explored)
+    deaths = sum(explored.totals.states for explored in result.explored)
     run.judge.tell(
         f"{SCENARIOS[scenario].says}: recorded in mode {mode}, and {disks} disks are built by the rules of {storage}"
     )
@@ -47,7 +48,10 @@ def _expect_to_come_back(run: Scenario, mode: str, scenario: str, storage: str) 
             clause,
             not bad,
             expected=f"to come back at {bad[0].verdict.expected}" if bad else "",
-            seen="; ".join([bad[0].verdict.seen, *bad[0].missing]) if bad else "",
+            seen=f"after {sum(found.states for found in bad)} of {deaths} deaths it does not; after the simplest: "
+            + "; ".join([bad[0].verdict.seen, *bad[0].missing])
+            if bad
+            else "",
             detail=bad[0].text if bad else "",
         )
 

@@ -152,13 +152,13 @@ def test_smoke_tells_what_it_reached(forge: Command) -> None:
 
 
 def test_a_failure_prints_the_command_that_sees_it_again(forge: Command) -> None:
-    claims = ("--claims=+peek", "--timeout", "15")
-    ran = forge.run("liars.py:Boaster", "resume.peek-agrees", options=("--level", "strict", *claims))
+    given = ("--claims=+peek", "--timeout", "15", "--ranks", "3")
+    ran = forge.run("liars.py:Boaster", "resume.peek-agrees", options=("--level", "strict", *given))
     (line,) = [line.strip() for line in ran.out.splitlines() if line.startswith("  reproduce: ")]
     _, command, *words = shlex.split(line)
     assert command == "forge-conformance"
     again = forge(*words, "--out", str(forge.folder / "reports"))
-    assert {"--claims=+peek", "--timeout=15"} <= set(words)
+    assert {"--claims=+peek", "--timeout=15", "--ranks=3"} <= set(words)
     assert [test["outcome"] for test in again.report["tests"]] == ["failed"]
 
 

@@ -37,7 +37,8 @@ def totals(matrix: Matrix) -> str:
     cpu_s = sum(one.trial.cpu_s for one in matrix.outcomes)
     clauses = "" if matrix.is_partial else f" {covered} of {len(matrix.clauses)} clauses are broken by a mutant;"
     taken = f"{cpu_s:.0f} s of processor time for mutants, {matrix.seconds:.0f} s in all"
-    return f"{len(matrix.outcomes)} mutants: {', '.join(words)};{clauses} {taken}; exit status {int(matrix.status)}"
+    mutants = f"{len(matrix.outcomes)} mutant{'' if len(matrix.outcomes) == 1 else 's'}"
+    return f"{mutants}: {', '.join(words)};{clauses} {taken}; exit status {int(matrix.status)}"
 
 
 def _title(matrix: Matrix) -> str:
