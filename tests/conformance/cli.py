@@ -145,7 +145,11 @@ def _parser() -> argparse.ArgumentParser:
         "--case", action="append", metavar="PATTERN", help="only tests whose name in the report matches; repeatable"
     )
     run.add_argument(
-        "--ranks", type=_ranks, default=_RANKS, metavar="N,M", help="how many ranks distributed runs have (2,4); or none"
+        "--ranks",
+        type=_ranks,
+        default=_RANKS,
+        metavar="N,M",
+        help="ranks that distributed runs have (2,4), or none",
     )
     run.add_argument("-n", type=_count, default=1, metavar="N", help="processes that judge side by side (1)")
     run.set_defaults(command=_run)
