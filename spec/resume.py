@@ -161,7 +161,8 @@ CLAUSES: tuple[Clause, ...] = (
         slug="resume.exact",
         level=Level.CORE,
         sentence="brings parameters, buffers and every moment and counter of the optimizer back bit for bit, and a "
-        "scheduler that was handed over with them, so that the losses go on as if never interrupted",
+        "scheduler that was handed over with them, and leaves it to the run which parameters are trained, so that the "
+        "losses go on as if never interrupted",
         why="A moment lost or rounded shows as a bump in the loss, or does not show and bends the rest of the run.",
         sometimes="a run was interrupted after its optimizer had stepped, resumed in a new process and trained on",
         rests_on=("resume.lands", "resume.moments", "resume.rng", "resume.dataloader", "resume.train-state"),

@@ -86,7 +86,7 @@ class Settings:
     mode: str = "sync"
     """`sync`, `async` or `pinned`."""
     keep_last_n: int = 0
-    """How many checkpoints to keep; 0 keeps all."""
+    """How many checkpoints to keep; 0 and less keep all."""
     interval: int = 1000
     window: Window | None = None
     load_path: str | None = None

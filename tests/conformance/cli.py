@@ -49,6 +49,7 @@ from forge_conformance.report.verdicts import (
     Report,
     Status,
     capability_mismatches,
+    is_case,
     judge,
     read_expected,
 )
@@ -315,7 +316,17 @@ def _run(options: argparse.Namespace) -> int:
         errors=_our_errors(pytest_status, output, collected),
         options=tuple(_told(options)),
     )
-    return _publish(report, out)
+    status = _publish(report, out)
+    cases = [finding.case for finding in report.findings]
+    lost = [repr(pattern) for pattern in options.case or () if not any(is_case(case, pattern) for case in cases)]
+    if not lost or collected.is_interrupted:
+        return status
+    print(
+        f"forge-conformance: of the tests that were asked for none is named like {', '.join(lost)}. The report has their "
+        "names, chapter/what-it-shows[parameters]; level, claims and --clause choose among them as well.",
+        file=sys.stderr,
+    )
+    return status or Status.NOTHING_JUDGED
 
 
 def _publish(report: Report, out: Path) -> Status:
@@ -335,7 +346,7 @@ def _told(options: argparse.Namespace) -> Iterator[str]:
     for name, value in usual.items():
         given = getattr(options, name)
         if given != value:
-            yield f"--{name}={given:g}" if name == "timeout" else f"--{name}={given}"
+            yield f"--{name}={given:g}" if name == "timeout" else f"--{name}={given or 'none'}"
 
 
 def _first_contact(server: Server, impl: str) -> None:
@@ -359,8 +370,11 @@ def _check_directory(path: Path) -> None:
     nearest = next(above for above in (path, *path.absolute().parents) if above.exists())
     if not nearest.is_dir():
         raise BadArgument(f"--out {path} can't be made a directory: {nearest} is a file.")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise BadArgument(f"--out {path} can't be written to.")
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise BadArgument(f"--out {path} can't be written to: {error.strerror} in {nearest}.") from None
 
 
 def _level(name: str) -> Level:

@@ -161,6 +161,7 @@ def test_expected_failures_that_cannot_be_read_are_refused(how: str) -> None:
         (["--claims", "sync,asink"], ["--claims", "asink", "async"]),
         (["--claims", "+peek,async"], ["mixes"]),
         (["--out", "a-file/reports"], ["--out", "a-file/reports"]),
+        (["--out", "/proc/reports"], ["--out", "/proc/reports", "can't be written to"]),
         (["--timeout", "0"], ["--timeout", "'0'"]),
         (["--timeout", "soon"], ["--timeout", "'soon'"]),
         (["--examples", "-3"], ["--examples", "'-3'"]),

@@ -162,6 +162,21 @@ def test_a_failure_prints_the_command_that_sees_it_again(forge: Command) -> None
     assert [test["outcome"] for test in again.report["tests"]] == ["failed"]
 
 
+def test_a_failure_without_ranks_is_seen_again_without_ranks(forge: Command) -> None:
+    given = ("--level", "strict", "--claims=+peek", "--ranks", "none")
+    ran = forge.run("liars.py:Boaster", "resume.peek-agrees", options=given)
+    assert "--ranks=none" in ran.out
+
+
+def test_a_name_that_no_test_has_is_told_beside_one_that_a_test_has(forge: Command) -> None:
+    known = "commit/waiting-with-nothing-pending-does-nothing[sync]"
+    assert forge.run("honest.py", options=("--case", known)).status == 0
+    ran = forge.run("honest.py", options=("--case", known, "--case", "commit/nobody-knows-this*"))
+    assert (ran.status, ran.verdicts) == (2, {QUICK: "pass"})
+    assert "is named like 'commit/nobody-knows-this*'" in ran.said
+    assert "'commit/waiting" not in ran.err
+
+
 def test_what_the_users_own_tests_are_told_is_not_for_the_suite(forge: Command) -> None:
     ran = forge.run("honest.py", QUICK, PYTEST_ADDOPTS="--collect-only -k nothing", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     assert (ran.status, ran.verdicts) == (0, {QUICK: "pass"}), ran.said

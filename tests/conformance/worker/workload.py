@@ -145,19 +145,19 @@ class Workload:
                         local(value).fill_(7)
 
     def alter(self, how: str) -> str:
-        """Make the model one that nothing was ever saved of; the name of a tensor that no checkpoint has a value for.
+        """Make the model one that nothing was ever saved of; the name of the tensor that no checkpoint has a value for.
 
         `deeper` has a layer more, which is not trained; `wider` has more outputs.
         """
         if how == "deeper":
-            self.model.append(nn.Linear(CLASSES, CLASSES).to(self.device).requires_grad_(False))  # type: ignore[operator]
+            self.model.append(nn.Linear(CLASSES, CLASSES, bias=False).to(self.device).requires_grad_(False))  # type: ignore[operator]
             return f"{len(self.model) - 1}.weight"  # type: ignore[arg-type]
         *_, (name, matrix) = ((name, p) for name, p in self.model.named_parameters() if p.ndim > 1)
         matrix.data = matrix.data.new_zeros(CLASSES + 1, *matrix.shape[1:])  # the optimizer goes on holding it
         return name
 
     def vary(self, seed: int) -> None:
-        """Let the model have a tensor of every kind that real ones have beside matrices of one type; it trains no more.
+        """Let the model have a tensor of every kind that real ones have beside matrices of one type; `train` is over.
 
         Of other types, with no element, with one and no dimension, in another order in memory, a part of a larger
         one, with values that are no numbers, and one that two layers share.
