@@ -322,8 +322,8 @@ def _run(options: argparse.Namespace) -> int:
     if not lost or collected.is_interrupted:
         return status
     print(
-        f"forge-conformance: of the tests that were asked for none is named like {', '.join(lost)}. The report has their "
-        "names, chapter/what-it-shows[parameters]; level, claims and --clause choose among them as well.",
+        f"forge-conformance: of the tests that were asked for none is named like {', '.join(lost)}. The report has "
+        "their names, chapter/what-it-shows[parameters]; level, claims and --clause choose among them as well.",
         file=sys.stderr,
     )
     return status or Status.NOTHING_JUDGED
