@@ -151,21 +151,16 @@ def test_smoke_tells_what_it_reached(forge: Command) -> None:
     assert "a new process resumed at step 3" in ran.out
 
 
-def test_a_failure_prints_the_command_that_sees_it_again(forge: Command) -> None:
-    given = ("--claims=+peek", "--timeout", "15", "--ranks", "3")
+@pytest.mark.parametrize("ranks", ["3", "none"])
+def test_a_failure_prints_the_command_that_sees_it_again(forge: Command, ranks: str) -> None:
+    given = ("--claims=+peek", "--timeout", "15", "--ranks", ranks)
     ran = forge.run("liars.py:Boaster", "resume.peek-agrees", options=("--level", "strict", *given))
     (line,) = [line.strip() for line in ran.out.splitlines() if line.startswith("  reproduce: ")]
     _, command, *words = shlex.split(line)
     assert command == "forge-conformance"
     again = forge(*words, "--out", str(forge.folder / "reports"))
-    assert {"--claims=+peek", "--timeout=15", "--ranks=3"} <= set(words)
+    assert {"--claims=+peek", "--timeout=15", f"--ranks={ranks}"} <= set(words)
     assert [test["outcome"] for test in again.report["tests"]] == ["failed"]
-
-
-def test_a_failure_without_ranks_is_seen_again_without_ranks(forge: Command) -> None:
-    given = ("--level", "strict", "--claims=+peek", "--ranks", "none")
-    ran = forge.run("liars.py:Boaster", "resume.peek-agrees", options=given)
-    assert "--ranks=none" in ran.out
 
 
 def test_a_name_that_no_test_has_is_told_beside_one_that_a_test_has(forge: Command) -> None:
