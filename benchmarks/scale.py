@@ -32,7 +32,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import forge_ref
-from forge_ref import layout, ranks
+from forge_ref import layout, own_values, ranks
 from forge_ref.channel import Channel
 
 COUNTED = ((2, 0), (4, 0), (8, 0), (16, 0), (4, 2), (16, 4))
@@ -126,7 +126,7 @@ def _rank(pipe: Any, folder: str, rank: int, size: int, stages: int) -> None:
 
     enter("construct")
     manager = forge_ref.CheckpointManager(config, model, optimizer, group, stage)
-    channels = (manager._ranks.calls, manager._ranks.flushes)
+    channels = (manager._run.ranks.calls, manager._run.ranks.flushes)
     jobs = {"construct": lambda: None, "save": lambda: manager.save(STEP), "load": manager.load}
     counted, handed = Counter[str](), Counter[str]()
     for phase, job in jobs.items():
@@ -137,7 +137,7 @@ def _rank(pipe: Any, folder: str, rank: int, size: int, stages: int) -> None:
         counted, handed = now, dcp.copy()
     enter("over")
     found["sockets"] = _sockets() - before
-    found["source_bytes"] = len(pickle.dumps(manager._find(None, None)))
+    found["source_bytes"] = len(pickle.dumps(manager._resumer._find(None, None)))
     dist.barrier()
     pipe.send(found)
     pipe.close()
@@ -263,12 +263,16 @@ def talks(size: int, stages: int, source: Any) -> dict[str, Callable[[Channel], 
     def construct(channel: Channel) -> None:
         first = channel.rank // each * each
         row = (first // each if stages else -1, first, each, 0xC0FFEE11)
-        channel.merged({row: (1, (channel.rank,))}, ranks._both)
+        channel.merged(({row: (1, (channel.rank,))}, layout.new_token()), ranks._both_with_first_token)
+        channel.together(lambda: None)
+        channel.from_first(lambda: Path("/run/checkpoints"))
 
     def save(channel: Channel) -> None:
-        channel.together(lambda: STEP, lambda step: frozenset({step}))
         stage = channel.rank // each if stages else None
-        marker = [(stage, "c0ffee11")] if channel.rank % each == 0 else []
+        notes = frozenset({(STEP, stage, 0)})
+        channel.concluded(lambda: notes, frozenset, own_values.differing, own_values.merged)
+        name = layout.MARKER if stage is None else f"{layout.stage_name(stage)}/{layout.MARKER}"
+        marker = [(name, 4096 + channel.rank, f"{0xC0FFEE11 + channel.rank:032x}")] if channel.rank % each == 0 else []
         channel.together(lambda: marker, frozenset)
 
     def load(channel: Channel) -> None:
@@ -287,7 +291,9 @@ def derive(size: int, stages: int, source_bytes: int) -> dict[str, list[Simulate
 
 def markers_bytes(stages: int) -> int:
     """How much the record of the stages' markers adds to what is told at a load."""
-    return len(pickle.dumps({layout.stage_name(stage): f"{stage:08x}" for stage in range(stages)}))
+    names = [f"{layout.stage_name(stage)}/{layout.MARKER}" for stage in range(stages)]
+    seals = {name: {"size_bytes": 4096, "xxh3": f"{0xC0FFEE11 + at:032x}"} for at, name in enumerate(names)}
+    return len(pickle.dumps(seals))
 
 
 def check(run: Run) -> None:
@@ -331,12 +337,13 @@ def study() -> str:
 
 _INTRODUCTION = f"""# What coordination costs at scale
 
-Written by `python benchmarks/run.py scale --write docs/SCALE.md`; nothing here is typed in by hand.
+Written by `python benchmarks/run.py scale --write docs/SCALE.md`. No number here is typed in by hand.
 
-Counted: runs of {", ".join(f"{size} ranks" + (f" in {stages} stages" if stages else "") for size, stages in COUNTED)},
-each rank a process of its own, with FSDP over gloo. Derived: the same code, run for every one of the ranks over a
-wire that is a dictionary; for each counted run, rank and phase it gives exactly the messages and bytes that were
-counted.
+- *Counted*: runs of
+  {", ".join(f"{size} ranks" + (f" in {stages} stages" if stages else "") for size, stages in COUNTED)}.
+  Each rank is a process, with FSDP over gloo.
+- *Derived*: the same code, run for each rank, with a dictionary in place of the network. For each counted run, rank
+  and phase this gives exactly the messages and bytes that were counted.
 """
 
 
@@ -379,10 +386,10 @@ def _messages(derived: dict[tuple[int, int], dict[str, list[Simulated]]]) -> str
     return f"""
 ## Messages of the manager
 
-Beside DCP's own. A collective is one pass down the tree, or one up and down. The longest chain is that of messages
-each of which has to wait for the one before; round a ring of {most:,} ranks, as the library's own reduction goes, it
-would be {2 * (most - 1):,} for each collective. What a load tells everybody (the train state and `metadata.json`)
-takes two messages to each neighbour, because it is longer than a packet.
+Without the messages of DCP itself. A collective is one pass down the tree, or one up and one down. In the longest
+chain, each message has to wait for the one before. In a ring of {most:,} ranks, which the library's own reduction
+uses, it would have {2 * (most - 1):,} messages for each collective. A load sends the train state and
+`metadata.json` to all ranks. These take two messages to each neighbour, because they are longer than a packet.
 
 {_table(head, rows)}"""
 
@@ -393,11 +400,11 @@ def _connections(runs: dict[tuple[int, int], Run], lazy: Run) -> str:
     return f"""
 ## Connections
 
-A gloo group connects every rank with every other when it is made. One such group DCP forces, since its plans go to
-rank 0 over it; the calling thread's is the second, and each stage has its own. With PyTorch's
-`TORCH_GLOO_LAZY_INIT=1` only those connect that talk; but in the tests of dying ranks, with PyTorch 2.13, gloo then
-ended some of the surviving processes, which without it raise an error. Sockets that the manager has added to a process
-after a save and a load:
+A gloo group connects every rank with every other rank when it is made. DCP requires one such group, because its
+plans go to rank 0 over it. The calling thread has a second one, and each stage has its own. With PyTorch's
+`TORCH_GLOO_LAZY_INIT=1` only ranks that exchange messages connect. But in the tests in which ranks die, with
+PyTorch 2.13, gloo then ended some of the surviving processes; without this variable they raise an error. Sockets
+that the manager has added to a process after a save and a load:
 
 {_table(("", "busiest rank", "rank 0"), rows)}"""
 
@@ -421,10 +428,10 @@ def _dcp(runs: dict[tuple[int, int], Run]) -> str:
     return f"""
 ## Bytes through rank 0 by DCP itself
 
-In a save, for {3 * 2 * LAYERS} sharded tensors; it grows with their number as well. Pickled sizes of what DCP hands
-to its collectives, counted up to 16 ranks; beyond, a straight line through 8 and 16 ranks, which is an
-**extrapolation**. Pipeline stages divide it, since each has its own DCP save. In the loads DCP handed {loads} bytes to
-collectives: ranks read on their own.
+In a save of {3 * 2 * LAYERS} sharded tensors. The numbers also grow with the number of tensors. They are the
+pickled sizes of the objects that DCP passes to its collectives, counted up to 16 ranks. Above that they are an
+**extrapolation**: a straight line through 8 and 16 ranks. Pipeline stages divide them, because each stage has a DCP
+save of its own. In the loads, DCP passed {loads} bytes to collectives: each rank reads alone.
 
 {_table(head, rows)}"""
 
@@ -439,8 +446,8 @@ def _entries(runs: dict[tuple[int, int], Run]) -> str:
     return f"""
 ## Files in the fullest directory
 
-DCP writes one file a rank. Counted in every run: {more} more beside them without stages, {marker} in a stage's
-directory.
+DCP writes one file per rank. In every counted run there were {more} more files beside them without stages, and
+{marker} more in the directory of a stage.
 
 {_table(("", "files"), rows)}"""
 
@@ -464,8 +471,8 @@ def _file_operations(runs: dict[tuple[int, int], Run]) -> str:
     return f"""
 ## File operations
 
-System calls that name a path in the checkpoints' folder, counted under strace; questions about an open file are not
-among them.
+System calls that name a path in the folder of the checkpoints, counted with strace. Queries about an open file are not
+counted.
 
 {_table(("", *_KINDS), rows)}"""
 
@@ -482,14 +489,14 @@ def _storm(run: Run) -> str:
         (_scale(size, 0), total, total * size, busiest * size, each * size) for size, stages in DERIVED if not stages
     ]
     return f"""
-## A storm of questions at a load
+## File operations of all ranks in a load
 
-What rank 0 alone does at a load is to find where to resume and whether that is whole, and to read the train state:
-{", ".join(f"{kind} {n}" for kind, n in alone.items())}. All would do it, in the same instant and the same directories,
-if every rank resolved by itself. What every rank has to do is to read the marker and its values: {each} files, whatever
-the number of ranks.
+Rank 0 alone finds the checkpoint, checks that it is complete, and reads the train state:
+{", ".join(f"{kind} {n}" for kind, n in alone.items())}. If every rank did this itself, all would do it
+at the same time and in the same directories. Every rank has to read the marker and its own values: {each} files, for
+any number of ranks.
 
-{_table(("", "now", "if every rank resolved", "of these in one directory", "files opened for the shards"), rows)}"""
+{_table(("", "now", "if every rank did it", "of these in one directory", "files opened for the shards"), rows)}"""
 
 
 if __name__ == "__main__":

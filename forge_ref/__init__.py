@@ -1,14 +1,21 @@
 """A checkpoint manager on PyTorch: saves, keeps and resumes a training run, and survives being killed at any point.
 
-To read it: `layout` (what stands in the folder), `publish` and `retire` (how it
-gets there and leaves), `resolve` (where a resume lands), `storage`, `pieces` and
-`weights` (shards and the live objects), `ranks` (how several processes come to
-one outcome), then `manager`, which puts them in order.
+Where to begin: `layout` (the names in the folder), `manifest` and `marker` (the
+checksums that bind files to one save), `files` and `trust` (what may be read),
+`publish` and `retire` (how a checkpoint appears and is deleted), `writer` (which
+process may save), `resolve` and `source` (which checkpoint a resume lands on),
+`storage`, `pieces`, `weights` and `optimizers` (shards and the live objects),
+`ranks` and `channel` (how several processes come to one outcome), then `saving`
+and `resuming`, which do all this in order, and `manager`, the API.  The second
+design uses the same parts: `ephemeral` decides, `ephemeral_run` and
+`ephemeral_saver` save.
 """
 
 from forge_ref.async_save import AsyncCheckpointer
 from forge_ref.config import AsyncCheckpointMode, CheckpointConfig, DynamicCheckpointWindow
-from forge_ref.errors import DamagedError, RanksLostError, SaveError
+from forge_ref.ephemeral import CheckpointerCallback, CheckpointRemovalStrategy
+from forge_ref.ephemeral_run import TrainingRun
+from forge_ref.errors import DamagedError, FolderInUseError, RanksLostError, SaveError
 from forge_ref.freeze import FreezeSpec, FreezeStage, canonical_freeze_meta, effective_freeze
 from forge_ref.manager import CheckpointManager
 from forge_ref.registry import registry
@@ -19,12 +26,16 @@ __all__ = [
     "AsyncCheckpointer",
     "CheckpointConfig",
     "CheckpointManager",
+    "CheckpointRemovalStrategy",
+    "CheckpointerCallback",
     "DamagedError",
     "DynamicCheckpointWindow",
+    "FolderInUseError",
     "FreezeSpec",
     "FreezeStage",
     "RanksLostError",
     "SaveError",
+    "TrainingRun",
     "build_train_state",
     "canonical_freeze_meta",
     "effective_freeze",

@@ -1,6 +1,6 @@
 """Archives of `torch.save`: checked against their checksums, and a tensor taken out of one without a copy.
 
-Such an archive is a zip file whose records are stored as they are: `data.pkl`
+Such an archive is a zip file whose records are not compressed: `data.pkl`
 says what the value looks like, `data/0` and so on are the bytes of its
 tensors.  Torch writes a checksum with each record and never looks at it
 again; here every record is checked before anything is made of it.
@@ -15,7 +15,7 @@ import sys
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -37,6 +37,7 @@ _DTYPES = {
 }
 _LENGTHS_AT = 26  # in a record's own header: how long its name is, and the extra field after it
 _HEADER = 30
+_ROOM = 1 << 16  # bytes that a record may take beside its content: its headers, its name twice, padding
 _READABLE = (pickle.UnpicklingError, KeyError, TypeError, AttributeError)
 
 Records = dict[str, memoryview]
@@ -63,8 +64,20 @@ class _InMemory(io.RawIOBase):
         return len(piece)
 
 
+def check_size(file: BinaryIO, path: Path) -> None:
+    """`DamagedError` for a file that is larger than the records that it lists, before any of them is read."""
+    size = os.fstat(file.fileno()).st_size
+    with zipfile.ZipFile(file) as archive:
+        listed = [entry.file_size for entry in archive.infolist()]
+    if size > sum(listed) + _ROOM * (len(listed) + 1):
+        raise DamagedError(
+            f"{path} has {size:,} bytes and lists records of {sum(listed):,}, so it is damaged; "
+            "resume from another checkpoint"
+        )
+
+
 def checked_records(blob: bytes | memoryview, file: Path) -> Records:
-    """The records by name, without the name of the archive; `DamagedError` if one is not what was written.
+    """Return the records by name, without the name of the archive; `DamagedError` if one is not what was written.
 
     Under `torch.serialization.set_crc32_options(False)` every checksum is
     written as 0; of such an archive only the structure can be checked.
@@ -84,7 +97,7 @@ def checked_records(blob: bytes | memoryview, file: Path) -> Records:
 
 
 def tensor_in_place(records: Records) -> torch.Tensor | None:
-    """The tensor that the archive holds, sharing its memory; None for anything but one plain tensor.
+    """Return the tensor in the archive, sharing its memory; None for anything but one plain tensor.
 
     The archive has to be in writable memory, as torch asks of what it shares.
     """
@@ -122,7 +135,7 @@ class _TensorUnpickler(pickle.Unpickler):
 def _rebuilt(
     storage: torch.Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *more: Any
 ) -> torch.Tensor:
-    """As `torch.save` calls it; `more` is whether gradients are wanted, hooks, and flags such as conjugation."""
+    """Return the tensor; `more` is whether it requires gradients, hooks, and flags such as conjugation."""
     if any(more[1:]):
         raise pickle.UnpicklingError("hooks and flags are not part of a plain tensor")
     return storage.as_strided(size, stride, offset)

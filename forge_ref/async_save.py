@@ -3,41 +3,52 @@
 Invariants: a flush sees the values of the time of the call (commit.snapshot);
 at most one is in flight, and the next waits for it (commit.one-in-flight); and
 its failure is raised exactly once, to whoever asks next (commit.failed-flush).
+An interrupt in a wait changes none of this: the flush goes on, and the next
+wait waits for it (interrupt.flush-is-found).
 
 The thread is not a daemon, so a normal exit of the interpreter waits for it,
 and it logs a failure at once, so one that nobody asks for is seen all the same
 (commit.exit).
 """
 
-import copy
-import logging
+import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.stateful import Stateful
 
-from forge_ref import storage
 from forge_ref.channel import OnRankError
 from forge_ref.config import AsyncCheckpointMode
-from forge_ref.pieces import Piece, in_pieces
+from forge_ref.engine.leaves import Leaves, flatten
+from forge_ref.engine.writing import ShardWriter
+from forge_ref.interrupts import Deferral
+from forge_ref.messages import log as _log
 from forge_ref.pinned import PinnedStaging
 
 State = dict[str, Any]
 Flush = Callable[[], None]
-_log = logging.getLogger("forge_ref")
 
 
 class _Flight(threading.Thread):
-    """One flush in the background, and how it ended."""
+    """One flush in the background, and how it ended.
+
+    Nobody joins it: before Python 3.13 a thread whose join was interrupted
+    counts as ended, although it runs on.
+    """
 
     def __init__(self, flush: Flush) -> None:
         super().__init__(name="forge_ref flush", daemon=False)
         self._job: Flush | None = flush
+        self._process = os.getpid()
+        self._running = threading.Lock()
+        self._running.acquire()
+        self.has_ended = False
+        """Set by the flush itself."""
         self.error: BaseException | None = None
 
     def run(self) -> None:
@@ -48,7 +59,15 @@ class _Flight(threading.Thread):
             self.error = error
             _log.error("%s", error)
         finally:
-            self._job = None  # frees the copy now, not when somebody waits
+            self._job = None  # frees what it holds now, not when somebody waits
+            self.has_ended = True
+            self._running.release()
+
+    def await_end(self) -> None:
+        """Return when the flush has ended; an interrupt may come, and the next call waits again."""
+        if not self.has_ended and self._process == os.getpid():  # a forked child has no such thread
+            with self._running:
+                pass
 
 
 class AsyncCheckpointer:
@@ -57,12 +76,13 @@ class AsyncCheckpointer:
     def __init__(self, mode: AsyncCheckpointMode = AsyncCheckpointMode.disabled) -> None:
         self.mode = AsyncCheckpointMode(mode)
         self._flight: _Flight | None = None
-        self._staging: PinnedStaging | None = None
+        staging: PinnedStaging | None = None
         if self.mode is AsyncCheckpointMode.async_pinned:
             if torch.cuda.is_available():
-                self._staging = PinnedStaging()
+                staging = PinnedStaging()
             else:
-                _log.warning("async_mode is %s and there is no GPU to pin memory for: it acts like async", self.mode)
+                _log.warning("async_mode is %s, but there is no GPU to pin memory for; it acts like async", self.mode)
+        self.shards = ShardWriter(staging)
 
     def save(self, state_dict: State, checkpoint_id: str, process_group: dist.ProcessGroup | None = None) -> None:
         """Write a state dict into the directory `checkpoint_id`, overwriting shards that are there.
@@ -74,44 +94,58 @@ class AsyncCheckpointer:
         """
         self.wait()
         plain = {key: value.state_dict() if isinstance(value, Stateful) else value for key, value in state_dict.items()}
-        group = storage.group_for(process_group)
-        self.launch(partial(_write, self.hold(in_pieces(plain)), Path(checkpoint_id), group))
+        group = group_for(process_group)
+        with Deferral(1 if group is None else None):
+            self.launch(partial(self._write, self.hold(flatten(plain)), Path(checkpoint_id), group))
 
-    def hold(self, state: State) -> State:
-        """The state as a flush may have it: in an async mode a copy in host memory, else the state itself.
+    def hold(self, leaves: Leaves, in_background: bool = True) -> Leaves:
+        """Return the state for a flush: in an async mode a copy in host memory, else the state itself.
 
-        Only for use when nothing is in flight, since pinned memory is used again.
+        Only for use when nothing is in flight, since its memory is used again.
         """
-        if self.mode is AsyncCheckpointMode.disabled:
-            return state
-        if self._staging is None:
-            return cast(State, _to_host(state, _copied))
-        self._staging.begin()
-        return cast(State, _to_host(state, self._staging.copied))
+        is_copied = in_background and self.mode is not AsyncCheckpointMode.disabled
+        return self.shards.hold(leaves) if is_copied else leaves
+
+    def _write(self, leaves: Leaves, path: Path, group: dist.ProcessGroup | None) -> None:
+        try:
+            self.shards.write(leaves, path, group)
+        except OnRankError as error:
+            raise error.as_raised() from None
 
     def launch(self, flush: Flush) -> None:
-        """Flush now, or in the background; what it needs it must hold."""
+        """Flush now, or in the background; the flush must hold all that it needs."""
         if self.mode is AsyncCheckpointMode.disabled:
             flush()
             return
-        flight = _Flight(flush if self._staging is None else partial(self._staging.then, flush))
-        try:
-            flight.start()
-        except RuntimeError:  # no thread is to be had, and the other ranks count on this one's flush
-            flight.run()
-        self._flight = flight
+        staging = self.shards.staging
+        flight = _Flight(flush if staging is None else partial(staging.then, flush))
+        with Deferral():  # the second interrupt of a save may come here, and a flush that has begun has to be known
+            try:
+                flight.start()
+            except RuntimeError:  # no thread is to be had, and the other ranks count on this one's flush
+                flight.run()
+            self._flight = flight
 
     def settle(self) -> None:
-        """Return when nothing is in flight; how it ended is left for `wait` to tell."""
-        if self._flight is not None and self._flight.is_alive():
-            self._flight.join()
+        """Return when nothing is in flight; a failure is left for `wait` to raise."""
+        while (flight := self._flight) is not None:
+            flight.await_end()
+            if flight is self._flight:  # and not another, which a signal handler has begun meanwhile
+                return
 
     def wait(self) -> None:
         """Return when nothing is in flight; raises the failure of a background save, once."""
-        self.settle()
-        flight, self._flight = self._flight, None
-        if flight is not None and flight.error is not None:
-            raise flight.error
+        while (flight := self._flight) is not None:
+            flight.await_end()
+            if flight is self._flight:  # from here no call is made, so no interrupt can come before the failure is out
+                self._flight = None
+                if flight.error is not None:
+                    raise flight.error
+
+    @property
+    def holds_later(self) -> bool:
+        """Whether the values of what `hold` returns arrive only when the flush begins."""
+        return self.shards.staging is not None
 
     @property
     def is_pending(self) -> bool:
@@ -119,28 +153,8 @@ class AsyncCheckpointer:
         return self._flight is not None
 
 
-def _write(state: State, path: Path, group: dist.ProcessGroup | None) -> None:
-    try:
-        storage.write(state, path, group)
-    except OnRankError as error:
-        raise error.told() from None
-
-
-Copy = Callable[[torch.Tensor], torch.Tensor]
-
-
-def _to_host(value: Any, copied: Copy) -> Any:
-    """A copy in host memory that shares nothing with the original; always in the same order for the same structure."""
-    if isinstance(value, torch.Tensor):
-        return copied(value.detach())
-    if isinstance(value, Piece):
-        return value.holding(copied(value.values.detach()))
-    if isinstance(value, Mapping):
-        return {key: _to_host(item, copied) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_to_host(item, copied) for item in value]
-    return copy.deepcopy(value)
-
-
-def _copied(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to("cpu", copy=True)
+def group_for(process_group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
+    """Return the group to write with: the given one, else that of all ranks; None if there is only one rank."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(process_group) == 1:
+        return None
+    return process_group if process_group is not None else dist.group.WORLD

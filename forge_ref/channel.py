@@ -4,12 +4,12 @@ Invariant: whatever one rank raises is raised by all of them, with the same
 type and words; of several failures the lowest rank's.
 
 Each rank merges the votes from below into its own, so none, rank 0 included,
-exchanges more than about log2 of their number of messages.  The library's own
-reduction goes round a ring of all ranks instead, and leaves those who are not
-next to a dead one waiting until the timeout.  Here a rank that loses contact
-says so to those it can reach and then closes all its connections.  By that
-those hear of it who wait for it elsewhere, be it in DCP's collectives, and do
-the same; only a rank that stands still is waited for until the timeout.
+exchanges more than about log2 of their number of messages.  Gloo's reduction
+goes round a ring of all ranks instead, and ranks that are not next to a dead one
+wait until the timeout.  Here a rank that loses contact reports it to the ranks
+that it can reach, and then closes all its connections.  This is how ranks that
+wait elsewhere, such as in DCP's collectives, learn about it, and they do the
+same.  Only a rank that hangs is waited for until the timeout.
 """
 
 import itertools
@@ -32,30 +32,31 @@ _PACKET = 512  # bytes that always travel: nearly every vote and verdict fits, a
 _LENGTH = 8
 _UNUSED_TAG = 1
 T = TypeVar("T")
+C = TypeVar("C")
 
 
 class OnRankError(Exception):
-    """An error and the rank it happened on; for passing on between ranks, it never leaves the package."""
+    """An error and the rank that it happened on; sent between ranks, and never raised to a caller."""
 
     def __init__(self, rank: int, error: BaseException) -> None:
         super().__init__(rank, error)
         self.rank = rank
         self.error = error
 
-    def told(self) -> Exception:
-        """The error as every rank raises it: of the same type where that can be made from words alone."""
+    def as_raised(self) -> Exception:
+        """Return the error as every rank raises it: of the same type if that can be made from a text alone."""
         words = f"rank {self.rank}: {self.error}"
         try:
-            told = type(self.error)(words)
+            raised = type(self.error)(words)
         except Exception:
-            told = None
-        if isinstance(told, Exception):
-            return told
+            raised = None
+        if isinstance(raised, Exception):
+            return raised
         return RuntimeError(f"rank {self.rank}: {type(self.error).__name__}: {self.error}")
 
 
-def portable(error: Exception) -> Exception:
-    """The error itself if it can travel between ranks, else one that says the same."""
+def picklable(error: Exception) -> Exception:
+    """Return the error if it can be pickled, else one with the same text."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
@@ -63,8 +64,8 @@ def portable(error: Exception) -> Exception:
     return error
 
 
-def leave(group: dist.ProcessGroup | None) -> None:
-    """Close this rank's connections in a group: whoever waits for it there hears so at once, whatever it waits with.
+def disconnect(group: dist.ProcessGroup | None) -> None:
+    """Close this rank's connections in a group, so that every wait for it there fails at once.
 
     Gloo has no call for it, but does it when the time of a receive is up.
     """
@@ -76,12 +77,12 @@ def leave(group: dist.ProcessGroup | None) -> None:
 
 
 def parent(rank: int) -> int:
-    """The rank that hears this one's vote and tells it the verdict; not asked of rank 0, at the top."""
+    """Return the rank that this one sends its vote to, and receives the verdict from; rank 0 has none."""
     return rank & (rank - 1)
 
 
 def children(rank: int, size: int) -> list[int]:
-    """The ranks whose parent this is, those with fewest ranks below them first: their votes come sooner.
+    """Return the ranks whose parent this is, those with fewest ranks below them first: their votes come sooner.
 
     Most are near by number, and so on the same machine.
     """
@@ -90,8 +91,8 @@ def children(rank: int, size: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class _Said:
-    """What travels: a value, or the problem because of which there is none."""
+class _Message:
+    """What is sent: a value, or the problem because of which there is none."""
 
     value: Any = None
     problem: OnRankError | None = None
@@ -100,24 +101,26 @@ class _Said:
     def is_loss(self) -> bool:
         return self.problem is not None and isinstance(self.problem.error, RanksLostError)
 
-    def unless(self, losses: Iterable["_Said"]) -> "_Said":
-        """This, but for what was lost on the way."""
+    def unless(self, losses: Iterable["_Message"]) -> "_Message":
+        """Return this message, or the loss of a rank if there was one."""
         return reduce(lambda one, other: one.merged(other, lambda value, _: value), losses, self)
 
-    def merged(self, other: "_Said", merge: Callable[[Any, Any], Any]) -> "_Said":
-        """Both values merged; of problems a lost rank's goes before all others, and then the lowest rank's."""
+    def merged(self, other: "_Message", merge: Callable[[Any, Any], Any]) -> "_Message":
+        """Return the merged values; of two problems the loss of a rank comes first, then the lowest rank's."""
         if self.problem is None and other.problem is None:
-            return _Said(merge(self.value, other.value))
+            return _Message(merge(self.value, other.value))
         if self.problem is None or other.problem is None:
             return self if self.problem is not None else other
-        return min(self, other, key=lambda said: (not said.is_loss, said.problem.rank if said.problem else 0))
+        return min(
+            self, other, key=lambda message: (not message.is_loss, message.problem.rank if message.problem else 0)
+        )
 
 
 @dataclass(frozen=True)
 class Channel:
-    """What all ranks say to one another from one thread; every rank has to make the same calls in the same order.
+    """The messages of all ranks from one thread; every rank has to make the same calls in the same order.
 
-    Alone, without a group, a rank just does what it is asked to.
+    Alone, without a group, a rank just calls the job.
     """
 
     rank: int = 0
@@ -133,70 +136,79 @@ class Channel:
         note: Callable[[T], frozenset[Any]] = lambda _: frozenset(),
         conclude: Callable[[frozenset[Any]], None] = lambda _: None,
     ) -> T:
-        """What `job` returns here; what it raises on any rank is raised on all of them.
+        """Return what `job` returns here; what it raises on any rank is raised on all of them.
 
-        When all ranks are through with it, rank 0 calls `conclude` with what
-        they noted of their outcomes; nobody returns before that has, and what
-        it raises is raised on all of them as well.  One collective.
+        When all ranks have done it, rank 0 calls `conclude` with what they noted of
+        their outcomes.  No rank returns before that has, and what it raises is raised
+        on all of them as well.  One collective.
         """
+        return self.concluded(job, note, conclude)[0]
+
+    def concluded(
+        self,
+        job: Callable[[], T],
+        note: Callable[[T], frozenset[Any]],
+        conclude: Callable[[frozenset[Any]], C],
+        merge: Callable[[frozenset[Any], frozenset[Any]], frozenset[Any]] = operator.or_,
+    ) -> tuple[T, C]:
+        """Return the same, and what `conclude` returned, on all ranks; `merge` makes one note of two."""
         if self.group is None:
             outcome = job()
-            conclude(note(outcome))
-            return outcome
-        mine, cause = _Said(), None
+            return outcome, conclude(note(outcome))
+        mine, cause = _Message(), None
         try:
             outcome = job()
-            mine = _Said(note(outcome))
+            mine = _Message(note(outcome))
         except Exception as error:
-            mine, cause = _Said(problem=_on(self.rank, error)), error
-        _opened(self._agreed(mine, operator.or_, conclude), cause)
-        return outcome
+            mine, cause = _Message(problem=_on(self.rank, error)), error
+        conclusion = _value_of(self._agreed(mine, merge, conclude), cause)
+        return outcome, conclusion
 
     def from_first(self, job: Callable[[], T]) -> T:
-        """What `job` returns or raises on rank 0, on all of them: its value is plain data, and the rest do not run it.
+        """Return or raise on all ranks what `job` does on rank 0, which alone runs it; its value is plain data.
 
-        Nobody's own view of the folder matters then (resume.agreement).  One collective.
+        So no rank's own view of the folder matters (resume.agreement).  One collective.
         """
         if self.group is None:
             return job()
         self.counted["collectives"] += 1
-        said = self._attempted(job) if self.rank == 0 else self._hear(parent(self.rank))
-        return _opened(self._pass_on(said))  # type: ignore[no-any-return]
+        message = self._attempted(job) if self.rank == 0 else self._receive_from(parent(self.rank))
+        return _value_of(self._pass_on(message))  # type: ignore[no-any-return]
 
     def merged(self, row: T, merge: Callable[[T, T], T]) -> T:
-        """The rows of all ranks merged, in their order, on all of them.  One collective."""
+        """Return the rows of all ranks merged, in their order, on all of them.  One collective."""
         if self.group is None:
             return row
-        return _opened(self._agreed(_Said(row), merge, lambda rows: rows))  # type: ignore[no-any-return]
+        return _value_of(self._agreed(_Message(row), merge, lambda rows: rows))  # type: ignore[no-any-return]
 
-    def _agreed(self, mine: _Said, merge: Callable[[Any, Any], Any], conclude: Callable[[Any], Any]) -> _Said:
-        below = (self._hear(child) for child in children(self.rank, self.size))
-        said = reduce(lambda one, other: one.merged(other, merge), below, mine)
+    def _agreed(self, mine: _Message, merge: Callable[[Any, Any], Any], conclude: Callable[[Any], Any]) -> _Message:
+        below = (self._receive_from(child) for child in children(self.rank, self.size))
+        message = reduce(lambda one, other: one.merged(other, merge), below, mine)
         self.counted["collectives"] += 1
         if self.rank != 0:
-            losses = self._tell([parent(self.rank)], said)
-            said = said.unless(losses) if losses else self._hear(parent(self.rank))
-        elif said.problem is None:
-            said = self._attempted(partial(conclude, said.value))
-        return self._pass_on(said)
+            losses = self._send_to([parent(self.rank)], message)
+            message = message.unless(losses) if losses else self._receive_from(parent(self.rank))
+        elif message.problem is None:
+            message = self._attempted(partial(conclude, message.value))
+        return self._pass_on(message)
 
-    def _attempted(self, job: Callable[[], Any]) -> _Said:
+    def _attempted(self, job: Callable[[], Any]) -> _Message:
         try:
-            return _Said(job())
+            return _Message(job())
         except Exception as error:
-            return _Said(problem=_on(self.rank, error))
+            return _Message(problem=_on(self.rank, error))
 
-    def _pass_on(self, verdict: _Said) -> _Said:
-        """To those below; the ones with most ranks below them first."""
-        verdict = verdict.unless(self._tell(children(self.rank, self.size)[::-1], verdict))
+    def _pass_on(self, verdict: _Message) -> _Message:
+        """Send to the ranks below, those with most ranks below them first; return the verdict."""
+        verdict = verdict.unless(self._send_to(children(self.rank, self.size)[::-1], verdict))
         if verdict.is_loss:
-            leave(self.group)
+            disconnect(self.group)
         return verdict
 
-    def _tell(self, peers: Iterable[int], said: _Said) -> list[_Said]:
-        """Send to all of them, not waiting for one before it is the other's turn; who could not be reached."""
-        losses: list[_Said] = []
-        content = pickle.dumps(said)
+    def _send_to(self, peers: Iterable[int], message: _Message) -> list[_Message]:
+        """Send to all of them at once; return a loss for each that could not be reached."""
+        losses: list[_Message] = []
+        content = pickle.dumps(message)
         framed = (len(content).to_bytes(_LENGTH, "little") + content).ljust(_PACKET, b"\0")
         packets = [_packet(part) for part in (framed[:_PACKET], framed[_PACKET:]) if part]
         begun = []
@@ -209,15 +221,15 @@ class Channel:
                 sending.wait()
         return losses
 
-    def _hear(self, peer: int) -> _Said:
-        losses: list[_Said] = []
+    def _receive_from(self, peer: int) -> _Message:
+        losses: list[_Message] = []
         with self._contact(peer, losses):
             framed = self._bytes_from(peer, _PACKET)
             end = _LENGTH + int.from_bytes(framed[:_LENGTH], "little")
             if end > _PACKET:
                 framed += self._bytes_from(peer, end - _PACKET)
-            said: _Said = pickle.loads(framed[_LENGTH:end])
-            return said
+            message: _Message = pickle.loads(framed[_LENGTH:end])
+            return message
         return losses[0]
 
     def _bytes_from(self, peer: int, size_bytes: int) -> bytes:
@@ -227,12 +239,12 @@ class Channel:
         return packet.numpy().tobytes()
 
     @contextmanager
-    def _contact(self, peer: int, losses: list[_Said]) -> Iterator[None]:
+    def _contact(self, peer: int, losses: list[_Message]) -> Iterator[None]:
         try:
             yield
         except Exception as error:
             lost = RanksLostError(f"lost contact to rank {peer}: {error}")
-            losses.append(_Said(problem=OnRankError(self.rank, lost)))
+            losses.append(_Message(problem=OnRankError(self.rank, lost)))
 
     def _send(self, packet: torch.Tensor, peer: int) -> dist.Work:
         return dist.isend(packet, peer, self.group)  # type: ignore[return-value]  # None only outside the group
@@ -245,11 +257,11 @@ def _packet(content: bytes) -> torch.Tensor:
     return torch.frombuffer(bytearray(content), dtype=torch.uint8)
 
 
-def _opened(said: _Said, cause: Exception | None = None) -> Any:
-    if said.problem is not None:
-        raise said.problem.told() from cause
-    return said.value
+def _value_of(message: _Message, cause: Exception | None = None) -> Any:
+    if message.problem is not None:
+        raise message.problem.as_raised() from cause
+    return message.value
 
 
 def _on(rank: int, error: Exception) -> OnRankError:
-    return error if isinstance(error, OnRankError) else OnRankError(rank, portable(error))
+    return error if isinstance(error, OnRankError) else OnRankError(rank, picklable(error))

@@ -1,28 +1,32 @@
-"""What a run asks of its checkpoints, and when to save: pure functions of the step.
+"""The settings of a manager, and the schedule that follows from them: a pure function of the step.
 
-A configuration that could not be meant is refused when it is made, with a
-`ValueError` that names the field and the value (schedule.validate).  What a
-field promises has an observable effect (schedule.every-knob-acts).
+A value that can't be meant is refused when the configuration is made, with an
+error that names the field and the value: a `ValueError` (schedule.validate), or
+a `TypeError` if it is of another kind (schedule.kinds).  What a field promises
+has an observable effect (schedule.every-knob-acts).
 """
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
+from forge_ref.arguments import check_boolean, check_integer, check_path, check_text, check_texts
 from forge_ref.registry import registry
 
 EXCLUDABLE = ("model", "optimizer", "scheduler", "dataloader", "rng")
-"""What a load can leave untouched."""
+"""The parts of a checkpoint that a load can leave untouched."""
 EXPORT_DTYPES = ("float32", "bfloat16")
+"""The types that an export can cast weights to."""
 
 
 class AsyncCheckpointMode(StrEnum):
-    """How a save gets to disk.
+    """When the checkpoint is written.
 
     `disabled`: before `save` returns.  `async_`: in the background, from a copy
-    in host memory.  `async_pinned`: the same from page-locked memory that is
-    kept from save to save, which only pays where state lives on a GPU.
+    in host memory.  `async_pinned`: in the background, from page-locked memory
+    that is kept from save to save; this is only faster for state on a GPU.
     """
 
     disabled = "disabled"
@@ -34,7 +38,8 @@ class AsyncCheckpointMode(StrEnum):
 class DynamicCheckpointWindow:
     """Steps `start` to `stop`, both included, in which a registered strategy replaces the interval.
 
-    The steps it fires on are milestones: retention spares them.
+    The steps on which the strategy fires are milestones, which retention never deletes.
+    `ValueError` and `TypeError` name a field that can't be meant.
     """
 
     start: int = 0
@@ -42,21 +47,26 @@ class DynamicCheckpointWindow:
     strategy: str = "power2"
 
     def __post_init__(self) -> None:
-        if self.start < 0:
-            raise ValueError(f"dyn_ckpt_window.start is {self.start}; it must be 0 or more")
+        check_integer(self.start, "dyn_ckpt_window.start", at_least=0)
+        check_integer(self.stop, "dyn_ckpt_window.stop")
+        check_text(self.strategy, "dyn_ckpt_window.strategy")
         if self.stop < self.start:
-            raise ValueError(f"dyn_ckpt_window.stop is {self.stop}, below start {self.start}")
+            raise ValueError(f"dyn_ckpt_window.stop is {self.stop}; it must be {self.start}, the start, or more")
         known = registry.list_dyn_ckpt_strategies()
         if self.strategy not in known:
             raise ValueError(f"dyn_ckpt_window.strategy is {self.strategy!r}; registered: {', '.join(known)}")
 
     def holds(self, step: int) -> bool:
-        """Whether the step lies in the window."""
+        """Return whether the step lies in the window."""
         return self.start <= step <= self.stop
 
     def is_milestone(self, step: int) -> bool:
-        """Whether the strategy fires on a step of the window; never outside (schedule.strategy-in-window)."""
-        return self.holds(step) and bool(registry.get_dyn_ckpt_strategy(self.strategy)(self, step))
+        """Return whether the strategy fires on this step; never outside the window (schedule.strategy-in-window)."""
+        try:
+            return self.holds(step) and bool(registry.get_dyn_ckpt_strategy(self.strategy)(self, step))
+        except Exception as error:
+            error.add_note(f"raised by the checkpoint strategy {self.strategy!r}, which was asked about step {step}")
+            raise
 
 
 @registry.register_dyn_ckpt_strategy("power2")
@@ -67,34 +77,48 @@ def _power2(window: DynamicCheckpointWindow, step: int) -> bool:
 
 @dataclass
 class CheckpointConfig:
-    """What a `CheckpointManager` is set up with.  Steps are training steps.
+    """The settings of a `CheckpointManager`.  All steps are training steps.
 
-    Not frozen: launchers that this is a drop-in for patch single fields.
+    Not frozen, because launchers patch single fields; a manager therefore calls
+    `check` again when it is made.
 
-    dir: where checkpoints live; made at the first save.
+    dir: where checkpoints live; `~` is expanded, and a relative path fixed, when the
+        manager is made; the folder itself is made at the first save.
     interval: outside the window, save at its multiples, 0 included.
-    dyn_ckpt_window: a stretch of steps in which a strategy decides instead.
-    async_mode: see `AsyncCheckpointMode`; its value as text does as well.
-    keep_last_n: how many checkpoints stay besides milestones; 0 or less keeps all.
-    load_path: resume from here rather than from `dir`, unless `load` names a path.
+    dyn_ckpt_window: a range of steps in which a strategy decides instead.
+    async_mode: an `AsyncCheckpointMode`, or its value as a string.
+    keep_last_n: how many checkpoints to keep besides milestones; 0 or less keeps all.
+    load_path: resume from here rather than from `dir`, unless `load` names a path; written like `dir`.
     export_dtype: what `CheckpointManager.export` casts weights to; checkpoints are never cast.
-    exclude_from_loading: parts that every load leaves untouched, out of `EXCLUDABLE`.
-    ignore_freeze_mismatch: let a load go on, with a warning, when freeze lists differ.
+    exclude_from_loading: what every load leaves untouched: parts, out of `EXCLUDABLE`, and names of parameters and
+        buffers, or what such names begin with up to a dot; of a parameter its moments as well.
+    ignore_freeze_mismatch: warn and load when freeze lists differ, instead of raising.
     """
 
-    dir: str = "checkpoints"
+    dir: str | os.PathLike[str] = "checkpoints"
     interval: int = 1000
     dyn_ckpt_window: DynamicCheckpointWindow | None = None
     async_mode: AsyncCheckpointMode = AsyncCheckpointMode.disabled
     keep_last_n: int = 3
-    load_path: str | None = None
+    load_path: str | os.PathLike[str] | None = None
     export_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     exclude_from_loading: list[str] = field(default_factory=list)
     ignore_freeze_mismatch: bool = False
 
     def __post_init__(self) -> None:
-        if self.interval <= 0:
-            raise ValueError(f"interval is {self.interval}; it must be 1 or more")
+        self.check()
+
+    def check(self) -> None:
+        """Refuse values that can't be meant: `ValueError`, or `TypeError` for another kind of value."""
+        check_path(self.dir, "dir")
+        check_integer(self.interval, "interval", at_least=1)
+        check_integer(self.keep_last_n, "keep_last_n")
+        check_boolean(self.ignore_freeze_mismatch, "ignore_freeze_mismatch")
+        check_texts(self.exclude_from_loading, "exclude_from_loading")
+        if self.load_path is not None:
+            check_path(self.load_path, "load_path")
+        if not isinstance(self.dyn_ckpt_window, DynamicCheckpointWindow | None):
+            raise TypeError(f"dyn_ckpt_window is {self.dyn_ckpt_window!r}; make it a DynamicCheckpointWindow, or None")
         if self.export_dtype not in EXPORT_DTYPES:
             raise ValueError(f"export_dtype is {self.export_dtype!r}; known: {', '.join(EXPORT_DTYPES)}")
         modes = [str(mode) for mode in AsyncCheckpointMode]
@@ -104,20 +128,22 @@ class CheckpointConfig:
         check_excludable(self.exclude_from_loading, "exclude_from_loading")
 
     def should_save(self, step: int) -> bool:
-        """Whether a checkpoint is due (schedule.interval, schedule.window-replaces-interval)."""
+        """Return whether a checkpoint is due (schedule.interval, schedule.window-replaces-interval)."""
         window = self.dyn_ckpt_window
         if window is not None and window.holds(step):
             return window.is_milestone(step)
         return step % self.interval == 0
 
     def is_dynamic_milestone(self, step: int) -> bool:
-        """Whether retention spares a checkpoint saved at this step (schedule.milestone)."""
+        """Return whether retention never deletes a checkpoint saved at this step (schedule.milestone)."""
         return self.dyn_ckpt_window is not None and self.dyn_ckpt_window.is_milestone(step)
 
 
 def check_excludable(keys: Iterable[str], where: str) -> frozenset[str]:
-    """The keys as a set; `ValueError` names those that are no part of a checkpoint."""
-    unknown = sorted(set(keys) - set(EXCLUDABLE))
-    if unknown:
-        raise ValueError(f"{where} names {unknown}; what a load can leave out is {', '.join(EXCLUDABLE)}")
-    return frozenset(keys)
+    """Return the keys as a set; `ValueError` for one that is empty.
+
+    Which names there are in a model, the manager knows.
+    """
+    if "" in (named := frozenset(keys)):
+        raise ValueError(f"{where} is {list(keys)}; a name in it is empty")
+    return named

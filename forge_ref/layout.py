@@ -1,4 +1,4 @@
-"""What a checkpoint folder looks like; nothing here changes it.
+"""The names in a checkpoint folder, and which checkpoints are complete; nothing here changes the folder.
 
 Invariant: a directory named `step_N` is whole from the instant it appears to
 the instant it disappears.  All that is not whole has a hidden name:
@@ -6,32 +6,40 @@ the instant it disappears.  All that is not whole has a hidden name:
     step_N/             a checkpoint: shards, `.metadata`, `train_state.pt`, `metadata.json`
     step_N/ppI/         the shards and `.metadata` of pipeline stage I, where there are stages
     latest              a relative symlink to the newest committed one
-    .step_N.partial     being staged, or left by a run that died staging it
-    .step_N.retired     being deleted
+    .step_N.T.partial   being staged, or left by a run that died staging it
+    .step_N.T.retired   the trash of the save of step N: what it deletes is moved there first
+    .step_N.retired     taken from a run that died, or was taken over, to be deleted
     .step_N.replaced    whole: moved aside for a re-save, where names can't be exchanged
+    .latest.T.partial   what `latest` will be
+    .writer             who saves here, and the lock on that; `.writer.T.partial` is to take its place
+
+T is 16 hexadecimal digits that set one manager's names apart from all others'.
 
 Other managers leave torn `step_N` in the same layout, so completeness is
 always looked at, never assumed.  Every other name belongs to somebody else.
 """
 
 import itertools
-import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from forge_ref import manifest
+from forge_ref.errors import DamagedError
 
 MARKER = ".metadata"
 TRAIN_STATE = "train_state.pt"
 METADATA = "metadata.json"
 LATEST = "latest"
-MARKER_CHECKSUM = "marker_crc32"
+WRITER = ".writer"
 
 _STEP = re.compile(r"step_(0|[1-9][0-9]*)")
-_HIDDEN = re.compile(r"\.step_(0|[1-9][0-9]*)\.(partial|retired|replaced)(?:\.[1-9][0-9]*)?")
+_HIDDEN = re.compile(r"\.step_(0|[1-9][0-9]*)(?:\.([0-9a-f]{16}))?\.(partial|retired|replaced)(?:\.[1-9][0-9]*)?")
+_LOOSE = re.compile(r"\.(?:latest|writer)(?:\.[0-9a-f]{16})?\.partial")
 _STAGE = re.compile(r"pp(0|[1-9][0-9]*)")
 
 
@@ -55,53 +63,86 @@ class StepDir:
 
 @dataclass(frozen=True)
 class Hidden:
-    """A directory of ours under a hidden name; `role` is the middle of that name."""
+    """A directory of ours under a hidden name; `role` and the manager's `token`, if there is one, are parts of it."""
 
     step: int
     role: str
     path: Path
+    token: str | None = None
 
 
 def step_name(step: int) -> str:
-    """The name of a step's directory."""
+    """Return the name of a step's directory."""
     return f"step_{step}"
 
 
 def step_of(name: str) -> int | None:
-    """The step that a name stands for; None for everybody else's names (layout.only-step-names)."""
+    """Return the step that a name stands for; None for all other names (layout.only-step-names)."""
     match = _STEP.fullmatch(name)
     return int(match[1]) if match else None
 
 
-def staged_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step is put together; every rank knows it without being told."""
-    return folder / f".{step_name(step)}.partial"
+def new_token() -> str:
+    """Return random digits that no other manager has; they are not drawn from a random stream of the run."""
+    return os.urandom(8).hex()
+
+
+def staged_path(folder: Path, step: int, token: str) -> Path:
+    """Return where a manager writes the checkpoint of a step; all its ranks can compute it."""
+    return folder / f".{step_name(step)}.{token}.partial"
+
+
+def trash_path(staged: Path) -> Path:
+    """Return the trash directory of the save that is staged there: what it deletes is moved there first."""
+    return staged.with_suffix(".retired")
+
+
+def loose_path(folder: Path, name: str, token: str) -> Path:
+    """Return the name of a new link or file, which is then renamed to `name`."""
+    return folder / f".{name.lstrip('.')}.{token}.partial"
+
+
+def pointer_path(staged: Path) -> Path:
+    """Return the name of the new `latest` of the save that is staged there."""
+    return loose_path(staged.parent, LATEST, staged.with_suffix("").suffix.removeprefix("."))
 
 
 def stage_name(stage: int) -> str:
-    """The name of a pipeline stage's directory in a checkpoint."""
+    """Return the name of a pipeline stage's directory in a checkpoint."""
     return f"pp{stage}"
 
 
 def hidden_names(step: int, role: str) -> Iterator[str]:
-    """Names for a hidden directory: the first that is free will do, since a dead run's may still stand."""
+    """Yield names for a hidden directory, of which the first free one is taken: dead runs may have left some."""
     first = f".{step_name(step)}.{role}"
     yield first
     yield from (f"{first}.{n}" for n in itertools.count(1))
 
 
-def step_dirs(folder: Path) -> list[StepDir]:
-    """All step directories in numeric order, complete or torn; real directories only."""
-    return sorted(StepDir(step, folder / name) for name in _directories(folder) if (step := step_of(name)) is not None)
+def step_dirs(folder: Path, but: Container[int] = ()) -> list[StepDir]:
+    """Return all step directories in numeric order, complete or torn, but no symlinks; `but` are steps to leave out."""
+    steps = (step for name in directories(folder) if (step := step_of(name)) is not None and step not in but)
+    return [StepDir(step, folder / step_name(step)) for step in sorted(steps)]
 
 
 def hidden_dirs(folder: Path) -> list[Hidden]:
-    """All directories under our hidden names."""
-    matches = ((name, _HIDDEN.fullmatch(name)) for name in _directories(folder))
-    return [Hidden(int(match[1]), match[2], folder / name) for name, match in matches if match]
+    """Return all directories with hidden names of this package."""
+    return [hidden for name in directories(folder) if (hidden := hidden_dir(folder, name)) is not None]
 
 
-def _directories(folder: Path) -> list[str]:
+def hidden_dir(folder: Path, name: str) -> Hidden | None:
+    """Return what a directory of this name is; None if it is not a hidden name of this package."""
+    match = _HIDDEN.fullmatch(name)
+    return None if match is None else Hidden(int(match[1]), match[3], folder / name, match[2])
+
+
+def loose_files(folder: Path) -> list[Path]:
+    """Return the new links and files that were not renamed yet."""
+    return [folder / name for name in os.listdir(folder) if _LOOSE.fullmatch(name)]
+
+
+def directories(folder: Path) -> list[str]:
+    """Return the names of all directories, but no symlinks; the listing says which they are, so none is looked at."""
     try:
         with os.scandir(folder) as entries:
             return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
@@ -110,12 +151,12 @@ def _directories(folder: Path) -> list[str]:
 
 
 def stages(path: Path) -> list[str]:
-    """The pipeline stages that a checkpoint has, or should have, in order of their rank (layout.stage-dirs).
+    """Return the pipeline stages that a checkpoint has, or should have, in their order (layout.stage-dirs).
 
-    One whose directory is gone is among them if another tells of it: a later
-    stage, or the record of their markers.
+    A stage whose directory is missing is among them if a later stage exists, or if
+    the metadata records its marker.
     """
-    standing = [name for name in _directories(path) if _STAGE.fullmatch(name)]
+    standing = [name for name in directories(path) if _STAGE.fullmatch(name)]
     if not standing:
         return []
     numbers = {int(match[1]) for name in (*standing, *recorded_stages(path)) if (match := _STAGE.fullmatch(name))}
@@ -124,16 +165,16 @@ def stages(path: Path) -> list[str]:
 
 
 def recorded_stages(path: Path) -> list[str]:
-    """The stages that were saved, where the manager that saved them says so."""
+    """Return the stages whose markers the metadata records; other managers record none."""
     try:
-        recorded = read_metadata(path).get(MARKER_CHECKSUM)
-    except (OSError, ValueError):
+        recorded = manifest.seals(read_metadata(path))
+    except (OSError, ValueError, DamagedError):
         return []
-    return list(recorded) if isinstance(recorded, dict) else []
+    return [stage for name in recorded if _STAGE.fullmatch(stage := name.removesuffix(f"/{MARKER}"))]
 
 
 def missing_files(path: Path) -> list[str]:
-    """The files without which the directory is torn.
+    """Return the files that the directory lacks, and is torn without.
 
     A marker or train state of no bytes counts as missing: power loss leaves
     such files behind where a manager did not sync them.
@@ -144,6 +185,8 @@ def missing_files(path: Path) -> list[str]:
 
 
 def _has_file(path: Path, at_least: int) -> bool:
+    if _STAGE.fullmatch(path.parent.name) and not is_real_dir(path.parent):
+        return False  # a stage that is a link is one of another checkpoint
     try:
         found = os.stat(path)
     except OSError:
@@ -152,7 +195,7 @@ def _has_file(path: Path, at_least: int) -> bool:
 
 
 def is_real_dir(path: Path) -> bool:
-    """Whether the path is a directory itself, not a symlink to one."""
+    """Return whether the path is a directory itself, not a symlink to one."""
     try:
         return stat.S_ISDIR(os.lstat(path).st_mode)
     except OSError:
@@ -166,14 +209,11 @@ def check_names_free(folder: Path, step: int) -> None:
     """
     latest, target = folder / LATEST, folder / step_name(step)
     if os.path.lexists(latest) and not latest.is_symlink():
-        raise FileExistsError(f"{latest} is no symlink, so it was not made by a checkpoint manager; move it away")
+        raise FileExistsError(f"{latest} is not a symlink, so it was not made by a checkpoint manager; move it away")
     if os.path.lexists(target) and not is_real_dir(target):
-        raise FileExistsError(f"{target} is no directory, so step {step} can't be saved there; move it away")
+        raise FileExistsError(f"{target} is not a directory, so step {step} can't be saved there; move it away")
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """What `metadata.json` says; `OSError` or `ValueError` if it can't be read."""
-    content = json.loads((path / METADATA).read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"{path / METADATA} holds no object but {type(content).__name__}")
-    return content
+    """Return the content of `metadata.json`; the errors are those of `manifest.read`."""
+    return manifest.read(path / METADATA)

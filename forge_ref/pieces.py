@@ -5,13 +5,12 @@ its mesh, while copies for a flush and values just read belong in host memory.
 A piece has the same place in the whole, and its values wherever they are.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
-from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 from torch.distributed.tensor import DTensor
 
 
@@ -29,25 +28,19 @@ class Piece:
         return ChunkStorageMetadata(offsets=self.offsets, sizes=self.values.shape)
 
     def holding(self, values: torch.Tensor) -> "Piece":
-        """The same place with other values."""
+        """Return a piece of the same place with other values."""
         return replace(self, values=values)
-
-    def __create_write_items__(self, fqn: str, _object: Any) -> list[WriteItem]:
-        """Asked for by DCP's planner, as of everything that knows how it is to be written."""
-        properties = TensorProperties.create_from_tensor(self.values)
-        data = TensorWriteData(chunk=self.chunk, properties=properties, size=self.shape)
-        return [WriteItem(index=MetadataIndex(fqn, self.offsets), type=WriteItemType.SHARD, tensor_data=data)]
 
 
 def box(tensor: torch.Tensor, offsets: Sequence[int], lengths: Sequence[int]) -> torch.Tensor:
-    """The part of a tensor from these offsets on, so long in each dimension; a view."""
+    """Return a view of the part of a tensor that begins at these offsets and has these lengths."""
     for dimension, (offset, length) in enumerate(zip(offsets, lengths, strict=True)):
         tensor = tensor.narrow(dimension, offset, length)
     return tensor
 
 
 def piece_of(tensor: DTensor) -> Piece | None:
-    """This rank's piece, sharing memory; None on a rank that the tensor's mesh leaves out."""
+    """Return this rank's piece, sharing memory; None on a rank that is not in the tensor's mesh."""
     if tensor.device_mesh.get_coordinate() is None:
         return None
     with torch.no_grad():  # with gradients, a local part is a view that training could not change in place
@@ -56,24 +49,43 @@ def piece_of(tensor: DTensor) -> Piece | None:
     return Piece(tensor.shape, chunk.offsets, local.detach())
 
 
-def in_pieces(value: Any) -> Any:
-    """Nested dicts with each `DTensor` as this rank's piece; one that it has no piece of is left out.
+_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter, torch.nn.Buffer})
 
-    One in a list stays: DCP looks into lists for the sake of tensors only.
-    """
-    if isinstance(value, Mapping):
-        taken = {key: in_pieces(item) for key, item in value.items()}
-        return {key: item for key, item in taken.items() if item is not None or value[key] is None}
-    if isinstance(value, list):
-        return [item if isinstance(item, DTensor) else in_pieces(item) for item in value]
-    return piece_of(value) if isinstance(value, DTensor) else value
+
+def is_plain(value: Any) -> bool:
+    """Return whether it is a dense tensor of torch's own type, whose values are all there is to it."""
+    return type(value) in _PLAIN and value.layout is torch.strided and not (value.is_quantized or value.is_nested)
+
+
+Copy = tuple[torch.Tensor, torch.Tensor]
+"""Where values go, and the values."""
+
+
+def copies_into(tensor: torch.Tensor, values: Piece | torch.Tensor) -> list[Copy]:
+    """Return the copies that put this rank's piece, or its part of a whole tensor, into the tensor."""
+    if not isinstance(tensor, DTensor):
+        return [(tensor, values.values if isinstance(values, Piece) else values)]
+    piece = piece_of(tensor)
+    if piece is None:
+        return []
+    if isinstance(values, Piece):
+        return [(piece.values, values.values)]
+    return [(piece.values, box(values, piece.offsets, piece.values.shape))]
 
 
 @torch.no_grad()
 def fill(tensor: DTensor, values: Piece | torch.Tensor) -> DTensor:
-    """Put this rank's piece, or its part of a whole tensor, into the tensor; no other rank takes part."""
-    piece = piece_of(tensor)
-    if piece is not None:
-        here = values.values if isinstance(values, Piece) else box(values, piece.offsets, piece.values.shape)
-        piece.values.copy_(here)
+    """Put this rank's piece, or its part of a whole tensor, into the tensor and return it."""
+    for target, here in copies_into(tensor, values):
+        target.copy_(here)
     return tensor
+
+
+def shape_of(value: Any) -> tuple[int, ...] | None:
+    """Return the shape of a whole tensor; None for what is neither a tensor nor a piece of one."""
+    return tuple(value.shape) if isinstance(value, (torch.Tensor, Piece)) else None
+
+
+def dtype_of(value: Piece | torch.Tensor) -> torch.dtype:
+    """Return the type of the elements."""
+    return value.values.dtype if isinstance(value, Piece) else value.dtype

@@ -4,31 +4,34 @@ The stream that computes is given one thing to do: a copy of each tensor on the
 device itself, which comes after all that was queued before it and ahead of
 whatever changes the tensor next (commit.snapshot).  From there a stream of our
 own brings it to page-locked host memory while training computes on; the flush
-waits for that stream, the caller never does (commit.pinned).
+waits for that stream, and the caller never does (commit.pinned).
 
 It costs the state once more in device memory until it has arrived.  Where
 that is not to be had, a tensor is copied directly, and the compute stream
 waits until it has been: slower, and still the values of the time of the call.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
 
 class PinnedStaging:
-    """One save's staging at a time; page-locked memory is used again for the same tensors of the next save."""
+    """Brings values into memory that `pin` has locked; one save at a time."""
 
     def __init__(self) -> None:
-        self._memory: list[torch.Tensor] = []
-        self._used = 0
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
-    def copied(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Where a copy of the tensor will be once `then` goes on; it holds nothing of worth before."""
+    @torch.no_grad()
+    def stage(self, targets: Iterable[torch.Tensor], tensors: Iterable[torch.Tensor]) -> None:
+        """Let the targets hold the values when `then` flushes; what they hold before is undefined."""
+        for target, tensor in zip(targets, tensors, strict=True):
+            self._stage(target, tensor.detach())
+
+    def _stage(self, target: torch.Tensor, tensor: torch.Tensor) -> None:
         if not tensor.is_cuda:
-            return tensor.to("cpu", copy=True)
-        target = self._next_memory(tensor)
+            target.copy_(tensor)
+            return
         compute = torch.cuda.current_stream(tensor.device)
         if tensor.device not in self._streams:
             self._streams[tensor.device] = _stream(tensor.device)
@@ -43,26 +46,19 @@ class PinnedStaging:
         source.record_stream(ours)  # its memory is not given to others before the copy is done
         if source is tensor:
             compute.wait_stream(ours)
-        return target
-
-    def _next_memory(self, tensor: torch.Tensor) -> torch.Tensor:
-        place, self._used = self._used, self._used + 1
-        if place == len(self._memory):
-            self._memory.append(torch.empty(0))
-        kept = self._memory[place]
-        if kept.shape != tensor.shape or kept.dtype != tensor.dtype or not kept.is_pinned():
-            self._memory[place] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-        return self._memory[place]
-
-    def begin(self) -> None:
-        """The next tensor is the first of a save."""
-        self._used = 0
 
     def then(self, flush: Callable[[], None]) -> None:
         """Flush when every copy has arrived."""
         for stream in self._streams.values():
             stream.synchronize()
         flush()
+
+
+def pin(memory: torch.Tensor) -> Callable[[], object]:
+    """Lock the pages of this memory, so that a GPU can copy into it by itself.  Return a callable that unlocks them."""
+    cudart, address = torch.cuda.cudart(), memory.data_ptr()  # type: ignore[no-untyped-call]
+    cudart.cudaHostRegister(address, memory.nbytes, 0)  # where that is refused, copies are slower, and as right
+    return lambda: cudart.cudaHostUnregister(address)
 
 
 def _stream(device: torch.device) -> torch.cuda.Stream:

@@ -1,4 +1,4 @@
-"""How a checkpoint comes to stand in the folder: stage, sync, publish, point `latest` at it.
+"""Makes a checkpoint visible in the folder: stage, sync, publish, point `latest` at it.
 
 Invariants: `step_N` is whole whenever it is there, because everything is
 written under a hidden name and one rename makes it visible; `latest` always
@@ -14,6 +14,7 @@ that a resume finds, so it is never lost; only then is `step_N`, and with it
 import ctypes
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -29,27 +30,45 @@ _RENAME_EXCHANGE = 2
 def make(folder: Path) -> None:
     """Make the folder, and what is missing above it, where it is not there yet; the names are on storage then."""
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    for place in reversed(missing):
+        with suppress(FileExistsError):  # another process has just made it
+            _make_usable(place)
+    folder.mkdir(exist_ok=True)
     for place in missing:
         sync(place.parent)
 
 
-def stage(folder: Path, step: int, stages: Iterable[str] = ()) -> Path:
-    """A new hidden directory to write the checkpoint of a step into, with one in it for each pipeline stage.
+def stage(staged: Path, step: int, stages: Iterable[str] = ()) -> None:
+    """Make the hidden directory to write the checkpoint of a step into, with one in it for each pipeline stage.
 
-    What stands there, left by a run that died, makes way for it: the name has
-    to be the one that the other ranks know without being told.  It goes at
-    once, or a run that dies again and again would fill the disk.
+    Beside it an empty one is made, the save's trash directory.  What this manager
+    could not remove of an earlier save of the step is moved away and deleted.
     """
-    staged = layout.staged_path(folder, step)
-    if os.path.lexists(staged):
-        retired = _make(folder, step, "retired")
-        os.rename(staged, retired)
-        discard(retired)
-    staged.mkdir()
+    for fresh in (staged, layout.trash_path(staged)):
+        if os.path.lexists(fresh):
+            discard(move_away(fresh, step))
+        _make_usable(fresh)
     for name in stages:
         (staged / name).mkdir()
-    return staged
+
+
+def move_away(hidden: Path, step: int) -> Path:
+    """Rename a hidden directory to a name that no save uses; return the new path."""
+    retired = _make(hidden.parent, step, "retired")
+    os.rename(hidden, retired)  # takes the place of the empty directory
+    return retired
+
+
+def _make_usable(path: Path) -> None:
+    """Make a directory; `PermissionError` if the umask takes it from its own owner, and then there is none."""
+    path.mkdir()
+    if not os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        path.rmdir()
+        raise PermissionError(
+            f"the umask of this process gives new directories mode {mode:03o}, so nothing can be written into {path}; "
+            "set a umask that leaves the owner all rights, such as 022 or 077"
+        )
 
 
 def _make(folder: Path, step: int, role: str) -> Path:
@@ -63,7 +82,7 @@ def _make(folder: Path, step: int, role: str) -> Path:
 
 
 def write(path: Path, content: bytes) -> None:
-    """A file with this content, on storage when this returns."""
+    """Write a file with this content; it is on storage when this returns."""
     with open(path, "wb") as file:
         file.write(content)
         file.flush()
@@ -71,7 +90,7 @@ def write(path: Path, content: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or the names in a directory, to storage."""
+    """Fsync a file, or the names in a directory."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -79,30 +98,44 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def commit(staged: Path, step: int) -> None:
-    """Make the staged directory the checkpoint of its step, and let `latest` point at it.
+def commit(staged: Path, step: int, check: Callable[[], object]) -> None:
+    """Make the staged directory the checkpoint of its step, and point `latest` at it.
 
-    What stood there before has a hidden name then; it is swept afterwards.
-    All that needs room is written before the first name changes; if something
+    An earlier checkpoint of the step gets a hidden name, and is deleted by `retire.sweep`.
+    All that needs space is written before the first name changes, and then
+    `check` is called, which raises if no name may change any more.  If something
     fails after that, the names are changed back, so that the resume point is
     the one it was (commit.failed-save); `NotTakenBackError` if that fails too.
     """
     folder, target = staged.parent, staged.parent / layout.step_name(step)
-    pointer = _new_pointer(folder, step)
+    pointer = _new_pointer(layout.pointer_path(staged), step)
+    check()
     with _taken_back() as undo:
         undo.callback(_publish(staged, target, step))
         sync(folder)
         if _names(folder / layout.LATEST) != target.name:
-            undo.callback(_point(pointer, folder / layout.LATEST))
+            undo.callback(_point(pointer, folder / layout.LATEST, layout.trash_path(staged)))
             sync(folder)
         undo.pop_all()
     with suppress(OSError):  # the next commit needs the name, and clears it first
         pointer.unlink(missing_ok=True)
 
 
+def appear(staged: Path, target: Path, step: int, check: Callable[[], object]) -> None:
+    """Make the staged directory visible under the name of `target`, in one operation; no pointer moves.
+
+    What was there before is under the staged name then, or aside.  The rest is as for `commit`.
+    """
+    check()
+    with _taken_back() as undo:
+        undo.callback(_publish(staged, target, step))
+        sync(target.parent)
+        undo.pop_all()
+
+
 @contextmanager
 def _taken_back() -> Iterator[ExitStack]:
-    """Undo all that was noted if something fails."""
+    """Undo all that was registered if something fails."""
     undo = ExitStack()
     try:
         yield undo
@@ -115,35 +148,40 @@ def _taken_back() -> Iterator[ExitStack]:
 
 
 def _publish(staged: Path, target: Path, step: int) -> Callable[[], object]:
-    """Make the staged directory visible; what takes that back."""
+    """Make the staged directory visible.  Return a callable that undoes it."""
     if not layout.is_real_dir(target):
         os.rename(staged, target)
-        return partial(os.rename, target, staged)
+        return partial(_into, layout.trash_path(staged), target)
     if exchange(staged, target):
         return partial(_exchange_back, staged, target)
     return partial(_replace_back, staged, target, replace_by_two_renames(staged, target, step))
 
 
+def _into(trash: Path, visible: Path) -> None:
+    """Move into the trash; fails if another process has taken the folder over, because it has moved the trash."""
+    os.rename(visible, trash / visible.name)
+
+
 def _replace_back(staged: Path, target: Path, aside: Path) -> None:
-    os.rename(target, staged)
+    _into(layout.trash_path(staged), target)
     os.rename(aside, target)
 
 
 def _exchange_back(one: Path, other: Path) -> None:
     if not exchange(one, other):
-        raise OSError(f"{one} and {other} could not change places again")
+        raise OSError(f"{one} and {other} could not be exchanged back")
 
 
-def _point(pointer: Path, latest: Path) -> Callable[[], object]:
-    """Swap `latest` for a new one in one operation; what takes that back."""
+def _point(pointer: Path, latest: Path, trash: Path) -> Callable[[], object]:
+    """Replace `latest` by a new one in one operation.  Return a callable that undoes it."""
     before = _names(latest)
     if before is None:
         os.rename(pointer, latest)
-        return partial(os.unlink, latest)
+        return partial(_into, trash, latest)
     if exchange(pointer, latest):
         return partial(_exchange_back, pointer, latest)
     os.rename(pointer, latest)
-    return partial(_point_back, pointer, latest, before)
+    return partial(_point_back, trash / layout.LATEST, latest, before)
 
 
 def _point_back(pointer: Path, latest: Path, before: str) -> None:
@@ -152,7 +190,7 @@ def _point_back(pointer: Path, latest: Path, before: str) -> None:
 
 
 def _names(latest: Path) -> str | None:
-    """What `latest` says, if there is one."""
+    """Return the target of `latest`; None if it is not a symlink."""
     try:
         return os.readlink(latest)
     except OSError:
@@ -160,7 +198,7 @@ def _names(latest: Path) -> str | None:
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Let two names change places in one operation; False where the system can't."""
+    """Exchange two names in one operation; return False where the system can't."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2  # Python has no name for it
     except AttributeError:
@@ -170,9 +208,9 @@ def exchange(one: Path, other: Path) -> bool:
 
 
 def replace_by_two_renames(staged: Path, target: Path, step: int) -> Path:
-    """Move the old directory aside and the new one in; the old one returns if the new one can't take its place.
+    """Move the old directory aside and the new one in; return the path of the old one.
 
-    Where the old one is now.
+    If the new one can't take its place, the old one is moved back.
     """
     aside = _make(staged.parent, step, "replaced")
     os.rename(target, aside)  # takes the place of the empty directory
@@ -184,15 +222,22 @@ def replace_by_two_renames(staged: Path, target: Path, step: int) -> Path:
     return aside
 
 
-def _new_pointer(folder: Path, step: int) -> Path:
-    """What `latest` will be, beside it; one rename swaps it, so no reader finds it missing (commit.atomic-pointer)."""
-    layout.check_names_free(folder, step)
-    fresh = folder / f".{layout.LATEST}.partial"
+def _new_pointer(fresh: Path, step: int) -> Path:
+    """Make the new `latest` beside the old one; one rename then replaces it (commit.atomic-pointer)."""
+    layout.check_names_free(fresh.parent, step)
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(layout.step_name(step))
     return fresh
 
 
+def abandon(staged: Path) -> None:
+    """Remove all names of a save that failed: its staged directory, its trash and its pointer."""
+    discard(staged)
+    discard(layout.trash_path(staged))
+    with suppress(OSError):
+        layout.pointer_path(staged).unlink(missing_ok=True)
+
+
 def discard(hidden: Path) -> None:
-    """Remove a directory that is out of sight already; what can't be removed is swept after a later commit."""
+    """Remove a hidden directory; what can't be removed now is removed after a later commit."""
     shutil.rmtree(hidden, ignore_errors=True)

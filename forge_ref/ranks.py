@@ -1,4 +1,4 @@
-"""The processes that checkpoint together: which part each has, and what they talk through.
+"""The processes that checkpoint together: the part of each, and their process groups.
 
 Invariant: no two threads, neither ours nor those that train, ever share a
 process group.  There is one for the thread that calls the manager and one for
@@ -28,7 +28,7 @@ _SHOWN = 8  # ranks that an error lists
 
 @dataclass(frozen=True)
 class Ranks:
-    """Who takes part in a manager's checkpoints, and which part this process has in it."""
+    """The ranks that take part in a manager's checkpoints, and the part of this one."""
 
     rank: int = 0
     size: int = 1
@@ -38,6 +38,8 @@ class Ranks:
     """How many pipeline stages there are."""
     peers: Sequence[int] = (0,)
     """The ranks that write a directory of shards with this one, in order."""
+    token: str = field(default_factory=layout.new_token)
+    """What sets the names of this manager's saves apart; rank 0's, on every rank."""
     calls: Channel = field(default_factory=Channel)
     """For the thread that calls the manager."""
     flushes: Channel = field(default_factory=Channel)
@@ -52,7 +54,7 @@ class Ranks:
 
     @property
     def are_many(self) -> bool:
-        """Whether there is anybody to come to an outcome with."""
+        """Whether there are other ranks."""
         return self.size > 1
 
     @property
@@ -66,12 +68,12 @@ class Ranks:
         return [layout.stage_name(stage) for stage in range(self.stages)]
 
     def directory(self, checkpoint: Path) -> Path:
-        """Where this process's shards are in a checkpoint."""
+        """Return where this process's shards are in a checkpoint."""
         return checkpoint if self.stage is None else checkpoint / layout.stage_name(self.stage)
 
 
 def join(process_group: dist.ProcessGroup | None, pp_rank: int | None, timeout: timedelta = TIMEOUT) -> Ranks:
-    """Make the groups of a new manager; every rank of the job has to come here.
+    """Make the groups of a new manager, and return its ranks; every rank of the job has to call this.
 
     `ValueError` on every rank if the process groups given to them, which may
     be None for all ranks, do not divide the ranks into stages 0, 1, 2 and so on.
@@ -82,21 +84,23 @@ def join(process_group: dist.ProcessGroup | None, pp_rank: int | None, timeout: 
     rank, size = (0, 1) if is_alone else (dist.get_rank(), dist.get_world_size())
     calls = Channel() if is_alone else Channel(rank, size, _group(None, timeout, "calls"))
     peers, row = _place(rank, size, process_group, pp_rank)
-    first_ranks = _first_ranks(calls.merged({row: (1, (rank,))}, _both), size)
+    own: tuple[_Rows, str] = {row: (1, (rank,))}, layout.new_token()
+    rows, token = calls.merged(own, _both_with_first_token)
+    first_ranks = _first_ranks(rows, size)
     stages = 0 if pp_rank is None else len(first_ranks)
     if is_alone:
-        return Ranks(stage=pp_rank, stages=stages)
+        return Ranks(stage=pp_rank, stages=stages, token=token)
     flushes = Channel(rank, size, _group(None, timeout, "flushes"))
     writers = flushes.group
     if stages > 1:
-        # Every rank has to come along for each group, but of those it is not in it need not know the others.
+        # Every rank has to make each group; of a group that it is not in, it need not know all ranks.
         each = [peers if stage == pp_rank else [first] for stage, first in enumerate(first_ranks)]
         writers = [_group(ranks, timeout, f"stage {stage}") for stage, ranks in enumerate(each)][pp_rank or 0]
-    return Ranks(rank, size, pp_rank, stages, peers, calls, flushes, writers)
+    return Ranks(rank, size, pp_rank, stages, peers, token, calls, flushes, writers)
 
 
 def _group(members: Iterable[int] | None, timeout: timedelta, what: str) -> dist.ProcessGroup:
-    """Gloo, whatever training uses: it needs no GPU, and its waits end with an error at the timeout."""
+    """Return a new gloo group: it needs no GPU, and its waits fail at the timeout."""
     ranks = None if members is None else list(members)
     group: dist.ProcessGroup = dist.new_group(ranks, timeout=timeout, backend="gloo", group_desc=f"forge_ref {what}")
     return group
@@ -110,14 +114,16 @@ _Rows = Mapping[_Row, tuple[int, tuple[int, ...]]]
 def _place(
     rank: int, size: int, process_group: dist.ProcessGroup | None, pp_rank: int | None
 ) -> tuple[Sequence[int], _Row]:
-    """The peers, and a row to compare: stage, then first rank, size and checksum of the peers; no size if no use.
+    """Return the peers, and a row to compare: stage, first rank, size and checksum of the peers; size 0 is refused.
 
-    Not one word of it may be raised here: the others wait for this rank's row.
+    Nothing is raised here, since the other ranks wait for this rank's row.
     """
     members: Sequence[int] = range(size)
     try:
         stage = _NONE if pp_rank is None else operator.index(pp_rank)
-        if process_group is not None:
+        if process_group is None and stage != _NONE and size > 1:
+            members = []  # a stage among several ranks is known by its group alone
+        elif process_group is not None:
             members = sorted(dist.get_process_group_ranks(process_group))
     except Exception:
         members, stage = [], _NONE
@@ -135,15 +141,19 @@ def _both(rows: _Rows, others: _Rows) -> _Rows:
     return both
 
 
+def _both_with_first_token(one: tuple[_Rows, str], other: tuple[_Rows, str]) -> tuple[_Rows, str]:
+    return _both(one[0], other[0]), one[1]
+
+
 def _first_ranks(rows: _Rows, size: int) -> list[int]:
-    """The first rank of each stage, in the order of the stages."""
+    """Return the first rank of each stage, in the order of the stages."""
     for (stage, _first, members, _checksum), (count, ranks) in rows.items():
         if members != count:
             shown = ", ".join(map(str, ranks)) + (", ..." if count > len(ranks) else "")
             raise ValueError(
-                f"ranks [{shown}] of {size} have pp_rank {None if stage == _NONE else stage} and a process_group of "
-                f"{members} ranks, which does not fit: each rank has to be in the process_group it is given, and all "
-                "ranks of that in the same stage"
+                f"ranks [{shown}] of {size} have pp_rank {None if stage == _NONE else stage} and "
+                f"{f'a process_group of {members} ranks' if members else 'no process_group with them in it'}, which "
+                "does not fit: give each rank the process_group of all ranks of its stage, itself included"
             )
     numbers = sorted(stage for stage, *_ in rows)
     if numbers not in ([_NONE], list(range(len(rows)))):

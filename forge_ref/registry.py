@@ -1,46 +1,48 @@
-"""Strategies by name: what a window's `strategy` may be set to.
+"""The strategies that a `DynamicCheckpointWindow` can name.
 
-A strategy is a function `(window, step) -> bool`.  A name means one function
-for the life of the process, so a configuration means the same wherever it is read.
+A strategy is a function `(window, step) -> bool`.  A name is registered once in
+a process, so a configuration means the same wherever it is read.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from forge_ref.config import DynamicCheckpointWindow
+from forge_ref.arguments import check_text
 
-Strategy = Callable[["DynamicCheckpointWindow", int], bool]
+Strategy = Callable[[Any, int], bool]
+"""Asked with a `DynamicCheckpointWindow` and a step: whether to save there."""
 
 
 class Registry:
-    """Names and the strategies registered under them."""
+    """Strategies by name."""
 
     def __init__(self) -> None:
         self._strategies: dict[str, Strategy] = {}
 
     def register_dyn_ckpt_strategy(self, name: str) -> Callable[[Strategy], Strategy]:
-        """A decorator that registers a strategy; `ValueError` if the name is taken (schedule.registry)."""
+        """Return a decorator that registers a strategy; `ValueError` if the name is taken (schedule.registry).
+
+        `TypeError` for a name that is not a string, as in a decorator without its parentheses.
+        """
+        check_text(name, "the name of a strategy")
 
         def register(strategy: Strategy) -> Strategy:
             if name in self._strategies:
-                raise ValueError(f"strategy {name!r} is already registered; taken names: {self._listed()}")
+                raise ValueError(f"strategy {name!r} is already registered; choose another name than {self._listed()}")
             self._strategies[name] = strategy
             return strategy
 
         return register
 
     def get_dyn_ckpt_strategy(self, name: str) -> Strategy:
-        """The strategy of that name; `KeyError` lists those there are (schedule.registry)."""
+        """Return the strategy of that name; `KeyError` lists the registered names (schedule.registry)."""
         try:
             return self._strategies[name]
         except KeyError:
             raise KeyError(f"unknown strategy {name!r}; registered: {self._listed()}") from None
 
     def list_dyn_ckpt_strategies(self) -> list[str]:
-        """All names, in the order of their registration."""
+        """Return all names, in the order of registration."""
         return list(self._strategies)
 
     def _listed(self) -> str:
@@ -48,4 +50,4 @@ class Registry:
 
 
 registry = Registry()
-"""The one that `DynamicCheckpointWindow` looks into."""
+"""The registry that every `DynamicCheckpointWindow` uses."""

@@ -1,40 +1,38 @@
 """Which checkpoint a resume lands on.
 
-A path that somebody named is taken as it is or refused aloud; there is no
-second choice.  Without one, `latest` is a hint: it is followed when it names
+A path that somebody named is loaded or refused with an error; no other
+checkpoint takes its place.  Without one, `latest` is a hint: it is followed when it names
 a complete checkpoint of its folder, else the newest complete one is taken, with
 a warning that names both.  Only torn ones, or none, is a fresh start.
 
 Nothing here changes the folder.
 """
 
-import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from forge_ref import layout
 from forge_ref.layout import StepDir
-
-_log = logging.getLogger("forge_ref")
+from forge_ref.messages import log as _log
 
 
 @dataclass(frozen=True)
 class _Hint:
-    """What `latest` says: a directory of the folder, or why it can't be followed."""
+    """The target of `latest`: a directory of the folder, or the reason why it can't be followed."""
 
     target: Path | None
     says: str
 
 
-def resume_point(folder: Path, named: str | None, needs_shards: bool, stages: int = 0) -> Path | None:
-    """The directory to load, for a run of so many pipeline stages; None for a fresh start.
+def resume_point(folder: Path, named: Path | None, needs_shards: bool, stages: int = 0) -> Path | None:
+    """Return the directory to load, for a run of so many pipeline stages; None for a fresh start.
 
     Without shards to load, what `latest` names is taken even if it is torn
     (resume.no-fallback-without-dcp).  `ValueError` if the checkpoint was saved
     with another number of stages.
     """
-    found = _by_itself(folder, needs_shards, stages) if named is None else _as_named(Path(named), needs_shards)
+    found = _by_itself(folder, needs_shards, stages) if named is None else _as_named(named, needs_shards)
     if found is not None and needs_shards:
         _check_stages(found, stages)
     return found
@@ -48,7 +46,7 @@ def _by_itself(folder: Path, needs_shards: bool, stages: int) -> Path | None:
 
 
 def _missing(path: Path, stages: int) -> list[str]:
-    """What a checkpoint lacks; where it does not say how many stages it has, it ought to have those of the run."""
+    """Return the files that a checkpoint lacks; if it records no stages, it needs those of the run."""
     missing, found = layout.missing_files(path), layout.stages(path)
     if not found or layout.recorded_stages(path):
         return missing
@@ -78,29 +76,29 @@ def _as_named(path: Path, needs_shards: bool) -> Path:
             f"{path}, which was named to load, is a folder of checkpoints; "
             f"name one of them ({', '.join(inside[-5:])}), or set dir to it and name none"
         )
-    raise FileNotFoundError(f"{path}, which was named to load, has no {needed}; it is torn or no checkpoint")
+    raise FileNotFoundError(f"{path}, which was named to load, has no {needed}; it is torn or not a checkpoint")
 
 
 def _read_latest(folder: Path) -> _Hint:
     link = folder / layout.LATEST
     try:
-        said = os.readlink(link)
+        target_name = os.readlink(link)
     except FileNotFoundError:
         return _Hint(None, f"{link} is missing")
     except OSError:
-        return _Hint(None, f"{link} is no symlink")
-    target = folder / said
+        return _Hint(None, f"{link} is not a symlink")
+    target = folder / target_name
     is_ours = layout.step_of(target.name) is not None and target.parent.resolve() == folder.resolve()
     if is_ours and layout.is_real_dir(target):
-        return _Hint(target, f"{link} names {said}")
-    return _Hint(None, f"{link} names {said}, which is no checkpoint in {folder}")
+        return _Hint(target, f"{link} names {target_name}")
+    return _Hint(None, f"{link} names {target_name}, which is not a checkpoint in {folder}")
 
 
 def _newest_complete(folder: Path, hint: _Hint, stages: int) -> Path | None:
     standing = layout.step_dirs(folder)
-    complete = [found for found in (*standing, *_moved_aside(folder)) if not _missing(found.path, stages)]
-    if complete:
-        newest = max(complete, key=lambda found: found.step)
+    found = sorted((*standing, *_moved_aside(folder)), key=lambda found: found.step, reverse=True)
+    newest = next((one for one in found if not _missing(one.path, stages)), None)  # no older one is looked at
+    if newest is not None:
         lacks = "" if hint.target is None else f", which is torn (no {', '.join(_missing(hint.target, stages))})"
         _log.warning("%s%s; resuming from the newest complete checkpoint %s", hint.says, lacks, newest.path)
         return newest.path
@@ -111,7 +109,7 @@ def _newest_complete(folder: Path, hint: _Hint, stages: int) -> Path | None:
 
 
 def _moved_aside(folder: Path) -> list[StepDir]:
-    """Checkpoints that a run was replacing when it died."""
+    """Return checkpoints that a run was replacing when it died."""
     return [
         StepDir(hidden.step, hidden.path)
         for hidden in layout.hidden_dirs(folder)

@@ -1,87 +1,154 @@
-"""What leaves the folder right after a commit.
+"""Deletes what a commit has made superfluous.
 
-Invariants: nothing leaves before the checkpoint that replaces it is committed;
-the target of `latest`, milestones and steps above the committed one never do;
-and what leaves is hidden by one rename before any file of it goes, so a
-deletion that dies half-way never looks like a checkpoint.
+Invariants: nothing is deleted before the checkpoint that replaces it is
+committed; the target of `latest`, milestones, steps above the committed one and
+what may be a milestone are never deleted; and a checkpoint is moved into the
+save's trash directory before any file of it is deleted.  So a deletion that dies
+half-way never looks like a checkpoint, and one that was decided before another
+process took the folder over fails, because that process has moved the trash.
 
-A deletion that fails costs nothing but disk: it is logged, and since it starts
-from what stands in the folder, the next commit tries again.
+Nothing that fails here fails the save, which is committed: a deletion, the
+metadata of an old checkpoint, or a strategy that raises.  It is logged, and the
+next commit tries again.
 """
 
 import logging
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from forge_ref import layout
+from forge_ref import layout, publish
+from forge_ref.errors import DamagedError
 from forge_ref.layout import StepDir
+from forge_ref.messages import log as _log
 
-_log = logging.getLogger("forge_ref")
+_milestones: dict[Path, set[int]] = defaultdict(set)
+"""By folder, steps that were seen to be recorded as milestones: they are never deleted, and not looked at again."""
 
 
-def retire(folder: Path, committed: int, keep_last_n: int, is_milestone: Callable[[int], bool]) -> None:
-    """Delete what retention does not spare; `is_milestone` judges checkpoints that do not say it themselves.
+def retire(trash: Path, committed: int, keep_last_n: int, is_milestone: Callable[[int], bool]) -> None:
+    """Delete what retention does not keep, and the trash directory.
 
+    `is_milestone` judges checkpoints whose metadata does not record it.
     For use right after `latest` was pointed at the step `committed`, which is
-    the newest that counts and so among those that stay, whatever the limit.
+    the newest that counts, so it is kept whatever the limit.
     """
+    folder = trash.parent
     with _soft(folder):
         for found in _leaving(folder, committed, keep_last_n, is_milestone):
             with _soft(found.path):
-                shutil.rmtree(_hide(folder, found))
+                shutil.rmtree(_hide(trash, found.path))
+    with _soft(trash):
+        trash.rmdir()
 
 
 @contextmanager
 def _soft(path: Path) -> Iterator[None]:
-    """Log what stands in the way of clearing up; it has no bearing on the save (retention.failure-is-soft)."""
+    """Log an error of clearing up and raise nothing (retention.failure-is-soft)."""
     try:
         yield
-    except OSError as error:
-        _log.warning("could not clear up %s: %s; tried again after the next commit", path, error)
+    except Exception as error:
+        is_ours = not isinstance(error, OSError)  # a mistake in this package, which its traceback shows
+        level = logging.ERROR if is_ours else logging.WARNING
+        _log.log(level, "could not clear up %s: %s; tried again after the next commit", path, error, exc_info=is_ours)
 
 
 def _leaving(folder: Path, committed: int, keep_last_n: int, is_milestone: Callable[[int], bool]) -> list[StepDir]:
-    """The newest `keep_last_n` ordinary complete checkpoints stay; torn debris neither counts nor stays."""
+    """Return what is to be deleted: all but the newest `keep_last_n` complete checkpoints that are not milestones.
+
+    Torn ones are deleted and do not count; what may be a milestone is kept and does not count.
+    """
     if keep_last_n <= 0:
         return []
-    due = [found for found in layout.step_dirs(folder) if found.step <= committed]
-    complete = [found for found in due if found.is_complete]
-    milestones = {found for found in complete if _was_milestone(found, is_milestone)}
+    known = _milestones[folder]
+    known.discard(committed)  # it may have been another one when it was looked at
+    due = [found for found in layout.step_dirs(folder, known) if found.step <= committed]
+    complete = [found for found in due if not _lacks_a_file(found)]
+    milestones = {found for found in complete if _may_be_milestone(found, is_milestone)}
+    known.update(found.step for found in milestones if _is_recorded(found))
     ordinary = [found for found in complete if found not in milestones]
     spared = {*milestones, *ordinary[-keep_last_n:]}
     return [found for found in due if found not in spared]
 
 
-def _was_milestone(found: StepDir, is_milestone: Callable[[int], bool]) -> bool:
-    """As recorded when it was saved (retention.class-is-remembered); other managers do not record it."""
+def _lacks_a_file(found: StepDir) -> bool:
+    """Return whether it is torn; one whose metadata is there and can't be read is not."""
+    return bool(set(found.missing) - ({layout.METADATA} if os.path.lexists(found.path / layout.METADATA) else set()))
+
+
+def _is_recorded(found: StepDir) -> bool:
+    """Return whether its metadata says that it is a milestone."""
+    try:
+        return layout.read_metadata(found.path).get("milestone") is True
+    except Exception:  # its reason has been logged
+        return False
+
+
+def _may_be_milestone(found: StepDir, is_milestone: Callable[[int], bool]) -> bool:
+    """Return whether it was saved as a milestone (retention.class-is-remembered); other managers do not record it.
+
+    True, with a warning, if its metadata can't be read (retention.unclassified).
+    """
     try:
         recorded = layout.read_metadata(found.path).get("milestone")
-    except (OSError, ValueError):
-        recorded = None
-    return recorded if isinstance(recorded, bool) else is_milestone(found.step)
+        return recorded if isinstance(recorded, bool) else is_milestone(found.step)
+    except Exception as error:  # a strategy is code of the user's, and metadata may be anything
+        reason = str(error).partition("; ")[0] if isinstance(error, DamagedError) else error  # without its way out
+        _log.warning(
+            "%s is kept whatever the limit, because it may be a milestone, %s: %s; put the right %s back, or delete "
+            "the checkpoint by hand",
+            found.path,
+            type(error).__name__,
+            reason,
+            layout.METADATA,
+        )
+        return True
 
 
-def _hide(folder: Path, found: StepDir) -> Path:
-    for name in layout.hidden_names(found.step, "retired"):
-        if not os.path.lexists(folder / name):
-            os.rename(found.path, folder / name)
-            return folder / name
-    raise AssertionError("hidden names never run out")
+def _hide(trash: Path, path: Path) -> Path:
+    os.rename(path, trash / path.name)
+    return trash / path.name
 
 
-def sweep(folder: Path) -> None:
-    """Clear up after runs that died: what was never published or is half deleted goes, what was moved aside returns.
+def sweep(trash: Path) -> None:
+    """Delete what runs that died staged or deleted in part, and move back what they had moved aside.
 
-    Only for use right after a commit, when nothing of this run is in flight.
+    Only for use right after a commit, when nothing of this run is in flight
+    but the trash directory.
     """
+    folder = trash.parent
     with _soft(folder):
         for hidden in layout.hidden_dirs(folder):
             target = folder / layout.step_name(hidden.step)
             with _soft(hidden.path):
                 if hidden.role == "replaced" and not os.path.lexists(target):
                     os.rename(hidden.path, target)
-                else:
+                elif hidden.role == "retired" and hidden.path != trash:
                     shutil.rmtree(hidden.path)
+                elif hidden.path != trash:
+                    shutil.rmtree(_hide(trash, hidden.path))
+
+
+def move_leftovers_away(folder: Path) -> None:
+    """Rename whatever a save of a dead run, or of one that was taken over, could still rename.
+
+    For use by a process that has come to hold the folder, before it makes names
+    of its own.  What was being staged or deleted is deleted at once: a run that
+    dies again and again before it commits would fill the disk.
+    """
+    with _soft(folder):
+        for loose in layout.loose_files(folder):
+            loose.unlink(missing_ok=True)
+        found = layout.hidden_dirs(folder)
+        armed = [hidden for hidden in found if hidden.role == "partial" or hidden.token]
+        retired = [hidden.path for hidden in found if hidden.role == "retired" and not hidden.token]
+        for hidden in armed:
+            with _soft(hidden.path):
+                retired.append(publish.move_away(hidden.path, hidden.step))
+        if armed:
+            publish.sync(folder)
+        for path in retired:
+            publish.discard(path)

@@ -2,33 +2,40 @@
 
 Each rank has its own streams and loader; of the rest, rank 0's is saved.  It is
 plain data and tensors wherever the parts allow, so that it loads without
-running pickled code.  Restoring is all or nothing for the scheduler and the
-streams, and where another rank fails for a loader that can say where it was; one
-that itself refuses its state in mid-way can't be undone.
+running pickled code.  Restoring is all or nothing for the scheduler, the
+streams and a loader that can say where it was.
 """
 
 import copy
 import io
 import json
-import logging
+import numbers
 import operator
 import random
 import zlib
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LRScheduler
 
-_log = logging.getLogger("forge_ref")
+from forge_ref.errors import DamagedError, naming
+from forge_ref.messages import log as _log
+from forge_ref.undo import copied, later, remember
+
 RESERVED = ("step", "tokens_seen", "rng", "scheduler", "dataloader")
 """Keys of a train state that an extra can't have."""
 OWN = ("rng", "dataloader")
 """Keys of a train state that each rank has its own values of."""
+_SHOWN_DEPTH = 5
+"""How many keys of nested mappings lead an error to a value."""
 
 
 def get_rng_state() -> dict[str, Any]:
-    """The random streams of this process: python, numpy where it is installed, torch, and cuda once it is in use."""
+    """Return the random streams: python, numpy if it is installed, torch, and cuda once it is in use."""
     state: dict[str, Any] = {"python": random.getstate(), "torch_cpu": torch.get_rng_state()}
     if (numpy := _numpy()) is not None:
         state["numpy"] = _plain(numpy.random.get_state(legacy=False))
@@ -53,6 +60,30 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
         _set_cuda(state["torch_cuda"])
 
 
+def check_counters(state: Mapping[str, Any], file: Path) -> None:
+    """`DamagedError` names the file if the step or the number of tokens in it is not an integer."""
+    for key in ("step", "tokens_seen"):
+        value = state.get(key, 0)
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+            raise DamagedError(f"{file}: {key} is {value!r:.80}, not an integer; resume from another checkpoint")
+
+
+def check_streams(state: Mapping[str, Any], file: Path) -> None:
+    """`DamagedError` names the file if its random streams can't be continued; no live stream changes."""
+    streams = state.get("rng", {})
+    with naming(file):
+        if not isinstance(streams, Mapping):
+            raise TypeError(f"rng is {streams!r:.80}, not a mapping")
+        if "python" in streams:
+            random.Random().setstate(_tuples(streams["python"]))
+        if "numpy" in streams and (numpy := _numpy()) is not None:
+            numpy.random.RandomState().set_state(streams["numpy"])
+        if "torch_cpu" in streams:
+            torch.Generator().set_state(streams["torch_cpu"])
+        if "torch_cuda" in streams and not isinstance(streams["torch_cuda"], torch.Tensor | list):
+            raise TypeError("rng['torch_cuda'] is not a list of tensors")
+
+
 def _set_cuda(streams: torch.Tensor | list[torch.Tensor]) -> None:
     if isinstance(streams, torch.Tensor):
         torch.cuda.set_rng_state(streams)
@@ -70,7 +101,7 @@ def _numpy() -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Arrays as lists, so that no numpy code is needed to load them."""
+    """Return arrays as lists, so that no numpy code is needed to load them."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return value.tolist() if hasattr(value, "tolist") else value
@@ -87,18 +118,21 @@ def build_train_state(
     dataloader: Any | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The train state as of now; it still shares objects with the parts it was taken from.
+    """Return the train state as of now; it shares objects with the parts that it was taken from.
 
     A loader without `state_dict` is left out.  `ValueError` names the keys of
     `extra` that are reserved (resume.extra).
     """
+    if not isinstance(extra, Mapping | None):
+        raise TypeError(f"extra is {extra!r}; it must be a mapping")
     state: dict[str, Any] = {
         "step": operator.index(step),
         "tokens_seen": operator.index(tokens_seen),
         "rng": get_rng_state(),
     }
     if scheduler is not None:
-        state["scheduler"] = scheduler.state_dict()
+        _check_scheduler(scheduler, "state_dict")
+        state["scheduler"] = _as_states(scheduler.state_dict())
     if dataloader is not None and hasattr(dataloader, "state_dict"):
         state["dataloader"] = dataloader.state_dict()
     if taken := [key for key in RESERVED if key in (extra or {})]:
@@ -109,53 +143,130 @@ def build_train_state(
 def restore_train_state(
     state: Mapping[str, Any], scheduler: Any | None = None, dataloader: Any | None = None
 ) -> tuple[int, int, dict[str, Any]]:
-    """Put a train state back; returns step, tokens seen and the caller's extra.
+    """Put a train state back; return step, tokens seen and the caller's extra.
 
-    The random streams come last, because a loader may draw from them while it
-    is restored.  If a part refuses, scheduler and streams are as they were.
+    If a part refuses, scheduler, streams and a loader that can say where it is are as they were.
     """
     with ExitStack() as undo:
-        remember(undo, scheduler)
-        if scheduler is not None and "scheduler" in state:
-            scheduler.load_state_dict(state["scheduler"])
-        if hasattr(dataloader, "load_state_dict") and "dataloader" in state:
-            dataloader.load_state_dict(state["dataloader"])  # type: ignore[union-attr]
-        set_rng_state(state.get("rng", {}))
+        remember_parts(undo, state, scheduler, dataloader)
+        resumed = put_in(state, scheduler, dataloader)
         undo.pop_all()
+    return resumed
+
+
+def _check_scheduler(scheduler: Any, *methods: str) -> None:
+    for method in methods:
+        if not callable(getattr(scheduler, method, None)):
+            raise TypeError(f"scheduler is {scheduler!r}; it must have the method `{method}`")
+
+
+def _as_states(handed_out: Any) -> Any:
+    """Return a scheduler's state with that of each scheduler in it in the place of the scheduler itself.
+
+    Many that hold another one hand it out as it is.  Pickled, it would come back
+    as a copy with an optimizer of its own, and the learning rate would stand still.
+    """
+    if isinstance(handed_out, LRScheduler):
+        return _as_states(handed_out.state_dict())
+    if type(handed_out) in (dict, OrderedDict):
+        return type(handed_out)((key, _as_states(value)) for key, value in handed_out.items())
+    if type(handed_out) in (list, tuple):
+        return type(handed_out)(map(_as_states, handed_out))
+    return handed_out
+
+
+def _with_live(handed_out: Any, saved: Any) -> Any:
+    """Return the saved state with live schedulers, which take their own states, where the live state has them.
+
+    `handed_out` is the live state.  Other managers save the inner scheduler itself, which is asked for its state.
+    """
+    if isinstance(handed_out, LRScheduler) and isinstance(saved, dict | LRScheduler):
+        own = saved if isinstance(saved, dict) else saved.state_dict()
+        handed_out.load_state_dict(_with_live(handed_out.state_dict(), own))
+        return handed_out
+    if type(handed_out) in (dict, OrderedDict) and type(saved) is type(handed_out):
+        return type(saved)((key, _with_live(handed_out.get(key), value)) for key, value in saved.items())
+    if type(handed_out) in (list, tuple) and type(saved) is type(handed_out) and len(saved) == len(handed_out):
+        return type(saved)(map(_with_live, handed_out, saved))
+    return saved
+
+
+def put_in(state: Mapping[str, Any], scheduler: Any | None, dataloader: Any | None) -> tuple[int, int, dict[str, Any]]:
+    """Put a train state back; if a part raises, what has changed until then stays changed.
+
+    The random streams come last, because a loader may draw from them while it is restored.
+    """
+    if scheduler is not None and "scheduler" in state:
+        scheduler.load_state_dict(_with_live(scheduler.state_dict(), state["scheduler"]))
+    if hasattr(dataloader, "load_state_dict") and "dataloader" in state:
+        dataloader.load_state_dict(state["dataloader"])  # type: ignore[union-attr]
+    set_rng_state(state.get("rng", {}))
     extra = {key: value for key, value in state.items() if key not in RESERVED}
     return state.get("step", 0), state.get("tokens_seen", 0), extra
 
 
-def remember(undo: ExitStack, scheduler: Any | None, dataloader: Any | None = None) -> None:
-    """Have scheduler, random streams and a loader put back as they are now when the stack unwinds.
+def remember_parts(undo: ExitStack, state: Mapping[str, Any], scheduler: Any | None, dataloader: Any | None) -> None:
+    """When the stack unwinds, put scheduler, random streams and loader back as they are now.
 
-    A loader that can't say where it is, or refuses to go back there, stays where it is.
+    The loader by its own method, if this state has a position for it.  The scheduler by
+    its method, for what can't be seen from outside, and then by what it held.
     """
     streams = get_rng_state()
-    undo.callback(set_rng_state, streams)
+    later(undo, "the random streams", set_rng_state, streams)
     if scheduler is not None:
-        undo.callback(scheduler.load_state_dict, copy.deepcopy(scheduler.state_dict()))
-    if hasattr(dataloader, "state_dict") and hasattr(dataloader, "load_state_dict"):
-        undo.callback(_put_back, dataloader, copy.deepcopy(dataloader.state_dict()))  # type: ignore[union-attr]
+        _check_scheduler(scheduler, "state_dict", "load_state_dict")
+        remember(undo, "the scheduler", [scheduler])
+        later(undo, "the scheduler", scheduler.load_state_dict, copied(scheduler.state_dict()))
+    if "dataloader" in state and all(hasattr(dataloader, name) for name in ("state_dict", "load_state_dict")):
+        _remember_loader(undo, dataloader)
         set_rng_state(streams)  # some loaders begin to draw when they are asked
 
 
-def _put_back(dataloader: Any, before: Any) -> None:
+def _remember_loader(undo: ExitStack, dataloader: Any) -> None:
     try:
-        dataloader.load_state_dict(before)
-    except Exception:  # of a loader's own making; what is being raised already says why the load failed
-        _log.warning("the loader refuses the position that it had before the load", exc_info=True)
+        position = copy.deepcopy(dataloader.state_dict())
+    except Exception as error:  # as of one that has no position before it is iterated
+        _log.info("the loader can't say where it is, so a refused load may leave it moved: %s", error)
+    else:
+        later(undo, "the loader", dataloader.load_state_dict, position)
 
 
-def serialized(train_state: Mapping[str, Any]) -> bytes:
-    """The content of a file of it; what is in it is fixed from here on (commit.snapshot)."""
+def serialized(train_state: Mapping[str, Any], owner: str = "extra") -> bytes:
+    """Return the content of a file of it; what is in it is fixed from here on (commit.snapshot).
+
+    `ValueError` names the key of a value that can't be saved (commit.unsaveable).
+    It calls a key that is not reserved one of `owner`.
+    """
+    try:
+        return _pickled(dict(train_state))
+    except Exception as error:
+        named = {key if key in RESERVED else f"{owner}[{key!r}]": value for key, value in train_state.items()}
+        found = (place for name, value in named.items() for place in _unsaveable(name, value))
+        name, cause = next(found, ("the train state", error))
+        raise ValueError(
+            f"{name} can't be saved, {type(cause).__name__}: {cause}; give the save plain values and tensors"
+        ) from error
+
+
+def _pickled(value: Any) -> bytes:
     buffer = io.BytesIO()
-    torch.save(dict(train_state), buffer)
+    torch.save(value, buffer)
     return buffer.getvalue()
 
 
+def _unsaveable(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Exception]]:
+    """Yield the keys of values that can't be pickled, each with the reason, innermost first."""
+    try:
+        _pickled(value)
+    except Exception as error:
+        if isinstance(value, Mapping) and depth < _SHOWN_DEPTH:
+            for key, item in value.items():
+                yield from _unsaveable(f"{name}[{key!r}]", item, depth + 1)
+        yield name, error
+
+
 def own_part(train_state: Mapping[str, Any]) -> torch.Tensor:
-    """What a rank keeps for itself: its random streams and its loader's position (resume.rng-per-rank).
+    """Return what each rank saves for itself: random streams and its loader's position (resume.rng-per-rank).
 
     As bytes in a tensor, which DCP writes with the rank's shards.  A file for
     each rank would be thousands more, and a value for each stream as many
@@ -166,7 +277,9 @@ def own_part(train_state: Mapping[str, Any]) -> torch.Tensor:
 
 
 def streams_of_new_rank(saved: Mapping[str, Any], rank: int) -> dict[str, Any]:
-    """Streams for a rank that has none saved: its own, and the same ones whenever it resumes from this state."""
+    """Return streams for a rank that has none saved; they are the same at each resume from this state."""
+    if not isinstance(saved, Mapping):  # refused by `check_streams`, unless they are excluded
+        return saved
     seed = zlib.crc32(bytes(saved.get("torch_cpu", torch.empty(0)).numpy().tobytes()), rank)
     streams: dict[str, Any] = {
         "python": random.Random(seed).getstate(),
@@ -181,7 +294,7 @@ def streams_of_new_rank(saved: Mapping[str, Any], rank: int) -> dict[str, Any]:
 
 
 def describe(train_state: Mapping[str, Any], milestone: bool) -> dict[str, Any]:
-    """What `metadata.json` says of a checkpoint (layout.metadata-json).
+    """Return what `metadata.json` records of a checkpoint (layout.metadata-json).
 
     Whether the step was saved as a milestone is recorded here, because
     retention asks it of every checkpoint, long after the window that decided
@@ -190,5 +303,8 @@ def describe(train_state: Mapping[str, Any], milestone: bool) -> dict[str, Any]:
     described = {"step": train_state["step"], "tokens_seen": train_state["tokens_seen"], "milestone": milestone}
     if "vlm_freeze" in train_state:
         described["vlm_freeze"] = train_state["vlm_freeze"]
-    json.dumps(described)  # what can't be written is refused before anything is
+    try:
+        json.dumps(described)  # what can't be written is refused before anything is
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"extra['vlm_freeze'] can't be saved as JSON, {type(error).__name__}: {error}") from error
     return copy.deepcopy(described)

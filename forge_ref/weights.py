@@ -1,224 +1,342 @@
-"""Model and optimizer state, between the live objects and nested dicts keyed by parameter names.
+"""The model's values, between the live modules and dicts keyed by names.
 
-Invariants: taking the state leaves no trace in the live objects (commit.inert);
-and a saved state is compared with the live objects in full before either of
-them is changed (resume.all-or-nothing).
-
-The optimizer is taken as it is.  One that has never stepped has no moments,
-and gets none: an invented step counter would change the updates that follow.
+Invariants: taking the values leaves no trace in the modules (commit.inert); and
+saved values are compared with the live ones in full before any of them is
+changed (resume.all-or-nothing).  Where loading runs code that is not torch's
+own, what it changes can be put back (resume.code-that-raises); all other loading
+is plain copies, which can't fail.
 """
 
-import logging
+import itertools
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from typing import Any
 
 import torch
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
-    get_optimizer_state_dict,
     set_model_state_dict,
 )
 from torch.distributed.tensor import DTensor
+from torch.nn.parameter import is_lazy
 
-from forge_ref.pieces import Piece, fill, in_pieces, piece_of
+from forge_ref.interrupts import Deferral
+from forge_ref.messages import log as _log
+from forge_ref.messages import some
+from forge_ref.pieces import Copy, Piece, copies_into, dtype_of, fill, piece_of, shape_of
+from forge_ref.undo import copied, is_writable, later, remember
 
 MODEL = "model"
 OPTIMIZER = "optimizer"
 PARTS = (MODEL, OPTIMIZER)
-_log = logging.getLogger("forge_ref")
+_EXTRA_STATE = "_extra_state"
+"""How torch names what a module's `get_extra_state` gives."""
+_WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module"})
+Spared = frozenset[str]
+"""Names in the model, or what they begin with up to a dot, that a load leaves as they are."""
+_OF_TORCH = (
+    "torch.nn.", "torch.optim.", "torch.distributed.fsdp._fully_shard.", "torch.distributed.algorithms._checkpoint."
+)  # fmt: skip
+"""Where code is defined whose part in a load is nothing but copying.  FSDP2's makes sure that parameters are sharded,
+and that of activation checkpointing takes a word out of names."""
+_MODULE_CODE = (
+    "state_dict", "_save_to_state_dict", "get_extra_state",
+    "load_state_dict", "_load_from_state_dict", "set_extra_state",
+)  # fmt: skip
+_MODULE_HOOKS = (
+    "_state_dict_pre_hooks", "_state_dict_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"
+)  # fmt: skip
 
 
-def take(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The state of both as it is now, sharing memory with them; of sharded tensors, this rank's pieces."""
-    state = {MODEL: get_model_state_dict(model), OPTIMIZER: _named_optimizer_state(model, optimizer)}
-    return cast(dict[str, Any], in_pieces(state))
+def check_material(model: torch.nn.Module, doing: str) -> None:
+    """`ValueError` names the parameters and buffers on the meta device, which have neither values nor room for them."""
+    tensors = itertools.chain(model.named_parameters(), model.named_buffers())
+    if hollow := sorted(name for name, tensor in tensors if tensor.is_meta):
+        raise ValueError(
+            f"the model has {some(hollow)} on the meta device; give them memory (`to_empty`, and their values) "
+            f"before you {doing}"
+        )
+
+
+def names_of_own_values(model: torch.nn.Module, values: Mapping[str, Any]) -> frozenset[str]:
+    """Return the names of buffers and extra states: nothing keeps their values equal on all ranks."""
+    places = {buffer.data_ptr() for buffer in model.buffers() if _is_plain(buffer)}
+    return frozenset(
+        name
+        for name, value in values.items()
+        if name.rpartition(".")[2] == _EXTRA_STATE or (_is_plain(value) and value.data_ptr() in places)
+    )
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether it is a dense tensor of torch's own type."""
+    return type(value) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer) and value.layout is torch.strided
+
+
+def model_state(model: torch.nn.Module) -> dict[str, Any]:
+    """Return the model's own values by name, sharing memory with it.
+
+    Torch's helper refuses a model without any, and looks every name up in the
+    modules, which is needed only where some wrap others.
+    """
+    if is_empty(model):
+        return {}
+    return get_model_state_dict(model) if _has_wrappers(model) else model.state_dict()
+
+
+def _has_wrappers(model: torch.nn.Module) -> bool:
+    """Return whether names of the state dict may be other ones than those in the model."""
+    return any(
+        isinstance(module, torch.nn.parallel.DistributedDataParallel)
+        or hasattr(type(module), "_fqn_modifiers")
+        or not module._modules.keys().isdisjoint(_WRAPPERS)
+        for module in model.modules()
+    )
+
+
+def names_of_parameters(model: torch.nn.Module) -> dict[int, str]:
+    """Return the names of the parameters in the state dict, by identity; of one that has several, the first."""
+    owners = _clean_names(model) if _has_wrappers(model) else {}
+    found = {}
+    for name, parameter in model.named_parameters():
+        owner, _, word = name.rpartition(".")
+        found[id(parameter)] = f"{owners[owner]}.{word}".removeprefix(".") if owners else name
+    return found
+
+
+def is_empty(model: torch.nn.Module) -> bool:
+    """Return whether the model has nothing that a checkpoint could hold."""
+    return next(itertools.chain(model.parameters(), model.buffers()), None) is None and not model.state_dict()
 
 
 def whole(model: torch.nn.Module) -> dict[str, Any]:
-    """The model's full values, on the first rank only; all ranks that share the model take part."""
-    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    """Return the model's full values, on the first rank only; all ranks that share the model take part."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return {} if is_empty(model) else get_model_state_dict(model, options=options)
 
 
-def places(model: torch.nn.Module) -> Callable[[Sequence[object]], Piece | None]:
-    """Where, in a saved tensor, this rank's piece of it is, by the keys of the tensor; None for all of it.
+def places(live: Mapping[str, Any]) -> Callable[[Sequence[object]], Piece | None]:
+    """Return a function from the keys of a saved tensor to this rank's piece of it; None for all of it.
 
     Moments lie where their parameter does: an optimizer that has never
     stepped has none to ask.
     """
-    sharded = {
-        name: piece_of(value) for name, value in get_model_state_dict(model).items() if isinstance(value, DTensor)
-    }
+    sharded = {name: piece_of(value) for name, value in live.items() if isinstance(value, DTensor)}
 
     def place_of(keys: Sequence[object]) -> Piece | None:
         match keys:
             case (part, str(name)) if part == MODEL:
                 return sharded.get(name)
-            case (part, "state", str(name), str()) if part == OPTIMIZER:
+            case (part, "state", str(name), *_) if part == OPTIMIZER:
                 return sharded.get(name)
         return None
 
     return place_of
 
 
-class _AsItIs:
-    """An optimizer as the state-dict helper sees it.
-
-    Before it reads an optimizer without state, the helper fills it in by
-    clearing gradients and taking a step.  This one claims to have state, so
-    nothing is filled in, and hands out what is really there.
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self.state = {"claimed": True}
-        self.param_groups = optimizer.param_groups
-        self.state_dict = optimizer.state_dict
-
-
-def _named_optimizer_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    stand_in = cast(torch.optim.Optimizer, _AsItIs(optimizer))
-    try:
-        return cast(dict[str, Any], get_optimizer_state_dict(model, (stand_in,)))
-    except KeyError as error:
-        raise ValueError("the optimizer holds a parameter that the model does not have; give both the same") from error
-
-
 def match_model(
-    model: torch.nn.Module, saved: Mapping[str, Any], source: object, is_import: bool = False
+    model: torch.nn.Module,
+    live: Mapping[str, Any],
+    saved: Mapping[str, Any],
+    source: object,
+    is_import: bool = False,
+    spared: Spared = frozenset(),
 ) -> dict[str, Any]:
-    """The saved values that the model takes; `ValueError` names what it lacks, or has another shape or type.
+    """Return the saved values that the model takes; `ValueError` names what is missing, or has another shape or type.
+
+    It also names a tensor of the model that can't be written to.
 
     Saved names that the model does not know are left out with a warning; and
     only imported weights are cast, with a warning, since a resume would go on
-    with other numbers than were saved (resume.exact).
+    with other numbers than were saved (resume.exact).  What is spared keeps the
+    value that it has.  Extra state, lazy layers and modules with a loading of
+    their own decide about shapes themselves.
     """
-    live = get_model_state_dict(model)
+    check_material(model, "load it")
+    live = {name: value for name, value in live.items() if not is_below(name, spared)}
+    saved = {name: value for name, value in saved.items() if not is_below(name, spared)}
     saved = {**{name: value for name, value in live.items() if _has_no_leaves(value)}, **saved}
     if missing := sorted(live.keys() - saved.keys()):
-        raise ValueError(f"{source} lacks {_some(missing)} of the model; exclude 'model' to keep the model as it is")
+        raise ValueError(f"{source} lacks {some(missing)} of the model; exclude 'model' to keep the model as it is")
+    fixed = {name: value for name, value in live.items() if not _takes_any_shape(name, value)}
+    unlike = [name for name, value in fixed.items() if shape_of(saved[name]) != shape_of(value)]
+    sized_by_module = _sized_by_their_module(model, saved, unlike)
     differing = [
-        f"{name}: saved {_shape(saved[name])}, model {_shape(value)}"
-        for name, value in live.items()
-        if _shape(saved[name]) != _shape(value)
+        f"{name}: saved {shape_of(saved[name])}, model {shape_of(live[name])}"
+        for name in unlike
+        if name not in sized_by_module
     ]
     if differing:
-        raise ValueError(f"{source} does not fit the model: {_some(differing)}")
+        raise ValueError(f"{source} does not fit the model: {some(differing)}")
     if others := [
-        f"{name}: saved {_dtype(saved[name])}, model {_dtype(value)}"
-        for name, value in live.items()
-        if isinstance(value, torch.Tensor) and _dtype(saved[name]) != _dtype(value)
+        f"{name}: saved {dtype_of(saved[name])}, model {dtype_of(value)}"
+        for name, value in fixed.items()
+        if isinstance(value, torch.Tensor) and dtype_of(saved[name]) != dtype_of(value)
     ]:
         if not is_import:
-            raise ValueError(f"{source} has other types than the model, which has to have those: {_some(others)}")
-        _log.warning("%s is cast to the types of the model: %s", source, _some(others))
+            raise ValueError(
+                f"{source} has other types than the model: {some(others)}; build the model with the saved types, "
+                "or exclude 'model'"
+            )
+        _log.warning("%s is cast to the types of the model: %s", source, some(others))
     if unknown := sorted(saved.keys() - live.keys()):
-        _log.warning("%s holds %s, which the model does not have; left out", source, _some(unknown))
+        _log.warning("%s holds %s, which the model does not have; left out", source, some(unknown))
+    _check_writable(live, live)
     return {name: saved[name] for name in live}
 
 
-def _shape(value: Any) -> tuple[int, ...] | None:
-    return tuple(value.shape) if isinstance(value, (torch.Tensor, Piece)) else None
+def is_below(name: str, prefixes: Collection[str]) -> bool:
+    """Return whether a name is one of these, or begins with one and a dot: `layers.10` is not below `layers.1`."""
+    return any(f"{name}.".startswith(f"{prefix.removesuffix('.')}.") for prefix in prefixes)
+
+
+def check_names(model: torch.nn.Module, prefixes: Collection[str], where: str, parts: Collection[str]) -> None:
+    """`ValueError` names the prefixes that no parameter or buffer of the model has."""
+    names = model_state(model) if prefixes else {}
+    if unknown := sorted(prefix for prefix in prefixes if not any(is_below(name, [prefix]) for name in names)):
+        raise ValueError(
+            f"{where} names {unknown}, which the model does not have; a load can leave out {', '.join(parts)}, "
+            "and parameters and buffers by their names, or by the beginning of their names up to a dot"
+        )
+
+
+def _takes_any_shape(name: str, value: Any) -> bool:
+    return name.rpartition(".")[2] == _EXTRA_STATE or (isinstance(value, torch.Tensor) and is_lazy(value))
+
+
+def _sized_by_their_module(model: torch.nn.Module, saved: Mapping[str, Any], unlike: Sequence[str]) -> set[str]:
+    """Return the names whose module takes the saved shape by a loading of its own, as growing buffers have it.
+
+    Each such module tries once, and is put back as it was.  A copy could not
+    try for it: a hook may hold the module itself.
+    """
+    modules = _named_modules(model) if unlike else {}
+    by_owner: dict[str, list[str]] = defaultdict(list)
+    for name in unlike:
+        by_owner[name.rpartition(".")[0]].append(name)
+    taken: set[str] = set()
+    for owner, names in by_owner.items():
+        module = modules.get(owner)
+        if module is not None and _loads_by_itself(module):
+            values = {key: saved[f"{owner}.{key}" if owner else key] for key in _own_names(saved, owner)}
+            if _takes(module, values):
+                taken.update(names)
+    return taken
+
+
+def _takes(module: torch.nn.Module, values: Mapping[str, Any]) -> bool:
+    """Return whether a module loads these values without an error; it is as before afterwards."""
+    with Deferral(), ExitStack() as undo, suppress(Exception):  # an error of the module's own code answers the question
+        remember_model(undo, module)
+        module.load_state_dict(values, strict=False)
+        return True
+    return False
+
+
+def _own_names(saved: Mapping[str, Any], owner: str) -> list[str]:
+    prefix = f"{owner}." if owner else ""
+    return [name[len(prefix) :] for name in saved if name.startswith(prefix) and "." not in name[len(prefix) :]]
+
+
+def _loads_by_itself(module: torch.nn.Module) -> bool:
+    is_own = type(module)._load_from_state_dict is not torch.nn.Module._load_from_state_dict
+    return is_own or bool(module._load_state_dict_pre_hooks)
+
+
+def _named_modules(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """Return the modules by the names of the state dict."""
+    names = _clean_names(model)
+    return {names[wrapped]: module for wrapped, module in model.named_modules()}
+
+
+def _clean_names(model: torch.nn.Module) -> dict[str, str]:
+    """Return the names of the modules without the prefixes of compilers, checkpointing and DDP."""
+    names = {"": ""}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for wrapped in modules:
+        above, _, word = wrapped.rpartition(".")
+        is_ddp = isinstance(modules[above], torch.nn.parallel.DistributedDataParallel)
+        is_added = word in _WRAPPERS or (word == "module" and is_ddp)
+        names[wrapped] = names[above] if is_added or not word else f"{names[above]}.{word}".removeprefix(".")
+    return names
 
 
 def _has_no_leaves(value: Any) -> bool:
-    """Whether DCP writes nothing for a value, as for a module whose extra state is empty."""
+    """Return whether DCP writes nothing for a value, as for a module whose extra state is empty."""
     return isinstance(value, Mapping) and all(map(_has_no_leaves, value.values()))
 
 
-def load_model(model: torch.nn.Module, matched: dict[str, Any]) -> None:
-    """Put values that `match_model` gave into the model.
+def _check_writable(live: Mapping[str, Any], names: Iterable[str]) -> None:
+    for name in names:
+        if type(value := live[name]) is torch.Tensor and not is_writable(value):
+            raise ValueError(
+                f"{name} of the model can't be written to: its elements share memory, as those of an expanded view do, "
+                "or it is an inference tensor; clone it before the load, or exclude 'model'"
+            )
+
+
+def loads_by_copying(model: torch.nn.Module, live: Mapping[str, Any]) -> bool:
+    """Return whether all loading code of the model is torch's own, which does nothing but copy values."""
+    return all(type(value) in (torch.Tensor, DTensor) for value in live.values()) and not any(
+        has_own_code(module, _MODULE_CODE, _MODULE_HOOKS) for module in model.modules()
+    )
+
+
+def copies(live: Mapping[str, Any], matched: Mapping[str, Any]) -> list[Copy]:
+    """Return what to copy where to put values that `match_model` gave into a model that loads by copying.
+
+    The copies can't fail, unless a device does.
+    """
+    return [copy for name, value in matched.items() for copy in copies_into(live[name], value)]
+
+
+def copy_all(pending: Sequence[Copy]) -> None:
+    """Do what `copies` gave.
+
+    SIGINT is deferred here, but a handler of another signal may raise.  That is
+    raised when all is copied, so it leaves no mixture.
+    """
+    try:
+        _copy(pending)
+    except BaseException:
+        _copy(pending)
+        raise
+
+
+@torch.no_grad()
+def _copy(pending: Iterable[Copy]) -> None:
+    for target, values in pending:
+        target.copy_(values)
+
+
+def has_own_code(owner: object, methods: Iterable[str], hooks: Iterable[str]) -> bool:
+    """Return whether any of these methods or hooks is not torch's own: it may do or raise anything."""
+    code = [getattr(type(owner), name, None) for name in methods]
+    code += [vars(owner)[name] for name in methods if name in vars(owner)]
+    code += [getattr(hook, "hook", hook) for name in hooks for hook in getattr(owner, name, {}).values()]
+    return any(not str(getattr(part, "__module__", "")).startswith(_OF_TORCH) for part in code if part is not None)
+
+
+def remember_model(undo: ExitStack, model: torch.nn.Module) -> None:
+    """When the stack unwinds, put the model back as it is now; until then the stack holds a copy in host memory."""
+    remember(undo, "the model", model.modules())
+    for name, module in model.named_modules():
+        if type(module).set_extra_state is not torch.nn.Module.set_extra_state:
+            extra = copied(module.get_extra_state())
+            later(undo, f"the extra state of {name or 'the model'}", module.set_extra_state, extra)
+
+
+def load_model(model: torch.nn.Module, live: Mapping[str, Any], matched: dict[str, Any]) -> None:
+    """Put values that `match_model` gave into the model, by the modules' own code.
 
     A sharded parameter is filled in place and then handed to DCP's helper as
-    itself, so that no second copy of it comes about on its device.
+    itself, so that no second copy of it comes about on its device.  What is
+    not among the values stays as it is.
     """
-    live = get_model_state_dict(model)
     values = {
         name: fill(target, value) if isinstance(target := live[name], DTensor) else value
         for name, value in matched.items()
     }
-    set_model_state_dict(model, values)
-
-
-def match_optimizer(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], source: object
-) -> dict[str, Any]:
-    """The saved state in the form that the optimizer takes; `ValueError` where parameters are grouped otherwise.
-
-    A parameter without saved state had none: it has never been stepped.
-    """
-    live_groups = _named_optimizer_state(model, optimizer)["param_groups"]
-    names = [name for group in live_groups for name in group["params"]]
-    state, groups = _by_name(saved, names, source)
-    position = {name: index for index, name in enumerate(names)}
-    by_members: dict[frozenset[str], list[Mapping[str, Any]]] = defaultdict(list)
-    for group in groups:
-        by_members[frozenset(group["params"])].append(group)
-    matched = []
-    for live in live_groups:
-        same = by_members[frozenset(live["params"])]
-        if not same:
-            raise ValueError(
-                f"{source} has no optimizer group of exactly {_some(live['params'])}; "
-                "build the optimizer with the groups it was saved with, or exclude 'optimizer'"
-            )
-        group = same.pop(0)  # groups without parameters are told apart by their order alone
-        matched.append({**group, "params": [position[name] for name in live["params"]]})
-    return {
-        "state": {position[name]: entry for name, entry in state.items() if name in position},
-        "param_groups": matched,
-    }
-
-
-def _by_name(
-    saved: Mapping[str, Any], names: list[str], source: object
-) -> tuple[Mapping[str, Any], list[Mapping[str, Any]]]:
-    """State and groups keyed by parameter names, also where they were saved by position."""
-    state, groups = saved.get("state", {}), saved.get("param_groups")
-    if groups is None:
-        raise ValueError(f"{source} keeps optimizer state in a form without param_groups; exclude 'optimizer'")
-    members = [member for group in groups for member in group["params"]]
-    if any(isinstance(member, str) for member in members):
-        return state, groups
-    if len(members) != len(names):
-        raise ValueError(f"{source} has an optimizer of {len(members)} parameters, this one has {len(names)}")
-    return (
-        {names[int(index)]: entry for index, entry in state.items()},
-        [{**group, "params": [names[index] for index in group["params"]]} for group in groups],
-    )
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, matched: dict[str, Any]) -> None:
-    """Put a state that `match_optimizer` gave into the optimizer, in the precision it was saved in.
-
-    Of itself an optimizer casts moments to the type of their parameter.
-    """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state = {index: _like(parameters[index], entry) for index, entry in matched["state"].items()}
-    optimizer.load_state_dict({**matched, "state": state})
-    for index, entry in state.items():
-        live = optimizer.state[parameters[index]]
-        for name, value in entry.items():
-            if isinstance(value, torch.Tensor) and live[name].dtype != value.dtype:
-                live[name] = value.to(live[name].device)
-
-
-def _like(parameter: torch.Tensor, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Moments of a sharded parameter, sharded as it is; those of another shape stay as they are."""
-    if not isinstance(parameter, DTensor):
-        return dict(entry)
-    return {
-        name: fill(cast(DTensor, torch.empty_like(parameter, dtype=_dtype(value))), value)
-        if not isinstance(value, DTensor) and _shape(value) == tuple(parameter.shape)
-        else value
-        for name, value in entry.items()
-    }
-
-
-def _dtype(value: Piece | torch.Tensor) -> torch.dtype:
-    return value.values.dtype if isinstance(value, Piece) else value.dtype
-
-
-def _some(items: list[str]) -> str:
-    shown = ", ".join(items[:5])
-    return shown if len(items) <= 5 else f"{shown} and {len(items) - 5} more"
+    set_model_state_dict(model, values, options=StateDictOptions(strict=live.keys() <= values.keys()))

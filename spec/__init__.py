@@ -1,39 +1,64 @@
-"""What a training-checkpoint manager must do, as text that can be executed.
+"""What a checkpoint manager for training must do, as text that can be executed.
 
-A long training run is killed many times: by the scheduler, by a full disk, by a
-node that fails.  Its checkpoint manager is what turns each kill into a pause.
-This specification says what that takes, clause by clause, together with small
-functions that compute the right answer from plain data.  It knows no torch, no
-file system and no implementation.
+A long training run is killed many times: by the scheduler, by a full disk, by a node that fails. Its checkpoint
+manager decides whether a kill costs a pause or the run. This specification says what that takes, clause by clause,
+with small functions that compute the right answer from plain data.
 
-Read it in the order of a checkpoint's life.  `schedule` says when one is due.
-`layout` says what it looks like on disk, and from what a stranger can tell that
-it is complete.  `commit` says when it counts: written, complete, and only then
-named by `latest`.  `retention` says what may go once it counts.  `resume` says
-how a run comes back to it.  `freeze` and `trust` say which loads are refused
-before they can do harm.  `durable` says what must hold when the power fails.
+The chapters follow a checkpoint from the making of the manager to the resume. `schedule` says which steps are saved.
+`place` says where the folder is, and what a manager may change in the process that trains. `writer` says which process
+may save into the folder. `layout` says what a checkpoint looks like on disk. `commit` says when a save counts.
+`interrupt` says what SIGINT may do to it, and `durable` what a loss of power may do. `retention` says which checkpoints
+are deleted. `resume` says on which step a run goes on, and with which state. `freeze` and `trust` say which loads are
+refused. `ephemeral` is a second design, in which hooks of the training loop save and remove. `script` is about a
+whole training job, seen from outside.
 
-`model` puts commit, retention and resume together: the whole manager as one
-table of what it does and what may happen to it.  `invariants` says what has to
-hold in each of its states, `variants` has managers that are wrong in one row,
-and `explore` visits everything that can happen, with `machine` to be fast at it;
-`program` turns a trace of it into what a real manager has to go through, and
-`paths` follows what was seen of a real one through it.
-`bounds` is for looking at a real one: given the calls of one run, what its folder
-may look like after each of them.  `disk` says which disks a kill or a loss of
-power may leave, given what was done to a folder.  `clauses` defines the form of
-a clause, the levels and the capabilities; `book` renders the chapters as the
-document BOOK.md, and `vectors` as questions with their answers, of which
-`corners` has those that were answered by hand.
+Beside the chapters:
+
+- `clauses` has the form of a clause, the levels and the capabilities; `terms` the words; `front` the scope, the
+  verdicts and the notation.
+- `disk` says which disks a kill or a loss of power may leave; `bounds` says what a folder may hold after each call.
+- The room `model` has the whole manager as one table, and a search of everything that can happen to it.
+- The room `questions` has what managers can be asked in plain data; `vectors` renders it as JSON.
+- `evidence` computes what stands behind a clause; `book` renders all of this as BOOK.md.
+
+Nothing here imports torch, a manager or the suite: the standard library is enough.
 """
 
 from collections.abc import Mapping
 from types import MappingProxyType, ModuleType
 
-from forge_spec import commit, durable, freeze, layout, resume, retention, schedule, trust
+from forge_spec import (
+    commit,
+    durable,
+    ephemeral,
+    freeze,
+    interrupt,
+    layout,
+    place,
+    resume,
+    retention,
+    schedule,
+    script,
+    trust,
+    writer,
+)
 from forge_spec.clauses import CAPABILITIES, Clause, Level
 
-CHAPTERS: tuple[ModuleType, ...] = (schedule, layout, commit, retention, resume, freeze, trust, durable)
+CHAPTERS: tuple[ModuleType, ...] = (
+    schedule,
+    place,
+    writer,
+    layout,
+    commit,
+    interrupt,
+    durable,
+    retention,
+    resume,
+    freeze,
+    trust,
+    ephemeral,
+    script,
+)
 """The chapters in reading order."""
 
 CLAUSES: tuple[Clause, ...] = tuple(clause for chapter in CHAPTERS for clause in chapter.CLAUSES)
@@ -51,10 +76,15 @@ __all__ = [
     "Level",
     "commit",
     "durable",
+    "ephemeral",
     "freeze",
+    "interrupt",
     "layout",
+    "place",
     "resume",
     "retention",
     "schedule",
+    "script",
     "trust",
+    "writer",
 ]

@@ -1,13 +1,11 @@
-"""One run and its folder, call by call: what may be seen after each of them.
+"""One run and its folder, call by call: what may be observed after each call.
 
-A manager is free in what the clauses leave open: when a durable save is
-committed, and which old checkpoints go at level core.  So nothing here
-predicts a folder; it is said within which *bounds* the folder has to be, and what
-is seen is then *adopted* as the state for the next call.
+The clauses leave some things to the manager: when a save whose files are all written is committed, and which old
+checkpoints are deleted at level core. So this module predicts no folder. It gives *bounds* on the folder, and then
+*adopts* what was observed as the state before the next call.
 
-Invariant: between calls the folder is known exactly, except for the one
-save that may be in flight; a kill adds that a call may have got only part of
-its way.
+Invariant: between calls the folder is known exactly, except for the save that may be in flight. After a kill a call may
+have done only a part of its work.
 """
 
 from collections.abc import Sequence
@@ -20,8 +18,7 @@ from forge_spec.retention import Folder, may_keep, must_keep
 class State:
     """What is known when a call has returned.
 
-    `acknowledged` is the last step that a returned call vouched for;
-    `in_flight` the save that was dispatched and that no call has vouched for.
+    `acknowledged` is the last acknowledged step, and `in_flight` the save that was dispatched and is not acknowledged.
     """
 
     keep_last_n: int
@@ -31,11 +28,13 @@ class State:
     milestones: frozenset[int] = frozenset()
     acknowledged: int | None = None
     in_flight: int | None = None
+    has_pointer: bool = True
+    """Whether `latest` is a pointer; without one the newest complete checkpoint is the resume point."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What may be seen: `latest` is one of these, and `must <= complete <= may`."""
+    """What may be observed: the pointer names one of `latest`, and `must <= complete <= may`."""
 
     latest: frozenset[int | None]
     must: frozenset[int]
@@ -43,14 +42,15 @@ class Bounds:
 
 
 def after_save(state: State, step: int) -> tuple[State, Bounds]:
-    """A save has returned: it is committed, or in flight and the one before it committed.
+    """Return the state and the bounds when a save has returned.
+
+    A synchronous save is committed then. An asynchronous one is in flight, and the save before it is committed.
 
     >>> _, bounds = after_save(State(keep_last_n=1, background=False, complete=frozenset({2}), latest=2), 4)
     >>> bounds == Bounds(latest=frozenset({4}), must=frozenset({4}), may=frozenset({4}))
     True
 
-    In the background both the commit of the new step and the deletion that it
-    brings about may have happened already, or not:
+    An asynchronous save may have been committed already, and its deletion may have happened:
 
     >>> state = State(keep_last_n=1, background=True, complete=frozenset({2}), latest=2, acknowledged=2)
     >>> state, bounds = after_save(state, 4)
@@ -66,7 +66,7 @@ def after_save(state: State, step: int) -> tuple[State, Bounds]:
 
 
 def after_wait(state: State) -> tuple[State, Bounds]:
-    """`wait` or `flush_pending_save` has returned: nothing is in flight.
+    """Return the state and the bounds when `wait` or `flush_pending_save` has returned: nothing is in flight.
 
     >>> state = State(keep_last_n=0, background=True, complete=frozenset({2}), latest=2, in_flight=4)
     >>> state, bounds = after_wait(state)
@@ -79,7 +79,7 @@ def after_wait(state: State) -> tuple[State, Bounds]:
 
 
 def after_failure(state: State) -> tuple[State, Bounds]:
-    """A save has failed that nothing was in flight beside, and has been told as failed: all is as it was.
+    """Return the state and the bounds when a save has raised, with nothing else in flight: all is as it was.
 
     >>> state = State(keep_last_n=1, background=True, complete=frozenset({2, 4}), latest=4, acknowledged=4)
     >>> after_failure(state) == (state, Bounds(latest=frozenset({4}), must=frozenset({2, 4}), may=frozenset({2, 4})))
@@ -90,7 +90,7 @@ def after_failure(state: State) -> tuple[State, Bounds]:
 
 
 def after_kill(state: State, saving: int | None = None) -> tuple[State, Bounds]:
-    """The process is dead, killed between calls or, with `saving`, inside the save of that step.
+    """Return the state and the bounds after a kill, between calls or, with `saving`, inside the save of that step.
 
     >>> state = State(keep_last_n=1, background=True, complete=frozenset({2}), latest=2, acknowledged=2, in_flight=4)
     >>> state, bounds = after_kill(state, saving=6)
@@ -104,13 +104,35 @@ def after_kill(state: State, saving: int | None = None) -> tuple[State, Bounds]:
     return replace(state, in_flight=None), bounds
 
 
+def resume_points(state: State, bounds: Bounds) -> frozenset[int | None]:
+    """Return the steps that may be the resume point; None where there may be no checkpoint.
+
+    With a pointer these are the steps that it may name. Without one a rewind does not move the resume point: it is the
+    highest complete step of whichever allowed folder is observed.
+
+    >>> bounds = Bounds(latest=frozenset({5, 8}), must=frozenset({5}), may=frozenset({3, 5, 6, 8}))
+    >>> sorted(resume_points(State(keep_last_n=2, background=True), bounds))
+    [5, 8]
+    >>> sorted(resume_points(State(keep_last_n=2, background=True, has_pointer=False), bounds))
+    [5, 6, 8]
+    >>> bounds = Bounds(latest=frozenset(), must=frozenset(), may=frozenset({3}))
+    >>> resume_points(State(keep_last_n=2, background=True, has_pointer=False), bounds) == {None, 3}
+    True
+    """
+    if state.has_pointer:
+        return bounds.latest
+    if not bounds.must:
+        return frozenset({None, *bounds.may})
+    return frozenset(step for step in bounds.may if step >= max(bounds.must))
+
+
 def adopt(state: State, complete: frozenset[int], latest: int | None) -> State:
-    """The state with the folder as it was seen."""
+    """Return the state with the folder as it was observed."""
     return replace(state, complete=complete, latest=latest)
 
 
 def _after_commits(state: State, commits: Sequence[int]) -> Bounds:
-    """The bounds when exactly these commits have happened, each with its deletion."""
+    """Return the bounds when exactly these commits have happened, each with its deletion."""
     latest, must, may = state.latest, state.complete, state.complete
     for step in commits:
         latest = step
@@ -122,5 +144,5 @@ def _after_commits(state: State, commits: Sequence[int]) -> Bounds:
 
 
 def _either(one: Bounds, other: Bounds) -> Bounds:
-    """What may be seen when it is open which of the two has happened."""
+    """Return the bounds when either of the two may have happened."""
     return Bounds(one.latest | other.latest, one.must & other.must, one.may | other.may)

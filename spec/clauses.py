@@ -1,21 +1,19 @@
-"""A clause is one thing that a checkpoint manager must do, as a value.
+"""The form of a clause, the levels, and the capabilities.
 
-Its slug is the stable name: reports, expected failures and mutants refer to a
-clause by slug and by nothing else.  A clause that says *never* is kept honest
-by `sometimes`, the situation that has to arise before the clause counts as
-judged: a manager that does nothing never reaches it.
+A clause is one requirement on a checkpoint manager. Its slug is its stable name: reports, expected failures and
+mutants refer to a clause by its slug and by nothing else.
 
-Levels contain one another: an implementation that claims `strict` is held to
-`core` as well.  A clause that needs a capability which an implementation does
-not claim is *unclaimed* there, never passed.
+Invariant: a clause is judged only where its situation has arisen. So a manager that does nothing passes
+no clause that says *never*.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
 
 class Level(IntEnum):
-    """How much is promised; each level contains the ones below it."""
+    """How much is required; each level contains the levels below it."""
 
     CORE = 1
     STRICT = 2
@@ -23,7 +21,7 @@ class Level(IntEnum):
 
     @classmethod
     def named(cls, name: str) -> "Level":
-        """The level called `name`; `ValueError` lists the names there are.
+        """Return the level called `name`; the `ValueError` for an unknown name lists the levels.
 
         >>> Level.named("strict")
         <Level.STRICT: 2>
@@ -38,70 +36,85 @@ class Level(IntEnum):
         return self.name.lower()
 
 
+LEVELS: dict[Level, str] = {
+    Level.CORE: "what the design of the shared API states: every manager that claims these semantics meets it",
+    Level.STRICT: "what a manager needs to be relied upon; each clause is about a failure that happened to somebody",
+    Level.DURABLE: "what holds after a loss of power, and not only after a kill",
+}
+"""Every level, each with what it requires."""
+
+
 CAPABILITIES: dict[str, str] = {
-    "layout": "the folder looks as the chapter `layout` says: step_N/ with marker, train_state.pt and metadata.json",
-    "sync": "a save that returns when the checkpoint is complete",
-    "async": "a save that returns while its flush goes on in the background",
-    "pinned": "an asynchronous save that stages through page-locked memory",
+    "layout": "the folder has the layout of the chapter `layout`: `step_N/` with marker, `train_state.pt` and "
+    "`metadata.json`",
+    "sync": "`save` can return when the checkpoint is committed",
+    "async": "`save` can return while a flush writes the checkpoint in the background",
+    "pinned": "an asynchronous save can stage its copy in page-locked memory",
     "schedule": "the manager decides which steps are saved",
-    "window": "a window of steps in which a named strategy replaces the interval",
-    "retention": "old checkpoints are deleted beyond a limit",
-    "pointer": "a `latest` pointer names the newest committed checkpoint",
-    "explicit": "a caller may name the checkpoint to load by its path",
-    "exclude": "a caller may leave parts of the state out of a load",
-    "peek": "the step that a resume would land on can be asked for beforehand",
-    "train-state": "step, tokens seen, scheduler and the caller's extra travel with the weights",
-    "rng": "random number streams travel with the weights",
-    "dataloader": "the position of a stateful loader travels with the weights",
-    "freeze": "which modules were frozen is recorded and compared on resume",
-    "trust": "pickles of another owner are refused",
-    "distributed": "several ranks save one checkpoint",
-    "pipeline": "ranks are arranged in stages that save into ppI/ directories",
-    "reshard": "a checkpoint of N ranks loads on M",
-    "ephemeral": "temporary checkpoints beside permanent ones",
-    "fixed-steps": "extra permanent checkpoints at listed steps",
-    "gpu": "state lives on an accelerator",
+    "window": "a named strategy can replace the interval in a window of steps",
+    "retention": "old checkpoints beyond a limit are deleted",
+    "pointer": "a pointer `latest` names the checkpoint that was committed last",
+    "explicit": "the caller can name the checkpoint to load by its path",
+    "exclude": "the caller can exclude parts of the state from a load",
+    "partial": "a load can leave out single parameters: those that the caller names, and those that the model no "
+    "longer has",
+    "peek": "the caller can ask beforehand on which step an auto-resume would land",
+    "train-state": "step, tokens seen, scheduler and the caller's extra are saved with the weights",
+    "rng": "the states of random number generators are saved with the weights",
+    "dataloader": "the position of a stateful data loader is saved with the weights",
+    "loader-later": "a loader that is made after the load gets its position then; a part of `dataloader`",
+    "gradients": "a save notices accumulated gradients that no optimizer step has used",
+    "freeze": "the list of frozen modules is recorded, and compared at a resume",
+    "trust": "pickles that another user owns are refused",
+    "distributed": "several ranks save one checkpoint together",
+    "pipeline": "ranks form pipeline stages, which save into directories `ppI/`",
+    "reshard": "a checkpoint that N ranks saved loads on M ranks",
+    "one-writer": "a second process that saves into the folder is refused, unless its caller takes the folder over",
+    "gpu": "model and optimizer can be on an accelerator",
+    "ephemeral": "hooks of the training loop save permanent and ephemeral checkpoints, and remove what was replaced",
+    "step-layout": "what hooks save has the layout of the chapter `ephemeral`: `stepN/` with `model_and_optim/`, "
+    "`train/` and `.metadata.json`",
+    "fixed-steps": "single steps can be named at which hooks save a permanent checkpoint",
+    "cooldown": "an ephemeral checkpoint keeps a distance, in steps, from the save before it",
+    "max-permanent": "permanent checkpoints of hooks are removed beyond a limit",
+    "script": "there is a training job that uses the manager: a command that can be started, killed and started again",
 }
-"""Everything that an implementation may claim, each with what it means."""
+"""Everything that a manager may claim, each with what it means."""
 
 
-WORDS: dict[str, str] = {
-    "step": "the training counter",
-    "checkpoint": "what exists on disk for one step",
-    "shard": "one rank's piece of a checkpoint",
-    "marker": "the file that is written when all shards are there: DCP's `.metadata`",
-    "durable": "every byte that a resume of this step needs is on storage",
-    "complete": "durable as a reader sees it: marker, `train_state.pt` and `metadata.json` are present",
-    "torn": "said of a step's directory that is not complete",
-    "committed": "complete, and `latest` has pointed at it; without a pointer, complete",
-    "in flight": "dispatched and not yet committed",
-    "acknowledged": "committed, as a call that returned has told its caller",
-    "milestone": "a step that its window's strategy fires on; every other step is ordinary",
-    "auto-resume": "a load that no caller named a path for",
-    "resume point": "the step that an auto-resume would land on",
-    "extra": "what the caller gave to be saved with the train state and returned by the load",
-}
-"""One word for one thing, in every chapter."""
+PARTS: dict[str, frozenset[str]] = {"dataloader": frozenset({"loader-later"})}
+"""Capabilities that come with another one: a manager that claims that one claims them too, unless it says without which
+part."""
+
+
+def with_parts(capabilities: Iterable[str]) -> frozenset[str]:
+    """Return these capabilities and those that come with them.
+
+    >>> sorted(with_parts({"rng", "dataloader"}))
+    ['dataloader', 'loader-later', 'rng']
+    """
+    claimed = frozenset(capabilities)
+    return claimed.union(*(PARTS[name] for name in claimed & PARTS.keys()))
 
 
 @dataclass(frozen=True)
 class Clause:
-    """One MUST.
+    """One requirement.
 
-    `sentence` completes "A checkpoint manager ...": present tense, observable
-    from outside.  `why` names what happens to a run when it does not hold.
-    `sometimes` is the situation that must have arisen for a verdict.
-    `rests_on` lists the slugs without which this one cannot hold either, so
-    that a report can tell a root failure from its consequences.
+    `sentence` completes "A checkpoint manager ...": present tense, observable from outside. `why` says what happens
+    to a run where it does not hold. `situation` is what has to happen before a verdict counts.
+    `rests_on` lists the clauses without which this one can't hold either, so that a report can tell a cause from its
+    consequences. `predicates` names the functions that decide it, in its chapter, or in another one after a dot.
     """
 
     slug: str
     level: Level
     sentence: str
     why: str
-    sometimes: str
+    situation: str
     capabilities: frozenset[str] = frozenset()
     rests_on: tuple[str, ...] = ()
+    predicates: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         unknown = self.capabilities - CAPABILITIES.keys()
@@ -109,5 +122,5 @@ class Clause:
 
     @property
     def chapter(self) -> str:
-        """The part of the slug before the dot: the module that defines it."""
+        """The part of the slug before the dot: the module that defines the clause."""
         return self.slug.partition(".")[0]

@@ -1,37 +1,31 @@
-"""Which disks a death can leave, given what was done to a folder.
+"""Which disks a kill or a loss of power can leave, given what was done to a folder.
 
-What was done is a *trace*: one order of *effects* on directories and files.
-Files and directories are numbers, since names move; the folder itself is
-`ROOT`.  A death comes at a *cut*: the number of effects that had happened.
+What was done is a *trace*: one order of *effects* on directories and files. Files and directories are numbers, since
+names change; the folder itself is `ROOT`. A kill or a loss of power comes at a *cut*: the number of effects that had
+happened.
 
-Of a kill the rule is simple: everything that had happened is there, and nothing
-else.  Several ranks die at different places of their own orders, and any cut
-that no message contradicts may be what is left.
+After a kill, everything that had happened is there, and nothing else. With several ranks each one has its own order of
+effects, and any combination of their cuts that no message contradicts may be left.
 
-A loss of power leaves less.  What had happened is in memory first; it is *safe*
-when an `fsync` of the file, or of the directory for its names, has returned.
-What is not safe may be lost, in the ways that the storage allows:
+A loss of power leaves less. What had happened is in memory first. It is *safe* when an `fsync` of the file, or of the
+directory for its names, has returned. What is not safe may be lost, in the ways that the storage allows:
 
-- `ext4`: changes of names reach the disk in their order, through one journal;
-  content is written later, when nobody asks (delayed allocation), so that a
-  renamed file may be empty.  An fsync brings the journal up to the last change
-  of that file.  Replacing a file by rename or truncation is not given the
-  special care of `auto_da_alloc`, which a mount option turns off.
+- `ext4`: changes of names reach the disk in their order, through one journal. Content is written later, unless somebody
+  asks for it (delayed allocation), so that a renamed file may be empty. An fsync brings the journal up to the last
+  change of that file. The special treatment of a replacement by rename or truncation, `auto_da_alloc`, is not assumed,
+  since a mount option turns it off.
   (Linux, Documentation/filesystems/ext4; Documentation/filesystems/ext4/journal.)
-- `xfs` shares these rules: one log, in order; content is written later.
-- `posix-strict`: each change of names is on its own; only an fsync of its
-  directory makes it safe.  Content that is not safe may be lost, old, torn at a
-  block, or a file of the right length full of zeros.  This is what POSIX
-  promises, which is next to nothing (fsync and rename in IEEE Std 1003.1;
-  Pillai et al., "All File Systems Are Not Created Equal", OSDI 2014, who found
-  file systems that use these liberties one by one).
-- `posix-settled`: the same, but what is older than the save before this one has
-  reached the disk by itself, as it does within seconds on a machine that works.
-- `nfs`: the server has changes of names on its disk before it answers (RFC
-  1813: procedures other than WRITE); content is safe when the file was synced
-  or closed (COMMIT, close-to-open).
+- `xfs` has the same rules: one log, in order; content is written later.
+- `posix-strict`: each change of names is independent, and only an fsync of its directory makes it safe. Content that is
+  not safe may be lost, old, torn at a block, or a file of the right length full of zeros. POSIX promises no more
+  (fsync and rename in IEEE Std 1003.1; Pillai et al., "All File Systems Are Not Created Equal", OSDI 2014, found file
+  systems that use each of these liberties).
+- `posix-settled`: the same, but everything older than the save before this one has reached the disk by itself, as it
+  does within seconds on a machine that works.
+- `nfs`: the server has changes of names on its disk before it answers (RFC 1813: procedures other than WRITE). Content
+  is safe when the file was synced or closed (COMMIT, close-to-open).
 
-Modes, owners, times and extended attributes are no part of a disk here.
+Modes, owners, times and extended attributes are not part of a disk here.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,15 +34,14 @@ from dataclasses import dataclass
 ROOT = 1
 """The folder itself, in the numbering of files and directories."""
 BLOCK = 4096
-"""What a disk writes at once, in bytes: content is torn between blocks, never inside one."""
+"""What a disk writes at once, in bytes: content may be torn between blocks, but not inside one."""
 
 
 @dataclass(frozen=True)
 class Entries:
-    """Names change, all of them or none: something is made, linked, renamed, exchanged or removed.
+    """Names change, all of them or none: an entry is made, linked, renamed, exchanged or removed.
 
-    Each change is a directory, a name in it, and what the name stands for
-    afterwards, or None.
+    Each change is a directory, a name in it, and the file or directory of that name afterwards, or None.
     """
 
     changes: tuple[tuple[int, str, int | None], ...]
@@ -65,7 +58,7 @@ class Bytes:
 
 @dataclass(frozen=True)
 class Size:
-    """A file was cut short, or extended with zeros."""
+    """A file was truncated, or extended with zeros."""
 
     file: int
     size: int
@@ -73,7 +66,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Sync:
-    """A file or directory was synced, or everything (None); with `content_only`, as by fdatasync."""
+    """A file or directory was synced, or everything (None). With `content_only` it was done by fdatasync."""
 
     of: int | None
     content_only: bool = False
@@ -81,18 +74,18 @@ class Sync:
 
 @dataclass(frozen=True)
 class Close:
-    """A file that may have been written to was closed."""
+    """A file that was open for writing was closed."""
 
     file: int
 
 
 @dataclass(frozen=True)
 class Mark:
-    """No effect on the disk, and something that its reader has to know.
+    """Something that happened without an effect on the disk.
 
-    A save, counted from 0, `begins`, is `acknowledged` to the caller, or `raised`.
-    Processes `start`, told to load `step` or, at 0, to look for themselves; the run
-    `lands` at `step`, 0 being fresh; all are killed (`kill`).  A write found no room (`full`).
+    A save, counted from 0, `begins`, is `acknowledged` to the caller, or has `raised`. Processes `start`, to load
+    `step` or, at 0, in an auto-resume. The run `lands` on `step`, where 0 is a fresh start. All processes are killed
+    (`kill`). A write failed for lack of space (`full`). A job `prints` a line, which is counted by `step`.
     """
 
     word: str
@@ -108,10 +101,9 @@ Trace = Sequence[Effect]
 class Storage:
     """What a kind of storage may lose.
 
-    `keeps_order`: names are lost only from the end.  `keeps_names`: they are
-    not lost at all.  `syncs_at_close`: closing a file makes its content safe.
-    `zeros`: what is lost of a file may read as zeros.  `settles`: what is older
-    than the save before this one is safe.
+    `keeps_order`: changes of names are lost only from the end. `keeps_names`: they are not lost at all.
+    `syncs_at_close`: closing a file makes its content safe. `zeros`: lost content may read as zeros. `settles`: what is
+    older than the save before this one is safe.
     """
 
     name: str
@@ -136,7 +128,7 @@ STORAGES: Mapping[str, Storage] = {
 
 
 def touches(effect: Effect, number: int) -> bool:
-    """Whether an effect changes this file or directory, or moves its name.
+    """Return whether an effect changes this file or directory, or its name.
 
     >>> touches(Entries(((ROOT, "a", 7),)), 7), touches(Entries(((ROOT, "a", 7),)), ROOT), touches(Bytes(7, 0, b"x"), 8)
     (True, True, False)
@@ -150,7 +142,7 @@ def touches(effect: Effect, number: int) -> bool:
 
 
 def settled(trace: Trace, cut: int, storage: Storage) -> int:
-    """How many effects at the beginning of the trace are safe because they are old.
+    """Return how many effects at the beginning of the trace are safe because they are old.
 
     >>> trace = [Entries(((ROOT, "a", 7),)), Mark("begins", 0), Mark("begins", 1), Mark("begins", 2)]
     >>> [settled(trace, cut, STORAGES["posix-settled"]) for cut in (1, 2, 3, 4)]
@@ -165,7 +157,7 @@ def settled(trace: Trace, cut: int, storage: Storage) -> int:
 
 
 def safe_entries(trace: Trace, cut: int, storage: Storage) -> frozenset[int]:
-    """Which changes of names, by their place in the trace, survive whatever happens to the power after `cut` effects.
+    """Return the changes of names, by their position in the trace, that no loss of power after `cut` effects undoes.
 
     A file is made in the folder, and the file is synced, but not the folder:
 
@@ -189,7 +181,7 @@ def safe_entries(trace: Trace, cut: int, storage: Storage) -> frozenset[int]:
 
 
 def _is_covered(trace: Trace, at: int, synced: int, sync: Sync, storage: Storage) -> bool:
-    """Whether a sync makes an earlier change of names safe."""
+    """Return whether a sync makes an earlier change of names safe."""
     if sync.of is None:
         return True
     if storage.keeps_order:
@@ -201,7 +193,7 @@ def _is_covered(trace: Trace, at: int, synced: int, sync: Sync, storage: Storage
 
 
 def _was_synced_in_each(trace: Trace, at: int, synced: int) -> bool:
-    """A rename between directories is safe when both of them were synced."""
+    """Return whether all directories of a change were synced, which makes a rename between directories safe."""
     change = trace[at]
     assert isinstance(change, Entries), "only names are asked about"
     done = {effect.of for effect in trace[at : synced + 1] if isinstance(effect, Sync)}
@@ -209,7 +201,7 @@ def _was_synced_in_each(trace: Trace, at: int, synced: int) -> bool:
 
 
 def may_lose(trace: Trace, cut: int, lost: frozenset[int], storage: Storage) -> bool:
-    """Whether a loss of power after `cut` effects may undo just these changes of names.
+    """Return whether a loss of power after `cut` effects may undo exactly these changes of names.
 
     >>> trace = [Entries(((ROOT, "a", 7),)), Entries(((ROOT, "b", 8),)), Entries(((ROOT, "c", 9),))]
     >>> [may_lose(trace, 3, frozenset(lost), STORAGES["ext4"]) for lost in ([], [2], [1, 2], [1])]
@@ -228,7 +220,7 @@ def may_lose(trace: Trace, cut: int, lost: frozenset[int], storage: Storage) -> 
 
 
 def safe_content(trace: Trace, cut: int, storage: Storage) -> dict[int, int]:
-    """Per file, how many effects at the beginning of the trace its content on the disk is at least as new as.
+    """Return for each file how many effects at the beginning of the trace its content on the disk includes at least.
 
     >>> trace = [Bytes(7, 0, b"x"), Sync(7), Bytes(7, 1, b"y"), Bytes(8, 0, b"z"), Close(8)]
     >>> safe_content(trace, 5, STORAGES["posix-strict"]), safe_content(trace, 5, STORAGES["nfs"])
@@ -248,7 +240,7 @@ def safe_content(trace: Trace, cut: int, storage: Storage) -> dict[int, int]:
 
 
 def after(content: bytes, effect: Effect) -> bytes:
-    """A file's content after an effect on it.
+    """Return a file's content after an effect on it.
 
     >>> after(b"abc", Bytes(7, 5, b"x")), after(b"abc", Bytes(7, 1, b"x")), after(b"abc", Size(7, 1))
     (b'abc\\x00\\x00x', b'axc', b'a')
@@ -263,7 +255,7 @@ def after(content: bytes, effect: Effect) -> bytes:
 
 
 def versions(trace: Trace, cut: int, file: int, initial: bytes, storage: Storage) -> list[bytes]:
-    """What the file held after each effect on it, from the last state that is safe to the one at the cut.
+    """Return the content after each effect on the file, from the last content that is safe to that at the cut.
 
     >>> trace = [Bytes(7, 0, b"x"), Sync(7), Bytes(7, 1, b"y"), Bytes(7, 2, b"z")]
     >>> versions(trace, 4, 7, b"", STORAGES["posix-strict"])
@@ -279,9 +271,10 @@ def versions(trace: Trace, cut: int, file: int, initial: bytes, storage: Storage
 
 
 def may_hold(content: bytes, versions: Sequence[bytes], storage: Storage) -> bool:
-    """Whether a file may hold this after a loss of power: each block as some version had it, or as zeros if it is new.
+    """Return whether a file may have this content after a loss of power.
 
-    Its length is that of a version, or lies at the end of a block between them.
+    Each block is that of some version, or zeros if it is new. The length is that of a version, or ends at a block
+    between them.
 
     >>> old, new = b"a" * BLOCK, b"b" * (2 * BLOCK)
     >>> torn = new[:BLOCK]
@@ -303,7 +296,7 @@ def may_hold(content: bytes, versions: Sequence[bytes], storage: Storage) -> boo
 
 
 def blocks(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """The content, block by block, each with where it begins.
+    """The content, block by block, each with its offset.
 
     >>> [(start, len(block)) for start, block in blocks(bytes(BLOCK + 1))]
     [(0, 4096), (4096, 1)]
@@ -313,11 +306,10 @@ def blocks(content: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def is_consistent(cut: Sequence[int], clocks: Sequence[Sequence[Sequence[int]]]) -> bool:
-    """Whether ranks may have died at these places of their own orders.
+    """Return whether ranks may have been killed at these positions of their own orders.
 
-    `cut` counts, per rank, what it had done; `clocks[rank][n]` says how many of
-    each rank's operations were known to have happened when that rank had done
-    its n-th.  Rank 1 does its second operation only after a message that rank 0
+    `cut` counts for each rank what it had done. `clocks[rank][n]` says how many operations of each rank were known to
+    have happened when that rank had done its n-th. Rank 1 does its second operation only after a message that rank 0
     sent after its first:
 
     >>> clocks = [[(1, 0), (2, 0)], [(0, 1), (1, 2)]]
@@ -329,7 +321,7 @@ def is_consistent(cut: Sequence[int], clocks: Sequence[Sequence[Sequence[int]]])
 
 
 def extreme_cuts(clocks: Sequence[Sequence[Sequence[int]]]) -> Iterator[tuple[int, ...]]:
-    """For each place of each rank, the cuts with the others as far behind, and as far ahead, as they may be.
+    """For each position of each rank, the cuts with the others as far behind, and as far ahead, as they may be.
 
     >>> clocks = [[(1, 0), (2, 0)], [(0, 1), (1, 2)]]
     >>> sorted(set(extreme_cuts(clocks)))
@@ -349,5 +341,5 @@ def extreme_cuts(clocks: Sequence[Sequence[Sequence[int]]]) -> Iterator[tuple[in
 
 
 def _furthest(clock: Sequence[Sequence[int]], rank: int, count: int, most: int) -> int:
-    """How far a rank may have got that knows of no more than `count` operations of `rank`."""
+    """Return how far a rank may be that knows of no more than `count` operations of `rank`."""
     return max((done for done in range(1, most + 1) if clock[done - 1][rank] <= count), default=0)

@@ -1,17 +1,14 @@
-"""Which modules were frozen: recorded with the checkpoint and compared before a load touches anything.
+"""Which modules were frozen: recorded with the checkpoint, and compared before a load changes anything.
 
-Training that freezes a module and then thaws it, or the reverse, gives weights
-and moments that look alike and mean different things.  So the freeze list goes
-into `metadata.json` in a canonical form, and a resume that expects another one
-is refused.  A run with a different architecture knows other modules, which is
-why only the modules that both sides name are compared.
+Training that freezes a module and then unfreezes it, or the reverse, gives weights and moments that look alike and mean
+different things. So the freeze list goes into `metadata.json` in a canonical form, and a resume that expects another
+list is refused. A run with another architecture has other modules, so only the modules that both lists name are
+compared.
 
-Invariants: equal lists have equal canonical forms, however they were written
-down; a refused load has changed nothing; and the list that is recorded is the
-one that was in force when the weights were taken.
+Invariants: equal lists have equal canonical forms, however they were written; a refused load has changed nothing; and
+the recorded list is the one that was in force when the weights were taken.
 
-An *entry* is a pair (module, frozen); in files it is the object
-`{"module": ..., "frozen": ...}`.
+An *entry* is a pair (module, frozen). In files it is the object `{"module": ..., "frozen": ...}`.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -29,92 +26,113 @@ CLAUSES: tuple[Clause, ...] = (
         '`{"module", "frozen"}` objects, whatever order the entries came in',
         why="If the form depends on the order of a configuration file, an unchanged run is refused at its own "
         "checkpoint.",
-        sometimes="the same entries were given in different orders and with repetitions",
+        situation="the same entries were given in different orders and with repetitions",
         capabilities=_FREEZE,
+        predicates=("canonical",),
     ),
     Clause(
         slug="freeze.intersection",
         level=Level.CORE,
         sentence="compares the saved and the expected list only on the modules that both name",
-        why="A checkpoint taken over into an architecture with one more module could never be loaded.",
-        sometimes="lists that agree on their shared modules, each naming one more of its own, were compared",
+        why="Otherwise a checkpoint could never be loaded into an architecture with one more module.",
+        situation="lists that agree on their shared modules, each naming one more of its own, were compared",
         capabilities=_FREEZE,
+        predicates=("intersection",),
     ),
     Clause(
         slug="freeze.mismatch",
         level=Level.CORE,
-        sentence="refuses, before any state is touched, a load whose lists differ on a shared module, with a "
-        "`ValueError` that shows both sides and the modules that only one of them names",
-        why="A thawed module goes on with moments it never had, or a frozen one drifts: "
-        "the run trains, and its result is not the one that was planned.",
-        sometimes="a checkpoint was loaded with an expectation that differs on a shared module",
+        sentence="refuses, before any state is touched, a load whose lists differ on a shared module. The "
+        "`ValueError` shows both sides and the modules that only one of them names",
+        why="A module that was unfrozen goes on with moments it never had, or a frozen one changes. The run trains, "
+        "and its result is not the one that was planned.",
+        situation="a checkpoint was loaded with an expected list that differs on a shared module",
         capabilities=_FREEZE,
+        predicates=("Comparison",),
     ),
     Clause(
         slug="freeze.override",
         level=Level.CORE,
         sentence="warns of the mismatch and goes on with the load when `ignore_freeze_mismatch` is set",
-        why="Thawing in the middle of training is a common plan; without a way to say so "
-        "the owner edits `metadata.json` by hand.",
-        sometimes="lists that differ on a shared module were compared with `ignore_freeze_mismatch` set",
+        why="Unfreezing modules in the middle of training is a common plan. Without this setting the owner edits "
+        "`metadata.json` by hand.",
+        situation="lists that differ on a shared module were compared with `ignore_freeze_mismatch` set",
         capabilities=_FREEZE,
         rests_on=("freeze.mismatch", "resume.exact"),
+        predicates=("Comparison",),
     ),
     Clause(
         slug="freeze.absent",
         level=Level.CORE,
         sentence="compares nothing when the caller expects nothing or the checkpoint recorded nothing",
-        why="Older checkpoints and runs that freeze nothing would be refused for lack of a record.",
-        sometimes="a checkpoint without a record was loaded with an expectation, and one with a record without any",
+        why="Older checkpoints, and runs that freeze nothing, would be refused for lack of a record.",
+        situation="a checkpoint without a record was loaded with an expected list, and one with a record without any",
         capabilities=_FREEZE,
     ),
     Clause(
         slug="freeze.unreadable",
         level=Level.CORE,
-        sentence="warns, naming the file, when `metadata.json` can't be parsed, and goes on with the load",
-        why="The weights are intact: a file meant for people must not be what keeps a run from resuming. "
-        "Without the warning nobody learns that the comparison did not take place.",
-        sometimes="a checkpoint with a damaged `metadata.json` was loaded with an expectation",
+        sentence="warns, naming the file, when `metadata.json` can't be parsed, and goes on with the load; it may also "
+        "refuse a checkpoint that it wrote itself, naming the file",
+        why="Where no checksum of it is recorded, a file meant for people must not keep a run from resuming. Without "
+        "the warning nobody learns that nothing was compared.",
+        situation="a checkpoint with a damaged `metadata.json`, the manager's own or one of stock DCP, was loaded with "
+        "an expected list",
         capabilities=frozenset({"freeze", "layout"}),
+    ),
+    Clause(
+        slug="freeze.flipped-bit",
+        level=Level.STRICT,
+        sentence="still refuses a load whose lists differ on a shared module if one bit of the `metadata.json` that it "
+        "wrote is flipped. The error names the module or the file. It may instead fall back to another checkpoint, "
+        "with a warning that names the file",
+        why="Most flipped bits make the file unparsable. If that only brings a warning, the check is off just when "
+        "something is wrong with the checkpoint.",
+        situation="bits all over `metadata.json` were flipped, one at a time, and the checkpoint was loaded each time "
+        "with an expectation that differs on a shared module",
+        capabilities=frozenset({"freeze", "layout"}),
+        rests_on=("freeze.mismatch",),
     ),
     Clause(
         slug="freeze.whole-metadata",
         level=Level.STRICT,
         sentence="writes `metadata.json` whole or not at all: no kill leaves part of it under its name",
         why="Half a file counts as present, so the step looks complete, and its freeze list is never compared.",
-        sometimes="a save was killed at each file operation around the writing of `metadata.json`",
+        situation="a save was killed at each file operation around the writing of `metadata.json`",
         capabilities=frozenset({"freeze", "layout"}),
     ),
     Clause(
         slug="freeze.zero-overlap",
         level=Level.STRICT,
         sentence="warns when both lists have entries and no module in common",
-        why="Nothing was compared, and it looks as though everything agreed: "
-        "after a renaming of modules the check is off without a word.",
-        sometimes="two non-empty lists without a shared module were compared",
+        why="Nothing was compared, and it looks as though everything agreed. After a renaming of modules the "
+        "comparison is off without any message.",
+        situation="two non-empty lists without a shared module were compared",
         capabilities=_FREEZE,
         rests_on=("freeze.intersection",),
+        predicates=("Comparison",),
     ),
     Clause(
         slug="freeze.effective",
         level=Level.CORE,
-        sentence="computes the list in force at a step from the base list, overridden module by module by each stage "
-        "whose `start_step` is not above the step, in ascending order, and refuses an unknown module "
-        "in the base list or such a stage with a `ValueError` that names it",
-        why="A stage applied out of order or a step late expects the wrong list, and a good checkpoint is refused; "
-        "a misspelt module is frozen in the configuration and nowhere else.",
-        sometimes="steps before, at and after the start of several stages given out of order were asked about, "
-        "and an unknown module was named",
+        sentence="computes the list in force at a step from the base list. Each stage of the freeze schedule whose "
+        "`start_step` is not above the step overrides it module by module, in ascending order. An unknown module in "
+        "the base list or in such a stage is refused with a `ValueError` that names it",
+        why="If a stage is applied out of order or a step late, the wrong list is expected, and a good checkpoint is "
+        "refused. A misspelt module is frozen in the configuration and nowhere else.",
+        situation="steps before, at and after the start of several stages given out of order were asked about, and an "
+        "unknown module was named",
         capabilities=_FREEZE,
+        predicates=("effective",),
     ),
     Clause(
         slug="freeze.drain-before-transition",
         level=Level.CORE,
-        sentence="returns from `flush_pending_save` only when the save in flight is committed, "
-        "with the freeze list of the time of its call",
-        why="The loop thaws modules right after this call: a record written later describes "
-        "the new list beside weights of the old one.",
-        sometimes="`flush_pending_save` was called with a flush in flight, and the freeze list changed afterwards",
+        sentence="returns from `flush_pending_save` only when the save in flight is committed, with the freeze list "
+        "of the time of its call",
+        why="The training loop unfreezes modules right after this call. A record that is written later describes the "
+        "new list beside weights of the old one.",
+        situation="`flush_pending_save` was called with a flush in flight, and the freeze list changed afterwards",
         capabilities=frozenset({"freeze", "async"}),
         rests_on=("commit.no-later-than",),
     ),
@@ -125,14 +143,13 @@ Recorded = Mapping[str, object]
 
 
 def canonical(specs: Iterable[Entry]) -> list[dict[str, object]]:
-    """The form in which a freeze list is recorded and compared.
+    """Return the form in which a freeze list is recorded and compared.
 
     >>> canonical([("vision", True), ("adapter", False), ("vision", True)])
     [{'module': 'adapter', 'frozen': False}, {'module': 'vision', 'frozen': True}]
 
-    Only equal entries are one.  A list that contradicts itself keeps both,
-    since to choose between them would need the order that the form is
-    independent of; `effective` is where order decides.
+    Only equal entries are merged. A list that contradicts itself keeps both entries: to choose one would need the
+    order, and the form does not depend on the order. In `effective` the order decides.
 
     >>> canonical([("vision", True), ("vision", False)])
     [{'module': 'vision', 'frozen': False}, {'module': 'vision', 'frozen': True}]
@@ -141,7 +158,7 @@ def canonical(specs: Iterable[Entry]) -> list[dict[str, object]]:
 
 
 def modules(entries: Iterable[Recorded]) -> frozenset[str]:
-    """The modules that a recorded list names.
+    """Return the modules that a recorded list names.
 
     >>> sorted(modules(canonical([("vision", True), ("adapter", False)])))
     ['adapter', 'vision']
@@ -150,7 +167,7 @@ def modules(entries: Iterable[Recorded]) -> frozenset[str]:
 
 
 def intersection(saved: Iterable[Recorded], expected: Iterable[Recorded]) -> tuple[list[Recorded], list[Recorded]]:
-    """Both recorded lists without the modules that only one of them names; their order is kept.
+    """Return both recorded lists without the modules that only one of them names, in their order.
 
     >>> saved = canonical([("vision", True), ("text", False)])
     >>> expected = canonical([("vision", False), ("adapter", True)])
@@ -166,7 +183,7 @@ def intersection(saved: Iterable[Recorded], expected: Iterable[Recorded]) -> tup
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a load has to know, and an error to show, about two recorded lists.
+    """The comparison of two recorded lists: what a load decides by, and what its error shows.
 
     >>> seen = Comparison(canonical([("vision", True), ("text", False)]), canonical([("vision", False)]))
     >>> seen.differing, seen.only_saved, seen.only_expected, seen.is_mismatch
@@ -180,7 +197,7 @@ class Comparison:
 
     @property
     def differing(self) -> tuple[str, ...]:
-        """The shared modules that the two sides disagree on."""
+        """The shared modules on which the lists differ."""
         shared = sorted(modules(self.saved) & modules(self.expected))
         return tuple(module for module in shared if _states(self.saved, module) != _states(self.expected, module))
 
@@ -196,12 +213,12 @@ class Comparison:
 
     @property
     def is_mismatch(self) -> bool:
-        """Whether the load is refused, or warned of under `ignore_freeze_mismatch`."""
+        """Whether the load is refused, or warns under `ignore_freeze_mismatch`."""
         return bool(self.differing)
 
     @property
     def has_zero_overlap(self) -> bool:
-        """Whether there was something to compare on both sides and nothing in common."""
+        """Whether both lists have entries and no module in common."""
         return bool(self.saved) and bool(self.expected) and not modules(self.saved) & modules(self.expected)
 
 
@@ -215,10 +232,10 @@ def effective(
     schedule: Iterable[tuple[int, Iterable[Entry]]],
     valid_modules: Collection[str] | None = None,
 ) -> list[Entry]:
-    """The list in force at a step, one entry for each module.
+    """Return the list in force at a step, one entry for each module, in no particular order.
 
-    A stage of the schedule is a pair (start_step, entries).  The order of the
-    result says nothing; `ValueError` for a module outside `valid_modules`.
+    A stage of the schedule is a pair (start_step, entries). A module that is in force and not in `valid_modules` raises
+    a `ValueError`.
 
     >>> base, schedule = [("vision", True)], [(200, [("text", True)]), (100, [("vision", False)])]
     >>> effective(99, base, schedule)
@@ -231,13 +248,12 @@ def effective(
     Traceback (most recent call last):
     ValueError: unknown modules ['vision']
 
-    The last of several entries for a module wins; a stage that is not in
-    force yet is not looked at:
+    The last of several entries for a module wins, and a stage that is not in force yet is not checked:
 
     >>> effective(0, [("vision", True), ("vision", False)], [(9, [("typo", True)])], valid_modules={"vision"})
     [('vision', False)]
 
-    Stages that begin together are taken in their order:
+    Stages with the same start are applied in their order:
 
     >>> effective(9, [], [(9, [("vision", True)]), (9, [("vision", False)])])
     [('vision', False)]

@@ -29,7 +29,7 @@ on the thread you were called on.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Protocol
 
 
@@ -41,6 +41,9 @@ class Claims:
     """`core`, `strict` or `durable`."""
     capabilities: tuple[str, ...] = ("sync",)
     """Names out of `forge_spec.CAPABILITIES`; `forge-conformance list --capabilities` explains them."""
+    without: tuple[str, ...] = ()
+    """Capabilities that come with one of these and are not claimed: `loader-later` comes with `dataloader`. Frameworks
+    that are given their loader when the loop begins, such as Lightning, need it."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +69,65 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class Traits:
+    """How a manager works where the clauses leave it free.
+
+    A test that needs another way of working is *unreached*, with the trait as
+    its reason; so each trait takes questions away, and only what is true of
+    the manager itself belongs here.  `forge-conformance list --traits` prints
+    these texts.
+    """
+
+    counts_steps: bool = False
+    """It counts the training steps itself and can't save under another number. Frameworks that own the training loop,
+    such as Lightning, name a checkpoint after their own count."""
+    resumes_at_start: bool = False
+    """It resumes by itself when it is made or when its loop begins, so no run begins anew beside checkpoints. Trainers
+    that look into their folder when they start, such as that of OLMo-core, need it."""
+    dies_of_failed_save: bool = False
+    """After a save that raised it can't be used any more, and a new process has to go on. Frameworks whose loop ends
+    with the error, and managers whose background process is gone, need it."""
+    deletes_late: bool = False
+    """It deletes old checkpoints in a thread or at the next batch, not before `save` or `wait` return; its adapter
+    defines `finish_deletions`. Managers with a thread for deletions, such as torchtitan's, need it."""
+    load_path_is_fallback: bool = False
+    """It uses `load_path` only in a folder without a checkpoint. Trainers with a setting for the weights that a new run
+    starts from, such as torchtitan's `initial_load_path`, need it."""
+    has_end: bool = False
+    """A script has to make a call at its end, and the adapter defines it as `finish`. Managers with `close()`, and
+    frameworks that flush when their loop ends, need it."""
+    min_keep_last_n: int = 1
+    """The smallest limit above 0 that it accepts for `keep_last_n`. Managers that refuse to keep a single checkpoint,
+    such as torchtitan's, need it."""
+    keep_all: int = 0
+    """What it is given for `keep_last_n` to keep all checkpoints. Managers that refuse 0 need a large number here."""
+
+
+@dataclass(frozen=True)
 class Window:
     """Steps `start` to `stop`, both included, in which `strategy` decides what is saved."""
 
     start: int
     stop: int
     strategy: str = "power2"
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a manager is configured with that hooks of the training loop drive (`ephemeral`); None turns one off."""
+
+    save_interval: int | None = 250
+    ephemeral_save_interval: int | None = None
+    pre_train_checkpoint: bool | None = None
+    remove: str = "ephemeral_only"
+    """`ephemeral_only`, `all_non_permanent` or `never`."""
+    ephemeral_cooldown: int | None = None
+    """(`cooldown`)"""
+    fixed_steps: tuple[int, ...] | None = None
+    """(`fixed-steps`)"""
+    max_checkpoints: int | None = None
+    """(`max-permanent`)"""
+    enabled: bool = True
 
 
 @dataclass(frozen=True)
@@ -84,14 +140,18 @@ class Settings:
 
     folder: str
     mode: str = "sync"
-    """`sync`, `async` or `pinned`."""
+    """`sync`, `async` or `pinned`; with `hooks` also `unset`, for what the manager does if nothing is said."""
     keep_last_n: int = 0
-    """How many checkpoints to keep; 0 and less keep all."""
+    """How many checkpoints to keep; 0 and less keep all.  It is never outside what `Traits` says is accepted."""
     interval: int = 1000
     window: Window | None = None
     load_path: str | None = None
     exclude_from_loading: tuple[str, ...] = ()
     ignore_freeze_mismatch: bool = False
+    hooks: Hooks | None = None
+    """Given where hooks decide what is saved; then `save` is not called, and `keep_last_n` to `take_over` are unset."""
+    take_over: bool = False
+    """Whether the manager takes the folder over from a process that holds it (`one-writer`)."""
     timeout_s: float | None = None
     """How long a rank may wait for another one, where there are several; groups of processes that are made without a
     timeout have this one by themselves."""
@@ -140,8 +200,15 @@ class Adapter:
 
     claims: ClassVar[Claims] = Claims()
     layout: ClassVar[Layout] = Layout()
+    traits: ClassVar[Traits] = Traits()
+    hooked_layout: ClassVar[Layout | None] = None
+    """What hooks save looks like on disk; None: like everything else (`ephemeral`)."""
     distributions: ClassVar[tuple[str, ...]] = ()
     """Installed packages whose versions the report names, besides that of the `--impl` module itself."""
+
+    job: ClassVar[str] = ""
+    """A command that trains with the manager and prints its progress (`script`). `{dir}` stands for the folder of its
+    checkpoints, `{python}` for the manager's Python, and `{file}` for the adapter's own file."""
 
     def __init__(self, settings: Settings, training: Training) -> None:
         """Make the manager for this process life, as a training script would, before anything is loaded."""
@@ -171,9 +238,18 @@ class Adapter:
         """Resume the training in place: from `path` if one is named, else wherever the manager decides.
 
         `exclude` names what to leave as it is: `model`, `optimizer`,
-        `scheduler`, `dataloader`, `rng` (`exclude`).
+        `scheduler`, `dataloader`, `rng` (`exclude`), and names of parameters
+        and buffers, or what they begin with up to a dot (`partial`).
         """
         raise NotImplementedError
+
+    # -- what a trait asks for --------------------------------------------------
+
+    def finish_deletions(self) -> None:
+        """Return when everything that is due for deletion is gone (`Traits.deletes_late`)."""
+
+    def finish(self) -> None:
+        """What a script calls at its end, as its last statement (`Traits.has_end`)."""
 
     # -- what some managers offer besides; each belongs to a capability -------
 
@@ -200,6 +276,26 @@ class Adapter:
     def apply_dataloader_state(self, dataloader: Any) -> None:
         """Give a loader that was not at hand during `load` its state (`dataloader`)."""
         raise Unsupported("apply_dataloader_state")
+
+    def pre_train(self) -> None:
+        """The hook before the first batch; the run's step is `training.step` (`ephemeral`)."""
+        raise Unsupported("pre_train")
+
+    def post_train_batch(self) -> None:
+        """The hook after each batch (`ephemeral`)."""
+        raise Unsupported("post_train_batch")
+
+    def post_train(self) -> None:
+        """The hook after the last batch (`ephemeral`)."""
+        raise Unsupported("post_train")
+
+    def block_ephemeral(self, is_blocked: bool) -> None:
+        """From here on the run blocks ephemeral checkpoints, or does so no longer (`ephemeral`)."""
+        raise Unsupported("block_ephemeral")
+
+    def checkpoint_pending(self) -> bool:
+        """Whether a save of a hook is not finished yet (`ephemeral`)."""
+        raise Unsupported("checkpoint_pending")
 
     @classmethod
     def register_strategy(cls, name: str, fires: Callable[[int, int, int], bool]) -> None:
@@ -231,3 +327,64 @@ class Adapter:
     def probe(cls) -> dict[str, bool]:
         """Which capabilities the implementation visibly has or lacks, whatever is claimed; silent ones are left out."""
         return {}
+
+
+class CallbackAdapter(Adapter):
+    """For managers of the second design (`ephemeral`): a callback, bound to a run that it saves through.
+
+    A subclass makes `callback` and `run`, which have the names of that design,
+    and adds `load`.
+    """
+
+    layout: ClassVar[Layout] = Layout(
+        checkpoint=r"step(?P<step>0|[1-9][0-9]*)",
+        required=("train/rank0.pt", "model_and_optim/.metadata", ".metadata.json"),
+        pointer=None,
+        name="step{step}",
+    )
+    callback: Any
+    run: Any
+    future: Any = None
+    """The save that `wait` has to await."""
+
+    def callback_fields(self, strategy: Callable[[str], Any]) -> dict[str, Any]:
+        """What the callback is made with; `strategy` makes a removal strategy out of its name."""
+        fields = asdict(self.settings.hooks or Hooks())
+        fields["remove"] = strategy(fields["remove"])
+        if self.settings.mode != "unset":
+            fields["save_async"] = self.settings.mode != "sync"
+        return fields
+
+    def count(self, step: int, tokens_seen: int) -> None:
+        """Tell the run where the training is, unless it finds that out itself."""
+
+    def pre_train(self) -> None:
+        self.count(self.training.step, self.training.tokens_seen)
+        self.callback.pre_train()
+
+    def post_train_batch(self) -> None:
+        self.count(self.training.step, self.training.tokens_seen)
+        self.callback.post_train_batch()
+
+    def post_train(self) -> None:
+        self.callback.post_train()
+
+    def block_ephemeral(self, is_blocked: bool) -> None:
+        self.run.block_ephemeral_checkpoints = is_blocked
+
+    def checkpoint_pending(self) -> bool:
+        return bool(self.callback.checkpoint_pending)
+
+    def save(self, step: int, tokens_seen: int, extra: Mapping[str, Any] | None, parts: Sequence[str]) -> None:
+        self.wait()
+        self.count(step, tokens_seen)
+        self.run.extra = dict(extra or {})
+        if self.settings.mode == "sync":
+            self.run.save_checkpoint()
+        else:
+            _, self.future = self.run.save_checkpoint_async()
+
+    def wait(self) -> None:
+        future, self.future = self.future, None
+        if future is not None:
+            future.result()

@@ -6,7 +6,7 @@ command `forge-conformance run` is the usual way in; plain pytest works too:
     pytest --pyargs forge_conformance --forge-impl their.package.checkpoint
 
 Each test's report carries what it found out as the user property `forge`, so
-that verdicts survive xdist and are computed in one place (`report.verdicts`).
+that verdicts survive xdist and are computed in one place (`judging.verdicts`).
 """
 
 import re
@@ -17,19 +17,24 @@ from typing import Any
 import pytest
 
 import forge_distributed
-from forge_conformance.harness.folder import Folder
-from forge_conformance.harness.judge import JUDGES, ClauseFailure, Judge, Judges, Unreached
-from forge_conformance.harness.ranks import RanksTimeline, Shape
-from forge_conformance.harness.scenario import Scenario, Timeline
-from forge_conformance.harness.server import CannotJudge, Server
-from forge_conformance.harness.worker import Hung, ManagerFault, Raised, Unsupported
-from forge_conformance.report.verdicts import is_case
+from forge_conformance.judging.judge import JUDGES, CannotJudge, ClauseFailure, Judge, Judges, Unreached
+from forge_conformance.judging.verdicts import MODES, Finding, foundations, is_case
+from forge_conformance.runs import machine
+from forge_conformance.runs.folder import Folder
+from forge_conformance.runs.group import ALONE, Shape
+from forge_conformance.runs.machine import MachineLacks
+from forge_conformance.runs.process import Hung, ManagerFault, Raised, Unsupported, WrongAnswer
+from forge_conformance.runs.scenario import Scenario
+from forge_conformance.runs.server import Server
+from forge_conformance.runs.timeline import Timeline
 from forge_spec import BY_SLUG
 from forge_spec.clauses import Level
 
-MODES = ("sync", "async", "pinned")
 SUITE = (Path(__file__).parent, Path(forge_distributed.__file__).parent)
 """Where the tests are."""
+_HERE = SUITE[0]
+SUITE_ARGUMENTS = ["-c", str(_HERE / "pytest.ini"), f"--rootdir={_HERE}", *map(str, SUITE)]
+"""What pytest is told to run the suite, whatever the directory that it is run from has configured."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -46,15 +51,41 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--forge-ranks", default="2,4", help="how many ranks distributed runs have, comma-separated")
     group.addoption("--forge-examples", type=int, default=0, help="random programs to try (default: the usual few)")
     group.addoption(
-        "--forge-no-shrinking", action="store_true", help="tell of a failing random program as it was found"
+        "--forge-no-shrinking", action="store_true", help="report a failing random program without shrinking it"
     )
     group.addoption(
-        "--forge-go-on", action="store_true", help="go on in a test after a clause has fallen; the first is the verdict"
+        "--forge-go-on",
+        action="store_true",
+        help="continue a test after a clause has failed; the first failure is the verdict",
     )
 
 
 WARM_SERVER = pytest.StashKey[Server]()
 """Where the command leaves the server of its first contact, so that its imports are paid for once."""
+
+
+class Findings:
+    """A pytest plugin of the process that controls a run: gathers what tests found out."""
+
+    def __init__(self) -> None:
+        self.findings: list[Finding] = []
+        self.lost: list[str] = []
+        """Tests that ended without a finding: our errors."""
+
+    def gathers(self, values: dict[str, Any]) -> None:
+        """One test has ended with these values."""
+        self.findings.append(Finding.of(values))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        values = dict(report.user_properties).get("forge")
+        if isinstance(values, dict):
+            self.gathers(values)
+        elif report.failed:
+            self.lost.append(f"{report.nodeid}: {report.longrepr}")
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self.lost.append(f"{report.nodeid} could not be collected: {report.longrepr}")
 
 
 class Session:
@@ -63,9 +94,8 @@ class Session:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._server: Server | None = None
-        self._timelines: dict[int, Timeline] = {}
+        self._timelines: dict[tuple[int, Shape, str | None], Timeline] = {}
         self._has_rehearsed_ranks = False
-        self._ranks_timelines: dict[tuple[int, Shape], RanksTimeline] = {}
 
     @property
     def server(self) -> Server:
@@ -77,7 +107,7 @@ class Session:
             device = option("--forge-device")
             try:
                 self._server = warm or Server(option("--forge-impl"), option("--forge-python"), *timeouts, device)
-            except CannotJudge as reason:
+            except (CannotJudge, MachineLacks) as reason:
                 pytest.exit(f"forge-conformance: {reason}", returncode=pytest.ExitCode.USAGE_ERROR)
             self._server.rehearse([mode for mode in MODES if mode in self.capabilities])
         return self._server
@@ -93,24 +123,18 @@ class Session:
         """The level it is judged at."""
         return Level.named(self._config.getoption("--forge-level") or self.server.implementation.level)
 
-    def timeline(self, seed: int) -> Timeline:
-        """The undisturbed run of this seed; its worker lives as long as the session."""
-        if seed not in self._timelines:
-            self._timelines[seed] = Timeline(self.server, seed)
-        return self._timelines[seed]
-
-    def ranks_timeline(self, seed: int, shape: Shape) -> RanksTimeline:
-        """The undisturbed run of this seed by so many ranks; it lives as long as the session."""
-        key = (seed, shape)
-        if key not in self._ranks_timelines:
-            self._ranks_timelines[key] = RanksTimeline(self.server, seed, shape)
-        return self._ranks_timelines[key]
+    def timeline(self, seed: int, shape: Shape = ALONE, variety: str | None = None) -> Timeline:
+        """Made once for each of these, because nothing can disturb it; it lives as long as the session."""
+        key = (seed, shape, variety)
+        if key not in self._timelines:
+            self._timelines[key] = Timeline(self.server, *key)
+        return self._timelines[key]
 
     def rehearse_ranks(self) -> None:
         """Let the server import what several ranks need, once."""
         if not self._has_rehearsed_ranks:
             self._has_rehearsed_ranks = True
-            self.server.rehearse([MODES[0] if MODES[0] in self.capabilities else MODES[1]], with_ranks=True)
+            self.server.rehearse([mode for mode in MODES if mode in self.capabilities][:1], with_ranks=True)
 
     @property
     def ranks(self) -> list[int]:
@@ -243,6 +267,7 @@ def fresh_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
             scenario.end()
         made[:] = [new_scenario(request, tmp_path_factory.mktemp("example"))]
         made[0].judge.story.clear()
+        made[0].judge.events.clear()
         return made[0]
 
     yield make
@@ -269,7 +294,6 @@ def new_scenario(request: pytest.FixtureRequest, directory: Path) -> Scenario:
         folder,
         request.node.stash[_JUDGE],
         session.timeline,
-        session.ranks_timeline,
         session.capabilities,
         session.level,
     )
@@ -283,14 +307,31 @@ def pytest_runtest_makereport(
     declared = declared_by(item)
     if declared is not None and (report.when == "call" or report.failed):
         judge = item.stash.get(_JUDGE, None) or Judge(declared.clauses, lambda slug: True)
-        found = found_out(judge, call.excinfo.value if call.excinfo else None)
+        found = unless_our_own(found_out(judge, call.excinfo.value if call.excinfo else None), judge.folder)
         if found.get("hung") and _SESSION in item.config.stash:
             item.config.stash[_SESSION].server.hangs += 1
-        values = {"case": case_of(item), "seconds": report.duration, "fell_at": list(judge.fell_at)}
+        values = {"case": case_of(item), "seconds": report.duration, "failed_at": list(judge.failed_at)}
+        values |= {"events": sorted(judge.events)}
         report.user_properties.append(("forge", {**values, **found}))
         if "failure" in found:
             report.longrepr = explain(found["failure"])
     return report
+
+
+def unless_our_own(found: dict[str, Any], folder: str | None) -> dict[str, Any]:
+    """The same, but a failure on a machine that lacks what every manager needs says nothing of this one."""
+    if found["outcome"] != "failed" or folder is None:
+        return found
+    try:
+        machine.check(Path(folder).parent)
+    except MachineLacks as lack:
+        kept = {key: found[key] for key in ("clauses", "reached")}
+        return {
+            **kept,
+            "outcome": "error",
+            "reason": f"{lack} The manager then failed: {found['failure']['seen'][:200]}",
+        }
+    return found
 
 
 def found_out(judge: Judge, error: BaseException | None) -> dict[str, Any]:
@@ -307,7 +348,7 @@ def found_out(judge: Judge, error: BaseException | None) -> dict[str, Any]:
             return {**found, "outcome": "failed", "failure": {**seen, "story": failure.story, "detail": failure.detail}}
         case ManagerFault():
             detail = cause.traceback if isinstance(cause, Raised) else ""
-            fault = _fault(judge, str(cause), detail=detail)
+            fault = _fault(judge, str(cause), detail=detail, is_about_act=not isinstance(cause, WrongAnswer))
             return {**found, "outcome": "failed", "hung": isinstance(cause, Hung), "failure": fault}
         case Unsupported():
             fault = _fault(judge, str(cause), expected="every capability that is claimed to be there")
@@ -324,15 +365,26 @@ def found_out(judge: Judge, error: BaseException | None) -> dict[str, Any]:
 
 
 def _fault(
-    judge: Judge, seen: str, expected: str = "the manager to get through this scenario", detail: str = ""
+    judge: Judge,
+    seen: str,
+    expected: str = "the manager to get through this scenario",
+    detail: str = "",
+    is_about_act: bool = False,
 ) -> dict[str, Any]:
-    """What no comparison found: the clause that the test is about takes the blame."""
-    story = tuple(judge.story)
-    return {"clause": judge.clauses[0], "expected": expected, "seen": seen, "story": story, "detail": detail}
+    """What no comparison found.
+
+    The clause that the test is about takes the blame, unless it rests on the
+    one about what was being done, and nothing else had happened.
+    """
+    story, clause = tuple(judge.story), judge.clauses[0]
+    act = judge.act if is_about_act and not judge.events else None
+    if act is not None and judge.is_judged(act) and act in foundations(clause):
+        clause = act
+    return {"clause": clause, "expected": expected, "seen": seen, "story": story, "detail": detail}
 
 
 def _cause(error: BaseException | None) -> BaseException | None:
-    """The one that says most: a group of errors counts as its first fallen clause."""
+    """The one that says most: a group of errors counts as its first failed clause."""
     if isinstance(error, BaseExceptionGroup):
         causes = [_cause(inner) for inner in error.exceptions]
         return next((cause for cause in causes if isinstance(cause, (ClauseFailure, ManagerFault))), causes[0])
@@ -340,7 +392,7 @@ def _cause(error: BaseException | None) -> BaseException | None:
 
 
 def explain(failure: dict[str, Any]) -> str:
-    """A fallen clause for somebody who does not know the test."""
+    """A failed clause for somebody who does not know the test."""
     clause = BY_SLUG[failure["clause"]]
     story = "\n".join(f"  {number}. {sentence}" for number, sentence in enumerate(failure["story"], 1))
     lines = [

@@ -22,11 +22,12 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, reject, seed, settings
 from hypothesis import strategies as st
 
-from forge_conformance.harness.folder import DANGLING
-from forge_conformance.harness.gate import Operation, at
-from forge_conformance.harness.judge import ClauseFailure, judges
-from forge_conformance.harness.scenario import Life, Scenario
-from forge_conformance.harness.worker import Loaded, ManagerFault, Raised, Unsupported
+from forge_conformance.judging.judge import ClauseFailure, judges
+from forge_conformance.runs.folder import DANGLING
+from forge_conformance.runs.life import Life
+from forge_conformance.runs.process import Loaded, ManagerFault, Raised, Unsupported
+from forge_conformance.runs.scenario import Scenario
+from forge_conformance.watch.gate import Operation, at
 from forge_spec import bounds as allowed
 from forge_spec import resume, schedule
 from forge_spec.schedule import Window
@@ -36,7 +37,6 @@ USUAL_SEED = 2
 SHRINKING_S = 30
 INTERVAL = 3
 WINDOW = (0, 6)
-WRITING = ("write", "writev", "pwrite64")
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def test_the_manager_does_what_the_model_allows(
             return
         run = fresh_run()
         if run.judge.first is not None:
-            return  # where a test goes on after what has fallen, one program that falls is enough
+            return  # where a test goes on after a failure, one program that fails is enough
         try:
             Run(run, mode, has_window and run.has("window"), is_watched).perform(program)
         except (ClauseFailure, ManagerFault):
@@ -174,13 +174,14 @@ class Run:
     """One program: the manager's side in `_run`, the specification's in `_state`."""
 
     def __init__(self, run: Scenario, mode: str, has_window: bool, is_watched: bool) -> None:
-        """`latest` is watched in some runs alone: in others what falls at every save would hide what falls later."""
+        """`latest` is watched in some runs alone: in others a failure at every save would hide a later one."""
         self._run = run
         self._is_watched = is_watched and run.folder.layout.pointer is not None
         self._mode = mode
         self._window: Window | None = schedule.power2_window(*WINDOW) if has_window else None
-        limit = 2 if run.has("retention") else 0
-        self._state = allowed.State(keep_last_n=limit, background=mode != "sync")
+        limit = run.limit(2) if run.has("retention") else 0
+        has_pointer = run.folder.layout.pointer is not None
+        self._state = allowed.State(keep_last_n=limit, background=mode != "sync", has_pointer=has_pointer)
         self._life: Life | None = None
         self._is_pointed = False
         """Whether `latest` has been seen."""
@@ -242,18 +243,21 @@ class Run:
             self._save()
             return
         self._note(life)
-        life.gate.fail(lambda operation: operation.name in WRITING, errno.ENOSPC)
+        life.gate.fail(lambda operation: operation.writes_data, errno.ENOSPC)
         self._run.judge.tell("the disk is full")
         raised: list[str] = []
-        for call in (life.save, life.wait, life.wait):
+        calls = [life.save, life.wait, life.wait]
+        while calls and not (raised and self._run.implementation.traits.dies_of_failed_save):
             try:
-                call()
+                calls.pop(0)()
             except Raised as error:
                 raised.append(str(error))
         has_failed = bool(life.gate.failed)
         life.gate.heal()
         self._run.judge.tell("the disk has space again")
         self._check_gate(life)
+        if raised and self._run.implementation.traits.dies_of_failed_save:
+            self._kill()
         self._run.expect(
             clause,
             len(raised) <= 1 and (bool(raised) or life.step in self._run.folder.complete()),
@@ -271,6 +275,8 @@ class Run:
         life = self._alive()
         self._note(life)
         life.save()
+        if not self._state.background:
+            life.finish_deletions()
         self._check_gate(life)
         self._agree(*allowed.after_save(self._state, life.step))
 
@@ -288,7 +294,7 @@ class Run:
         self._note(life)
         number = len(life.gate.log) + operation
         life.close_gate(at(number), saying=f"it is stopped at its file operation number {operation}")
-        life.tell_save()
+        life.begin_save()
         if life.worker.replies_or_blocks() and not life.gate.held():
             life.worker.reply()
             life.open_gate()
@@ -300,7 +306,7 @@ class Run:
         self._agree(*allowed.after_kill(self._state, saving=life.step))
 
     def _resume(self, keep_last_n: int) -> None:
-        self._state = _limited(self._state, keep_last_n if self._run.has("retention") else 0)
+        self._state = _limited(self._state, self._run.limit(keep_last_n) if self._run.has("retention") else 0)
         self._life = self._start()
         landing = resume.may_land_on(self._run.folder.complete(), self._run.folder.latest_or_newest())
         peeked = self._ask("resume.peek-agrees", "peek", path=None) if self._run.has("peek") else None
@@ -397,10 +403,12 @@ class Run:
         try:
             return self._alive().worker.call(question, **about)
         except Unsupported as fault:
-            self._run.judge.fall(clause, expected="every capability that is claimed to be there", seen=str(fault))
+            self._run.judge.record_failure(
+                clause, expected="every capability that is claimed to be there", seen=str(fault)
+            )
             raise
         except ManagerFault as fault:
-            self._run.judge.fall(clause, expected=f"an answer to {question}", seen=str(fault))
+            self._run.judge.record_failure(clause, expected=f"an answer to {question}", seen=str(fault))
             raise
 
     def _expect_due(self) -> None:
@@ -418,15 +426,17 @@ class Run:
         What lies outside the bounds is the fault of the clause about just that, unless there is one to blame.
         """
         folder = self._run.folder
-        complete, latest = folder.complete(), folder.latest_or_newest()
+        complete = folder.complete()
+        latest = folder.latest() if state.has_pointer else max(complete, default=None)
         seen = f"{folder}"
         returned = "commit.no-later-than" if state.background else "commit.sync"
         killed = "resume.after-kill" if self._resaved is None else "commit.resave"
         is_dead = self._life is None
+        points, resume_point = allowed.resume_points(state, bounds), "latest" if state.has_pointer else "the newest"
         self._run.expect(
             blames or (killed if is_dead else returned),
-            latest in bounds.latest,
-            expected=f"latest at one of {_shown(bounds.latest)}",
+            latest in points,
+            expected=f"{resume_point} at one of {_shown(points)}",
             seen=seen,
             reaches=latest is not None,
         )

@@ -5,6 +5,7 @@ file operation, lets it go, fails it, or shows the folder at each operation.
 """
 
 import errno
+import itertools
 import re
 import shutil
 import threading
@@ -13,15 +14,20 @@ from pathlib import Path
 
 import pytest
 
-from forge_conformance.harness.folder import DANGLING
-from forge_conformance.harness.gate import Operation, Picks, in_background
-from forge_conformance.harness.judge import Unreached, judges
-from forge_conformance.harness.scenario import ALL_KINDS, Life, Scenario
-from forge_conformance.harness.worker import Raised
+from forge_conformance.judging.judge import Unreached, judges
+from forge_conformance.runs.folder import DANGLING
+from forge_conformance.runs.life import Life
+from forge_conformance.runs.process import Raised
+from forge_conformance.runs.scenario import Scenario
+from forge_conformance.runs.state import ALL_KINDS
+from forge_conformance.watch.gate import Operation, Picks, in_background
 from forge_spec import commit
 
-_LAST_OPERATIONS = 8
+_LAST_OPERATIONS = 10
 """Of a save, as many as change names rather than write."""
+_LARGE_BYTES = 4 << 20
+_MAY_BE_REFUSED = ("open", "creat", "mkdir", "rename", "link", "symlink", "truncate", "chmod")
+"""What the names of system calls begin with for which a permission is needed."""
 _QUESTIONS = {"peek": ("peek",), "should_save": ("schedule",), "milestones": ("window",)}
 """Calls that change nothing, with the capabilities that they take."""
 
@@ -172,7 +178,7 @@ def test_a_new_save_awaits_the_flush_before_it(run: Scenario, flush_mode: str) -
     life.train_to(2)
     _require_overlap(run, life.save_held())
     life.train_to(4)
-    life.tell_save()
+    life.begin_save()
     has_returned = life.worker.replies_or_blocks()
     run.expect(
         "commit.one-in-flight",
@@ -208,6 +214,9 @@ def test_a_reader_polling_latest_never_finds_it_missing_or_dangling(run: Scenari
 
 @judges("commit.snapshot")
 def test_changes_after_save_has_returned_do_not_reach_the_disk(run: Scenario, flush_mode: str) -> None:
+    run.start(mode=flush_mode).commit_at(2)
+    control, _ = run.resume()
+    returns = run.items_that_return(control, 2)
     life = run.start(mode=flush_mode, gated=True)
     life.train_to(3)
     _require_overlap(run, life.save_held())
@@ -218,7 +227,33 @@ def test_changes_after_save_has_returned_do_not_reach_the_disk(run: Scenario, fl
     life.wait()
     again, loaded = run.resume()
     run.expect_landing("commit.snapshot", loaded, {3})
-    run.expect_state("commit.snapshot", again, 3)
+    run.expect_state("commit.snapshot", again, 3, only=returns)
+
+
+@judges("commit.snapshot", needs=("train-state",))
+def test_what_is_large_and_what_is_in_the_extra_is_of_the_time_of_the_call(run: Scenario, flush_mode: str) -> None:
+    """Averages of weights change at every step; large tensors are what a manager would rather not copy."""
+    life = run.start(mode=flush_mode, gated=True)
+    life.worker.call("enlarge", size_bytes=_LARGE_BYTES)
+    life.worker.call("average")
+    run.judge.tell(
+        f"its model has a tensor of {_LARGE_BYTES:,} bytes; it hands over an average of its state in the extra"
+    )
+    life.train_to(3)
+    large = life.digest("buffer")["buffer/large"]
+    _require_overlap(run, life.save_held())
+    handed = life.worker.call("handed_over")
+    life.worker.call("scramble")
+    run.judge.tell("both are overwritten in place while the flush is held")
+    life.open_gate()
+    life.wait()
+    again = run.start(mode=flush_mode, seed=999)
+    again.worker.call("enlarge", size_bytes=_LARGE_BYTES)
+    loaded = again.load()
+    run.expect_landing("commit.snapshot", loaded, {3})
+    seen = again.digest("buffer")["buffer/large"]
+    run.expect("commit.snapshot", seen == large, expected="the large tensor as it was", seen="other values")
+    run.expect("commit.snapshot", repr(loaded.extra) == handed, expected=handed, seen=f"{loaded.extra}")
 
 
 @judges("commit.inert")
@@ -263,7 +298,8 @@ def test_a_checkpoint_that_lacks_one_of_its_parts_is_not_resumed(run: Scenario, 
 def test_killed_at_any_file_operation_of_a_save_the_run_resumes_and_saves_on(
     run: Scenario, mode: str, tmp_path: Path
 ) -> None:
-    life = run.start(mode=mode, keep_last_n=1, gated=True)
+    limit = run.limit(1)
+    life = run.start(mode=mode, keep_last_n=limit, gated=True)
     life.commit_at(2)
     disks = Disks(run, tmp_path)
     life.gate.observe(disks.take)
@@ -273,8 +309,8 @@ def test_killed_at_any_file_operation_of_a_save_the_run_resumes_and_saves_on(
     life.kill()
     for disk, operation in disks.all():
         run.folder.become(disk)
-        run.retell(f"life 1 commits step 2, saves step 4 and is killed just before {operation}")
-        again, loaded = run.resume(mode=mode, keep_last_n=1)
+        run.retell(f"process 1 commits step 2, saves step 4 and is killed just before {operation}")
+        again, loaded = run.resume(mode=mode, keep_last_n=limit)
         run.expect_landing("commit.whole", loaded, {2, 4}, "2 was committed, 4 was being saved")
         run.expect_state("resume.exact", again, loaded.step)
         again.commit_at(4) if loaded.step == 2 else again.commit_at(5)
@@ -415,7 +451,7 @@ def test_a_synchronous_save_that_fails_says_so_and_the_next_one_works(run: Scena
     life = run.start(mode="sync", gated=True)
     life.commit_at(2)
     life.train_to(4)
-    life.gate.fail(lambda operation: operation.name in ("write", "writev", "pwrite64"), errno.ENOSPC)
+    life.gate.fail(lambda operation: operation.writes_data, errno.ENOSPC)
     run.judge.tell("the disk is full")
     raised = _errors(life, "save")
     life.gate.heal()
@@ -434,12 +470,39 @@ def test_a_synchronous_save_that_fails_says_so_and_the_next_one_works(run: Scena
 
 
 @judges("commit.failed-save")
+def test_a_permission_that_is_refused_is_a_failure_like_any_other(run: Scenario) -> None:
+    """For each kind of call that a save makes, the first one of it; by one errno and by the other in turn."""
+    life = run.start(mode="sync", gated=True)
+    life.commit_at(1)
+    begun = len(life.gate.log)
+    life.commit_at(2)
+    made = [operation for operation in life.gate.log[begun:] if operation.writes]
+    calls = dict.fromkeys(one.name for one in made if one.name.startswith(_MAY_BE_REFUSED))
+    for call, number in zip(calls, itertools.cycle([errno.EACCES, errno.EPERM])):
+        before = life.step
+        life.train_to(before + 1)
+        life.gate.fail(_first(call), number)
+        run.judge.tell(f"the first {call} of the save is refused with {errno.errorcode[number]}")
+        raised = _errors(life, "save")
+        life.gate.heal()
+        stands = life.step in run.folder.complete() and run.folder.latest_or_newest() == life.step
+        run.expect(
+            "commit.failed-save",
+            stands or (bool(raised) and run.folder.latest_or_newest() == before),
+            expected=f"step {life.step} committed all the same, or an error and latest still at {before}",
+            seen=f"{raised or 'no error'}; {run.folder}",
+        )
+        life.commit_at(life.step + 1)
+
+
+@judges("commit.failed-save")
 def test_a_synchronous_save_that_fails_near_its_end_leaves_the_resume_point(run: Scenario) -> None:
     """By then names have changed: the checkpoint has its own, or `latest` names it already."""
     life = run.start(mode="sync", gated=True)
     life.commit_at(1)
     heard: list[str] = []
     for back in range(_LAST_OPERATIONS):
+        life.commit_at(life.step + 1)  # clears up after the failure before, so that the next two saves do the same
         begun = len(life.gate.log)
         life.commit_at(life.step + 1)
         before, ended = life.step, len(life.gate.log)
@@ -481,7 +544,7 @@ def test_saving_an_existing_step_again_never_mixes_two_and_never_loses_it(
     for disk, operation in disks.all():
         run.folder.become(disk)
         over = f"step 4{f' and the stray {stray.name} in it' if stray else ''}"
-        run.retell(f"life 1, another run, saves its step 4 over {over}, and is killed just before {operation}")
+        run.retell(f"process 1, another run, saves its step 4 over {over}, and is killed just before {operation}")
         again, loaded = run.resume(mode=mode)
         run.expect_landing("commit.resave", loaded, {4}, "step 4 could be resumed before it was saved again")
         _expect_one_of_two(run, again, 4)
@@ -532,7 +595,7 @@ def test_a_normal_exit_without_wait_ends_and_loses_at_most_the_last_step(run: Sc
     life.commit_at(2)
     life.train_to(4)
     _require_overlap(run, life.save_held())
-    life.worker.tell("exit")
+    life.worker.begin("exit")
     life.worker.reply()
     life.worker.ends_or_blocks()
     run.judge.tell("the script ends while the flush of step 4 is held; then the flush is let go")
@@ -588,7 +651,7 @@ class Disks:
 
     def _place(self, operation: Operation | None) -> tuple[str, ...]:
         """The file that is written to; the burst is as long as it stays the same."""
-        is_write = operation is not None and operation.name in ("write", "writev", "pwrite64", "pwritev")
+        is_write = operation is not None and operation.writes_data
         place = operation.paths if operation is not None and is_write else ()
         self._burst = [*self._burst, place] if place and self._burst[-1:] in ([], [place]) else [place][: bool(place)]
         return place
@@ -729,6 +792,18 @@ def _fail_flush(run: Scenario, life: Life) -> None:
     """Save with a flush that fails on a full disk, which then has space again; nobody has been told."""
     _begin_failing_flush(run, life)
     _end_failing_flush(run, life)
+
+
+def _first(call: str) -> Picks:
+    """Picks the first operation of this name that changes something."""
+    picked: list[int] = []
+
+    def picks(operation: Operation) -> bool:
+        if not picked and operation.writes and operation.name == call:
+            picked.append(operation.number)
+        return operation.number in picked
+
+    return picks
 
 
 def _number(number: int) -> Picks:

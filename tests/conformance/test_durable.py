@@ -6,13 +6,14 @@ with every write, and writes a script that replays each bad disk.
 
 import pytest
 
-from forge_conformance.crash.command import Job, Manager, Place, explore
-from forge_conformance.crash.explorer import Effort
-from forge_conformance.crash.recorders import choose
-from forge_conformance.crash.report import Result
-from forge_conformance.crash.scenarios import SCENARIOS
-from forge_conformance.harness.judge import Unreached, judges
-from forge_conformance.harness.scenario import Scenario
+from forge_conformance.disks.explorer import Effort
+from forge_conformance.disks.job import Job, explore
+from forge_conformance.disks.result import Result
+from forge_conformance.disks.scenarios import SCENARIOS
+from forge_conformance.judging.judge import Unreached, judges
+from forge_conformance.runs.scenario import Scenario
+from forge_conformance.runs.workplace import Manager, Place
+from forge_conformance.watch.backends import choose
 
 _EFFORT = Effort(goes_on=5, deaths_again=0)
 _STORAGES = ("ext4", "posix-strict", "nfs")
@@ -76,8 +77,8 @@ def _explored(run: Scenario, mode: str, scenario: str, *storages: str) -> Result
     recorder = choose(None)
     if recorder.is_coarse:
         raise Unreached(f"the only recorder that works here is {recorder.says}: {recorder.unseen}")
-    place = Place(run.server, run.folder.path, run.kinds(), recorder)
-    result = explore(Job(Manager(run.implementation.name), scenario, mode, storages, _EFFORT), place)
+    place = Place(Manager(run.implementation.name), run.server, run.folder.path, run.kinds(), recorder)
+    result = explore(Job(scenario, mode, storages, _EFFORT), place)
     if result.refusal:
         raise Unreached(result.refusal)
     return result

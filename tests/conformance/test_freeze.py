@@ -2,15 +2,22 @@
 
 import itertools
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from forge_conformance.harness.gate import Operation
-from forge_conformance.harness.judge import Unreached, judges
-from forge_conformance.harness.scenario import ALL_KINDS, Life, Scenario
+from forge_conformance.judging.judge import Unreached, judges
+from forge_conformance.runs.cases import case
+from forge_conformance.runs.life import Life
+from forge_conformance.runs.process import Raised
+from forge_conformance.runs.scenario import Scenario
+from forge_conformance.runs.state import ALL_KINDS
+from forge_conformance.test_golden import require_fit
+from forge_conformance.watch.gate import Operation
 from forge_spec import freeze, layout
 
+_DCP = case("golden/dcp-one-process")
 ADAPTER, AUDIO, TEXT, VISION = "adapter", "audio", "text", "vision"
 
 
@@ -77,16 +84,39 @@ def test_a_checkpoint_without_freeze_metadata_is_not_compared(run: Scenario, mod
 
 @pytest.mark.parametrize("content", [b'{"step": 2, "vlm_freeze": [', b"", b"\0\0\0", b'{"step": 2, "note": "\xff"}'])
 @judges("freeze.unreadable")
-def test_metadata_that_cannot_be_parsed_is_a_warning(run: Scenario, mode: str, content: bytes) -> None:
+def test_metadata_that_cannot_be_parsed_is_a_warning_or_refused_by_name(
+    run: Scenario, mode: str, content: bytes
+) -> None:
     _save_frozen(run, mode, [(VISION, True)])
-    (run.folder.of(2) / layout.METADATA).write_bytes(content)
-    run.judge.tell(f"{layout.METADATA} of step 2 now contains {content!r}")
-    life = run.start(mode=mode, seed=999)
-    loaded = life.load(
-        run.folder.of(2) if run.has("explicit") else None, freeze_expected=freeze.canonical([(VISION, False)])
-    )
+    life = _start_with_metadata(run, mode, 2, content)
+    path = run.folder.of(2) if run.has("explicit") else None
+    try:
+        loaded = life.load(path, freeze_expected=freeze.canonical([(VISION, False)]))
+    except Raised as error:
+        run.expect(
+            "freeze.unreadable",
+            layout.METADATA in error.message,
+            expected=f"a refusal that names {layout.METADATA}",
+            seen=error.message,
+        )
+        return
     run.expect_warning("freeze.unreadable", life, layout.METADATA)
     run.expect_landing("freeze.unreadable", loaded, {2}, "the metadata is not needed for a load")
+
+
+@pytest.mark.parametrize("content", [b'{"step": 4, "vlm_freeze": [', b'{"step": 4, "note": "\xff"}'])
+@judges("freeze.unreadable", needs=("train-state",), layout=_DCP.layout)
+def test_of_a_checkpoint_of_stock_dcp_metadata_that_cannot_be_parsed_is_a_warning(
+    run: Scenario, mode: str, content: bytes, tmp_path: Path
+) -> None:
+    """Nothing in it tells what the metadata was, so there is nothing to refuse it for."""
+    require_fit(run, _DCP, tmp_path / "theirs")
+    _DCP.put_into(run.folder.path)
+    run.judge.tell(f"the folder is made that of {_DCP.name}: {run.folder}")
+    life = _start_with_metadata(run, mode, 4, content)
+    loaded = life.load(freeze_expected=freeze.canonical([(VISION, False)]))
+    run.expect_warning("freeze.unreadable", life, layout.METADATA)
+    run.expect_landing("freeze.unreadable", loaded, {4}, "the metadata is not needed for a load")
 
 
 @judges("freeze.whole-metadata")
@@ -135,7 +165,7 @@ def test_a_flush_before_a_transition_commits_with_the_metadata_of_its_time(run: 
     life.train_to(2)
     if not life.save_held(extra={"vlm_freeze": recorded}):
         raise Unreached("its flush could not be held with save returned and training free to go on; see commit.overlap")
-    life.worker.tell("flush")
+    life.worker.begin("flush")
     run.judge.tell("flush_pending_save is called while the flush is held")
     has_returned = life.worker.replies_or_blocks()
     run.expect(
@@ -165,6 +195,12 @@ def _save_frozen(run: Scenario, mode: str, entries: list[tuple[str, bool]]) -> N
     life = run.start(mode=mode)
     life.train_to(2)
     life.commit(extra={"vlm_freeze": freeze.canonical(entries)})
+
+
+def _start_with_metadata(run: Scenario, mode: str, step: int, content: bytes) -> Life:
+    (run.folder.of(step) / layout.METADATA).write_bytes(content)
+    run.judge.tell(f"{layout.METADATA} of step {step} now contains {content!r}")
+    return run.start(mode=mode, seed=999)
 
 
 def _effective(life: Life, step: int, base: Any, stages: Any, valid_modules: list[str] | None) -> Any:

@@ -7,9 +7,9 @@ one process wrote, and each judges the clauses that its `case.json` names.
 from collections.abc import Callable
 from pathlib import Path
 
-from forge_conformance.harness.fixtures import Case, cases, differs
-from forge_conformance.harness.judge import Unreached, judges
-from forge_conformance.harness.scenario import Scenario
+from forge_conformance.judging.judge import Unreached, judges
+from forge_conformance.runs.cases import Case, cases, differs
+from forge_conformance.runs.scenario import Scenario
 
 
 def _test_of(case: Case) -> Callable[[Scenario, Path], None]:
@@ -17,7 +17,7 @@ def _test_of(case: Case) -> Callable[[Scenario, Path], None]:
     def test(run: Scenario, tmp_path: Path) -> None:
         require_fit(run, case, tmp_path / "theirs")
         case.put_into(run.folder.path)
-        run.judge.tell(f"the folder is made that of {case.name}: {case.told['about']}")
+        run.judge.tell(f"the folder is made that of {case.name}: {case.fields['about']}")
         run.judge.tell(f"it holds: {run.folder}")
         _judge(run, case)
 
@@ -35,13 +35,13 @@ def require_fit(run: Scenario, case: Case, theirs: Path) -> None:
         life.commit_at(1)
     theirs.mkdir()
     (case.base or case).put_into(theirs)
-    reason = differs(run.folder.of(1), theirs / str(case.told["load"]["path"] or case.layout.name.format(step=4)))
+    reason = differs(run.folder.of(1), theirs / str(case.fields["load"]["path"] or case.layout.name.format(step=4)))
     if reason is not None:
         raise Unreached(f"this folder is not of its format: {reason}")
 
 
 def _judge(run: Scenario, case: Case) -> None:
-    load, clause = case.told["load"], case.clauses[0]
+    load, clause = case.fields["load"], case.clauses[0]
     path = None if load["path"] is None else run.folder.path / load["path"]
     life = run.start(seed=999)
     if load["refuses"] is not None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from forge_conformance.harness.gate import Operation, Picks
-from forge_conformance.harness.judge import Unreached, judges
-from forge_conformance.harness.scenario import Scenario
+from forge_conformance.judging.judge import Unreached, judges
+from forge_conformance.runs.scenario import Scenario
+from forge_conformance.watch.gate import Operation, Picks
 from forge_spec import layout
 
 _FIRST_OPERATIONS = 3
@@ -101,7 +101,7 @@ def test_what_a_death_has_left_is_safe_under_another_name(run: Scenario) -> None
     life.train_to(4)
     before = set(os.listdir(run.folder.path))
     life.gate.close(_writes_in_something_new(run, before))
-    life.tell_save()
+    life.begin_save()
     life.worker.replies_or_blocks()
     life.gate.wait_held(0.2)  # a flush in the background may begin late; then it dies before that
     life.kill()

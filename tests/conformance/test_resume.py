@@ -4,6 +4,7 @@ Every resuming process starts from another random seed, so whatever is right
 afterwards was loaded.  "Exact" means equal to the timeline, bit for bit.
 """
 
+import ast
 import os
 import shutil
 from pathlib import Path
@@ -11,13 +12,17 @@ from typing import Any
 
 import pytest
 
-from forge_conformance.harness.gate import at
-from forge_conformance.harness.judge import Unreached, judges
-from forge_conformance.harness.scenario import ALL_KINDS, STATE, Life, Scenario
-from forge_conformance.harness.worker import Raised
+from forge_conformance.judging.judge import Unreached, judges
+from forge_conformance.runs.life import Life
+from forge_conformance.runs.process import Raised
+from forge_conformance.runs.scenario import Scenario
+from forge_conformance.runs.state import ALL_KINDS, STATE
+from forge_conformance.watch.gate import at
 from forge_spec import resume
 
 EXTRA = {"epoch": 3, "note": "naïve", "nested": {"list": [1, 2.5, None, True]}, "pair": (1, "two"), "raw": b"\x00\xff"}
+NOTHING: dict[str, object] = {"zero": 0, "no": False, "none": None, "text": "", "list": [], "dict": {}, "tuple": ()}
+"""What a test for truth takes for nothing; each value says something of its own."""
 FREEZE = [{"module": "vision", "frozen": True}]
 
 
@@ -41,6 +46,73 @@ def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(run: Scenario, mod
         run.expect_state("resume.exact", life, 12)
     else:
         run.expect_state("resume.exact", run.resume(mode=mode)[0], 4)
+
+
+@pytest.mark.parametrize("kind", ["inner", "list"])
+@judges("resume.every-kind")
+def test_a_scheduler_that_holds_another_goes_on_with_it(run: Scenario, mode: str, kind: str) -> None:
+    """A copy of the inner one would set the learning rate of a copy of the optimizer."""
+    life = run.start(mode=mode)
+    _nest_scheduler(run, life, kind)
+    try:
+        life.commit_at(4)
+    except Raised as refusal:
+        run.expect(
+            "resume.every-kind",
+            "scheduler" in str(refusal),
+            expected="the scheduler to be saved, or to be refused by its name",
+            seen=str(refusal),
+        )
+        return
+    saved = life.digest()
+    life.kill()
+    again, twin = (run.start(mode=mode, seed=seed) for seed in (999, 0))
+    _nest_scheduler(run, again, kind)
+    _nest_scheduler(run, twin, kind)
+    run.expect_landing("resume.every-kind", again.load(run.folder.of(4) if run.has("explicit") else None), {4})
+    run.expect_same("resume.every-kind", again.digest(), saved, STATE, "the state of step 4, when it was saved")
+    losses, expected = again.train_to(8), twin.train_to(8)[4:]
+    rates, undisturbed = again.digest("group"), twin.digest("group")
+    run.expect_same("resume.every-kind", rates, undisturbed, ["group"], "the learning rates of a run without a break")
+    if run.has("rng", "dataloader"):
+        run.expect("resume.every-kind", losses == expected, expected=f"the losses {expected}", seen=f"{losses}")
+
+
+@judges("resume.exact", "resume.lands", "resume.rng")
+def test_a_run_goes_back_to_a_checkpoint_in_its_own_process(run: Scenario, any_mode: str) -> None:
+    """As one does whose loss has become NaN: what it has gathered since must not show."""
+    life = run.start(mode=any_mode)
+    saved = {step: _committed(life, step) for step in (0, 2)}
+    life.train_to(3)
+    run.expect_landing("resume.lands", life.load(), {2}, "this process has saved it")
+    _expect_exactly(run, life, saved[2])
+    saved[4] = _committed(life, 4)
+    life.train_to(6)
+    run.expect_landing("resume.lands", life.load(), {4}, "this process has saved it, after it had loaded step 2")
+    _expect_exactly(run, life, saved[4])
+    if run.has("explicit"):
+        life.load(run.folder.of(0))
+        _expect_exactly(run, life, saved[0])
+    if run.has("rng", "dataloader"):
+        back = life.step
+        losses, expected = life.train_to(back + 3), run.timeline().losses(back, back + 3)
+        run.expect("resume.exact", losses == expected, expected=f"the losses {expected}", seen=f"{losses}")
+
+
+def _committed(life: Life, step: int) -> dict[str, str]:
+    """The state that is committed at this step; without random streams a run that went back takes another way."""
+    life.train_to(step)
+    saved = life.digest()
+    life.commit()
+    return saved
+
+
+def _expect_exactly(run: Scenario, life: Life, saved: dict[str, str]) -> None:
+    """The whole state, the streams for the clause about them."""
+    seen, what = life.digest(), f"the state of step {life.step}, when it was saved"
+    run.expect_same("resume.exact", seen, saved, set(run.kinds()) - {"rng"}, what)
+    if run.has("rng"):
+        run.expect_same("resume.rng", seen, saved, ["rng"], what)
 
 
 @judges("resume.exact")
@@ -68,6 +140,7 @@ def test_what_is_frozen_at_the_save_has_its_moments_afterwards(run: Scenario, an
     life.commit()
     again, _ = run.resume(mode=any_mode)
     run.expect_same("resume.moments", again.digest(), saved, ["moment"], "the moments of step 4, when it was saved")
+    run.expect_same("resume.exact", again.digest(), saved, ["parameter"], "the weights of step 4, when it was saved")
     again.worker.call("freeze")
     run.judge.tell("it is frozen in the resumed run, too")
     again.load(run.folder.of(4) if run.has("explicit") else None)
@@ -254,7 +327,7 @@ def test_a_run_that_was_killed_in_a_save_saves_on_over_what_that_left(run: Scena
     life.commit_at(2)
     life.train_to(4)
     life.close_gate(at(len(life.gate.log) + after), saying=f"it stops before file operation number {after}")
-    life.tell_save()
+    life.begin_save()
     if not life.gate.wait_held(run.patience_s):
         raise Unreached(f"a save has fewer than {after} file operations")
     life.kill()
@@ -393,10 +466,11 @@ def test_peek_names_the_step_that_load_lands_on(run: Scenario, mode: str) -> Non
     _expect_peek(run, 6, "three checkpoints")
     run.tear(6)
     _expect_peek(run, 4, "a torn latest")
-    run.folder.point_at(None)
-    _expect_peek(run, 4, "a torn newest checkpoint and no pointer")
-    run.folder.point_at(run.folder.of(2).name)
-    _expect_peek(run, 2, "a pointer at an older checkpoint")
+    if run.folder.layout.pointer is not None:
+        run.folder.point_at(None)
+        _expect_peek(run, 4, "a torn newest checkpoint and no pointer")
+        run.folder.point_at(run.folder.of(2).name)
+        _expect_peek(run, 2, "a pointer at an older checkpoint")
     for step in (2, 4):
         run.tear(step)
     _expect_peek(run, None, "torn checkpoints only")
@@ -547,15 +621,37 @@ def test_the_switch_for_freeze_mismatches_has_an_effect(run: Scenario) -> None:
 def test_the_callers_extra_comes_back_equal(run: Scenario, any_mode: str) -> None:
     life = run.start(mode=any_mode)
     life.train_to(2)
-    life.commit(extra=EXTRA)
+    extra = {**EXTRA, **NOTHING}
+    life.commit(extra=extra)
     _, loaded = run.resume(mode=any_mode)
-    run.expect("resume.extra", loaded.extra == EXTRA, expected=f"{EXTRA}", seen=f"{loaded.extra}")
+    run.expect("resume.extra", loaded.extra == extra, expected=f"{extra}", seen=f"{loaded.extra}")
     run.expect(
         "resume.extra",
-        {k: type(v) for k, v in loaded.extra.items()} == {k: type(v) for k, v in EXTRA.items()},
+        {k: type(v) for k, v in loaded.extra.items()} == {k: type(v) for k, v in extra.items()},
         expected="tuples and bytes as what they were",
         seen=f"{loaded.extra}",
     )
+
+
+@judges("resume.extra", "commit.inert")
+def test_an_average_of_the_weights_in_the_extra_comes_back_and_stays_out_of_the_model(run: Scenario, mode: str) -> None:
+    """The same objects are handed over at each save, as scripts do that keep such an average."""
+    life = run.start(mode=mode)
+    life.worker.call("average")
+    run.judge.tell("it keeps an average of its weights, which it hands over in the extra of each save")
+    handed: list[dict[str, Any]] = []
+    for step in (2, 3):
+        life.train_to(step)
+        before = life.digest()
+        life.save(extra={"epoch": step})
+        handed.append(ast.literal_eval(life.worker.call("handed_over")))
+        life.wait()
+        run.expect_same("commit.inert", life.digest(), before, ALL_KINDS, "the state before the save")
+        expected = {"epoch": step, "average": handed[0].get("average")}
+        run.expect("commit.inert", handed[-1] == expected, expected=f"the caller's {expected}", seen=handed[-1])
+    again, loaded = run.resume(mode=mode)
+    run.expect("resume.extra", loaded.extra == handed[-1], expected=f"{handed[-1]}", seen=f"{loaded.extra}")
+    run.expect_state("resume.extra", again, 3, kinds=["parameter", "buffer"])
 
 
 @pytest.mark.parametrize("how", ["exclude_keys", "exclude_from_loading"])
@@ -771,7 +867,7 @@ def test_killed_at_a_file_operation_the_run_comes_back_where_it_may(run: Scenari
     begun = len(life.gate.log)
     life.train_to(4)
     life.close_gate(at(begun + after), saying=f"it stops before file operation number {after}")
-    life.tell_save()
+    life.begin_save()
     if not life.gate.wait_held(run.patience_s):
         life.worker.reply()
         run.judge.tell("that save returns before it comes to so many")
@@ -821,6 +917,12 @@ def _outcome(run: Scenario, settings: dict[str, Any]) -> tuple[Any, ...]:
     weights = tuple(sorted(life.digest("parameter").values()))
     life.kill()
     return loaded.step, weights
+
+
+def _nest_scheduler(run: Scenario, life: Life, kind: str) -> None:
+    life.worker.call("nest_scheduler", kind=kind)
+    holds = "that warms up and then lets another one go on, which it holds" if kind == "inner" else "that holds a list"
+    run.judge.tell(f"{life.name} has a scheduler now {holds}")
 
 
 def _vary(run: Scenario, life: Life, seed: int) -> None:

@@ -12,16 +12,24 @@ from functools import partial
 
 import pytest
 
-from forge_conformance.harness.folder import together
-from forge_conformance.harness.gate import Operation, at
-from forge_conformance.harness.judge import Unreached, judges
-from forge_conformance.harness.scenario import Life, Scenario
-from forge_conformance.harness.worker import Raised
+from forge_conformance.judging.judge import Unreached, judges
+from forge_conformance.runs.cases import case
+from forge_conformance.runs.folder import together
+from forge_conformance.runs.life import Life
+from forge_conformance.runs.process import Raised
+from forge_conformance.runs.scenario import Scenario
+from forge_conformance.runs.ways import require_keeps_all
+from forge_conformance.watch.gate import Operation, at
 from forge_spec import layout, resume, retention
 
+_DCP = case("golden/dcp-one-process")
+"""Checkpoints 2 and 4 by another manager."""
+_ODD_METADATA = {
+    "nested beyond all depth": '{"step": 2, "note": ' + 100_000 * "[" + 100_000 * "]" + "}",
+    "a list": "[2]",
+    "cut short": '{"step": 2',
+}
 _DEATHS = 10
-_WRITING = ("write", "writev", "pwrite64")
-_DELETING = ("unlink", "unlinkat", "rmdir", "rename", "renameat", "renameat2")
 
 
 @pytest.mark.parametrize("keep_last_n", [1, 2, 3])
@@ -60,18 +68,20 @@ def test_a_run_that_comes_back_with_a_smaller_limit_has_it_at_its_next_commit(ru
 
 @judges("retention.drops")
 def test_a_run_prunes_on_after_a_save_that_failed(run: Scenario, mode: str) -> None:
-    life = run.start(mode=mode, keep_last_n=1, gated=True)
+    limit = run.limit(1)
+    life = run.start(mode=mode, keep_last_n=limit, gated=True)
     life.commit_at(2)
     life.train_to(4)
     _save_on_full_disk(run, life)
+    later = [6 + 2 * number for number in range(limit + 1)]
     try:
-        life.commit_at(6, 8)
+        life.commit_at(*later)
     except Raised as error:
         raise Unreached("a save after the one that failed fails as well; see commit.failed-flush") from error
     run.expect(
         "retention.drops",
-        run.folder.complete() == {8},
-        expected="step 8 alone with a limit of 1",
+        run.folder.complete() == set(later[1:]),
+        expected=f"the steps {later[1:]} with a limit of {limit}",
         seen=str(run.folder),
     )
 
@@ -120,6 +130,7 @@ def test_a_step_that_is_saved_again_uses_up_the_limit_once(run: Scenario, mode: 
 @pytest.mark.parametrize("keep_last_n", [0, -1])
 @judges("retention.off")
 def test_a_limit_below_one_deletes_nothing(run: Scenario, mode: str, keep_last_n: int) -> None:
+    require_keeps_all(run.implementation.traits, keep_last_n)
     life = run.start(mode=mode, keep_last_n=keep_last_n)
     life.save_at(1, 2, 3, 4, 5)
     life.wait()
@@ -242,7 +253,7 @@ def test_ten_deaths_in_a_row_pile_nothing_up(run: Scenario, mode: str) -> None:
         warnings += life.warnings
         life.train_to(loaded.step + 2)
         life.gate.close(at(len(life.gate.log) + 1 + operations * (2 * death + 1) // (2 * _DEATHS)))
-        life.tell_save()
+        life.begin_save()
         life.worker.replies_or_blocks()
         life.gate.wait_held(0.2)  # a flush in the background may begin late; then it dies before that
         life.kill()
@@ -266,7 +277,7 @@ def test_deaths_at_the_same_instant_pile_nothing_up(run: Scenario) -> None:
         life.train_to(loaded.step + 2)
         name = run.folder.layout.pointer or run.folder.layout.name.format(step=life.step)
         life.gate.close(partial(_concerns, name))
-        life.tell_save()
+        life.begin_save()
         life.worker.replies_or_blocks()
         if not life.gate.wait_held(run.patience_s):
             raise Unreached(f"a save does nothing to {name} by that name")
@@ -286,7 +297,7 @@ def test_deaths_in_the_middle_of_a_deletion_pile_nothing_up(run: Scenario) -> No
         warnings += life.warnings
         life.train_to(loaded.step + 2)
         life.gate.close(partial(_goes_on_deleting, run, life.step))
-        life.tell_save()
+        life.begin_save()
         life.worker.replies_or_blocks()
         if not life.gate.wait_held(run.patience_s):
             raise Unreached("no file is deleted of a checkpoint that is no longer complete")
@@ -296,11 +307,11 @@ def test_deaths_in_the_middle_of_a_deletion_pile_nothing_up(run: Scenario) -> No
 
 def _save_on_full_disk(run: Scenario, life: Life) -> None:
     """A save and a wait, whatever they raise; then there is space again."""
-    life.gate.fail(lambda operation: operation.name in _WRITING, errno.ENOSPC)
+    life.gate.fail(lambda operation: operation.writes_data, errno.ENOSPC)
     run.judge.tell("the disk is full")
-    for call in (life.save, life.wait):
-        with suppress(Raised):
-            call()
+    with suppress(Raised):
+        life.save()
+        life.wait()
     if not life.gate.failed:
         raise Unreached("nothing that the save wrote into the folder could fail")
     life.gate.heal()
@@ -400,7 +411,7 @@ def test_a_deletion_that_fails_does_not_fail_the_save_and_is_tried_again(run: Sc
     life = run.start(mode=mode, keep_last_n=1, gated=True)
     life.commit_at(2)
     stuck = run.folder.of(2).name
-    life.gate.fail(lambda operation: _deletes(operation, stuck), getattr(errno, error))
+    life.gate.fail(lambda operation: operation.removes(stuck), getattr(errno, error))
     run.judge.tell(f"from here every deletion of {stuck} fails with {error}")
     life.train_to(4)
     heard = ""
@@ -432,7 +443,7 @@ def test_a_deletion_that_fails_keeps_no_other_from_being_made(run: Scenario, mod
     run.start(mode=mode).commit_at(2, 4, 6)
     life, _ = run.resume(mode=mode, keep_last_n=1, gated=True)
     stuck = run.folder.of(4).name
-    life.gate.fail(lambda operation: _deletes(operation, stuck), errno.EACCES)
+    life.gate.fail(lambda operation: operation.removes(stuck), errno.EACCES)
     run.judge.tell(f"from here every deletion of {stuck} fails with EACCES")
     life.train_to(8)
     life.save()
@@ -444,6 +455,57 @@ def test_a_deletion_that_fails_keeps_no_other_from_being_made(run: Scenario, mod
         "retention.drops",
         run.folder.complete() - {4} == {8},
         expected=f"step 8 alone at a limit of 1, beside {stuck}: in whatever order, one came after it",
+        seen=str(run.folder),
+    )
+
+
+@pytest.mark.parametrize("odd", ["nested beyond all depth", "a list", "cut short"])
+@judges("retention.failure-is-soft", needs=("layout",))
+def test_an_old_checkpoint_whose_metadata_can_not_be_read_fails_no_save(run: Scenario, mode: str, odd: str) -> None:
+    run.start(mode=mode).commit_at(2, 4)
+    (run.folder.of(2) / "metadata.json").write_text(_ODD_METADATA[odd])
+    run.judge.tell(f"metadata.json of step 2 is {odd} now")
+    life, _ = run.resume(mode=mode, keep_last_n=1)
+    _expect_saved_beside(run, life, 6, unjudged=[2])
+
+
+@judges("retention.failure-is-soft", needs=("layout", "window"), layout=_DCP.layout)
+def test_a_strategy_that_raises_for_an_old_checkpoint_fails_no_save(run: Scenario, mode: str) -> None:
+    """Of a checkpoint by another manager nothing says whether it is a milestone, so the strategy is asked."""
+    _DCP.put_into(run.folder.path)
+    run.judge.tell(f"the folder is made that of another manager: {run.folder}")
+    life = run.start(mode=mode, seed=999)
+    life.worker.call("register_strategy", name="forgetful", fires=[8], raises=[2, 4])
+    window = {"start": 0, "stop": 8, "strategy": "forgetful"}
+    life.worker.open({"folder": str(run.folder.path), "mode": mode, "keep_last_n": 1, "window": window}, seed=999)
+    run.judge.tell("a manager is made with a limit of 1, and a window whose strategy raises for steps 2 and 4")
+    _expect_saved_beside(run, life, 6, unjudged=[2, 4])
+
+
+def _expect_saved_beside(run: Scenario, life: Life, step: int, unjudged: list[int]) -> None:
+    """The save succeeds, and what can't be told from a milestone is named, and stands."""
+    life.train_to(step)
+    heard = ""
+    for call in (life.save, life.wait):
+        call()
+        heard += life.warnings
+    names = [run.folder.of(old).name for old in unjudged]
+    run.expect(
+        "retention.failure-is-soft",
+        run.folder.latest_or_newest() == step and step in run.folder.complete(),
+        expected=f"step {step} committed",
+        seen=str(run.folder),
+    )
+    run.expect(
+        "retention.failure-is-soft",
+        all(name in heard for name in names),
+        expected=f"a log message that names {' and '.join(names)}, which can't be judged",
+        seen=repr(heard),
+    )
+    run.expect(
+        "retention.failure-is-soft",
+        run.folder.steps() == {*unjudged, step},
+        expected=f"step {step} at a limit of 1, beside {' and '.join(names)}, which may be milestones",
         seen=str(run.folder),
     )
 
@@ -546,11 +608,11 @@ def _watch_replacement(run: Scenario, before: dict[int, list[str]], step: int, o
         reaches=bool(gone),
     )
     for old, files in before.items():
-        if run.folder.layout.is_dir and layout_is_shared(run):
+        if run.folder.layout.is_dir:
             now = _files(run, old)
             run.expect(
                 "retention.invalidate-first",
-                retention.may_be_left(files, now),
+                _may_be_left(run, old, files, now),
                 expected=f"step {old} whole or visibly incomplete at every instant of its deletion",
                 seen=f"just before {operation}: it looks complete with {now} of {files}",
                 reaches=now != files,
@@ -569,6 +631,13 @@ def _expect_replaced(run: Scenario, before: dict[int, list[str]], step: int) -> 
         )
 
 
+def _may_be_left(run: Scenario, step: int, before: list[str], now: list[str]) -> bool:
+    """In a layout of the manager's own, what makes a checkpoint complete is what its adapter says."""
+    if layout_is_shared(run):
+        return retention.may_be_left(before, now)
+    return now == before or step not in run.folder.complete()
+
+
 def layout_is_shared(run: Scenario) -> bool:
     """Whether `forge_spec.layout` says what makes this manager's checkpoints complete."""
     return set(run.folder.layout.required) == set(layout.required())
@@ -576,10 +645,6 @@ def layout_is_shared(run: Scenario) -> bool:
 
 def _concerns(name: str, operation: Operation) -> bool:
     return operation.writes and name in operation.paths
-
-
-def _deletes(operation: Operation, name: str) -> bool:
-    return operation.name in _DELETING and operation.paths[0].split("/")[0] == name
 
 
 def _goes_on_deleting(run: Scenario, step: int, operation: Operation) -> bool:

@@ -1,15 +1,30 @@
 """Chapter schedule: which steps are saved. The manager is asked, and its saves and loads must not matter."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from forge_conformance.harness.judge import Unreached, judges
-from forge_conformance.harness.scenario import ALL_KINDS, Life, Scenario
+from forge_conformance.judging.judge import Unreached, judges
+from forge_conformance.runs.life import Life
+from forge_conformance.runs.scenario import Scenario
+from forge_conformance.runs.state import ALL_KINDS
 from forge_spec import schedule
 
 STEPS = list(range(0, 640))
 WINDOWS = [(0, 8), (3, 3), (5, 21), (100, 108), (0, 512)]
+_SETTINGS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "interval": lambda value: {"interval": value},
+    "keep_last_n": lambda value: {"keep_last_n": value},
+    "start": lambda value: {"window": {"start": value, "stop": 8}},
+    "stop": lambda value: {"window": {"start": 0, "stop": value}},
+    "ignore_freeze_mismatch": lambda value: {"ignore_freeze_mismatch": value},
+    "exclude_from_loading": lambda value: {"exclude_from_loading": value},
+}
+"""Each setting that has a kind, and how it is set."""
+_VALUES: list[Any] = [2, "2", 2.0, True, None, ["model"], "model", "false"]
+_CLAIMS = {"start": "window", "stop": "window", "ignore_freeze_mismatch": "freeze", "exclude_from_loading": "exclude"}
+"""The capability with which a setting comes; those of the clause itself for the others."""
 
 
 @pytest.mark.parametrize("interval", [1, 7, 100])
@@ -141,6 +156,24 @@ def test_a_window_that_is_no_range_is_refused(run: Scenario, start: int, stop: i
 def test_a_window_of_one_step_is_a_range_and_is_not_refused(run: Scenario, step: int) -> None:
     milestones = run.start(window=_window(step, step, "power2")).worker.call("milestones", steps=STEPS)
     run.expect("schedule.validate-window", milestones == [step], expected=f"{step} alone", seen=_short(milestones))
+
+
+@pytest.mark.parametrize("setting", _SETTINGS)
+@judges("schedule.kinds")
+def test_a_setting_of_another_kind_is_refused(run: Scenario, setting: str) -> None:
+    if not run.has(_CLAIMS.get(setting, "schedule")):
+        raise Unreached(f"{setting} is a setting of managers that claim {_CLAIMS[setting]}")
+    worker = run.start().worker
+    for value in _VALUES:
+        settings = {"folder": str(run.folder.path), "mode": run.mode, **_SETTINGS[setting](value)}
+        run.judge.tell(f"a manager is made with {setting}={value!r}")
+        if schedule.is_of_its_kind(setting, value):
+            worker.open(settings, seed=0)
+            continue
+        with run.expect_error(
+            "schedule.kinds", "ValueError", "TypeError", naming=[setting], doing=f"{setting}={value!r}"
+        ):
+            worker.open(settings, seed=0)
 
 
 @pytest.mark.parametrize("window", [None, (3, 9)])

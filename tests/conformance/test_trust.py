@@ -16,10 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from forge_conformance.harness.gate import Operation
-from forge_conformance.harness.judge import Unreached, judges
-from forge_conformance.harness.scenario import ALL_KINDS, Life, Scenario
-from forge_conformance.harness.worker import ManagerFault, Raised
+from forge_conformance.judging.judge import Unreached, judges
+from forge_conformance.runs.life import Life
+from forge_conformance.runs.process import ManagerFault, Raised
+from forge_conformance.runs.scenario import Scenario
+from forge_conformance.runs.state import ALL_KINDS
+from forge_conformance.watch.gate import Operation
 from forge_spec import layout, trust
 
 ROOT_UID, SECOND_UID = 0, 65534

@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 
-from forge_conformance.harness.gate import Operation, at
-from forge_conformance.harness.judge import Unreached, judges
-from forge_conformance.harness.ranks import Shape, World
-from forge_conformance.harness.scenario import STATE, Scenario
-from forge_conformance.harness.worker import Hung
+from forge_conformance.judging.judge import Unreached, judges
+from forge_conformance.runs.group import Shape
+from forge_conformance.runs.life import World
+from forge_conformance.runs.process import Hung
+from forge_conformance.runs.scenario import Scenario
+from forge_conformance.runs.state import STATE
+from forge_conformance.watch.gate import Operation, at
 
 _DEATHS = 3
 """How often a run is killed unless `--examples` says otherwise."""
@@ -70,19 +72,19 @@ def _expect_to_survive(run: Scenario, team: Shape, mode: str, request: pytest.Fi
     _expect_back(run, last, record)
     last.commit_at(last.step + 1)
     again = run.world(team, seed=_OTHER, **settings)
-    run.expect_landings("resume.continue", again.load(), {last.step}, "the run saved on after all these deaths")
+    run.expect_landing("resume.continue", again.load(), {last.step}, "the run saved on after all these deaths")
 
 
 def _expect_back(run: Scenario, world: World, record: _Record) -> None:
     """The resumed run is where it may be, and is the uninterrupted run from there on."""
     landed = world.load()
-    run.expect_landings("commit.whole", landed, record.may_land_on(), "one is committed, one was being saved")
-    run.expect_states("resume.exact", world, world.step, kinds=STATE)
+    run.expect_landing("commit.whole", landed, record.may_land_on(), "one is committed, one was being saved")
+    run.expect_state("resume.exact", world, world.step, kinds=STATE)
     if not landed[0].is_fresh:
-        run.expect_states("resume.rng-per-rank", world, world.step, kinds=["rng"])
+        run.expect_state("resume.rng-per-rank", world, world.step, kinds=["rng"])
     began, losses = world.step, world.train_to(world.step + 2)
     if run.has("rng", "dataloader"):
-        expected = run.ranks_timeline(world.shape).losses(began, world.step)
+        expected = run.timeline(shape=world.shape).losses_by_rank(began, world.step)
         run.expect("resume.exact", losses == expected, expected=f"the losses {expected}", seen=f"{losses}")
 
 
@@ -148,7 +150,7 @@ def _expect_death_to_be_told(run: Scenario, shape: Shape, rank: int) -> None:
     )
     world.kill()
     again = run.world(shape, seed=_OTHER)
-    run.expect_landings("resume.error-everywhere", again.load(), {2}, "nothing was lost")
+    run.expect_landing("resume.error-everywhere", again.load(), {2}, "nothing was lost")
 
 
 def _is_of_a_checkpoint(operation: Operation) -> bool:

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from forge_conformance.harness.fixtures import Case, cases, differs
-from forge_conformance.harness.judge import Unreached, judges
-from forge_conformance.harness.ranks import Shape, staged
-from forge_conformance.harness.scenario import Scenario
+from forge_conformance.judging.judge import Unreached, judges
+from forge_conformance.runs.cases import Case, cases, differs
+from forge_conformance.runs.group import Shape, staged
+from forge_conformance.runs.scenario import Scenario
 
 _OTHER = 9
 """The seed of runs that have yet to resume: whatever is right afterwards was loaded."""
@@ -44,10 +44,10 @@ globals().update(
 def _judge(run: Scenario, case: Case, shape: Shape, theirs: Path) -> None:
     _require_fit(run, case, shape, theirs)
     case.put_into(run.folder.path)
-    run.judge.tell(f"the folder is made that of {case.name}: {case.told['about']}")
+    run.judge.tell(f"the folder is made that of {case.name}: {case.fields['about']}")
     run.judge.tell(f"it holds: {run.folder}")
     world = run.world(shape, seed=_OTHER)
-    run.expect_landings(case.clauses[0], world.load(), {case.lands})
+    run.expect_landing(case.clauses[0], world.load(), {case.lands})
     for rank, seen in enumerate(world.whole()):
         of = f"{case.lands}/pp{rank // (shape.ranks // shape.stages)}" if shape.stages else str(case.lands)
         saved = case.fingerprints(of)
@@ -61,7 +61,7 @@ def _require_fit(run: Scenario, case: Case, shape: Shape, theirs: Path) -> None:
     world.commit_at(1)
     world.kill()
     theirs.mkdir()
-    whole = replace(case, told=case.told | {"then": []})
+    whole = replace(case, fields=case.fields | {"then": []})
     whole.put_into(theirs)
     for stage in [f"pp{stage}" for stage in range(shape.stages)] or ["."]:
         reason = differs(run.folder.of(1) / stage, theirs / "step_2" / stage)

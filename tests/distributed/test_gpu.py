@@ -3,8 +3,9 @@
 Ranks talk over NCCL there, with a CPU group beside it, one GPU to a rank.
 """
 
-from forge_conformance.harness.judge import judges
-from forge_conformance.harness.scenario import STATE, Scenario
+from forge_conformance.judging.judge import judges
+from forge_conformance.runs.scenario import Scenario
+from forge_conformance.runs.state import STATE
 
 
 @judges("commit.pinned")

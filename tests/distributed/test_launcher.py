@@ -5,9 +5,9 @@ import signal
 import subprocess
 from pathlib import Path
 
-from forge_conformance.harness.judge import judges
-from forge_conformance.harness.ranks import Shape
-from forge_conformance.harness.scenario import Scenario
+from forge_conformance.judging.judge import judges
+from forge_conformance.runs.group import Shape
+from forge_conformance.runs.scenario import Scenario
 
 _UNTIL, _EVERY, _DIES_AT = 9, 2, 7
 _PATIENCE_S = 180
@@ -41,7 +41,7 @@ def test_a_job_that_torchrun_restarts_has_the_losses_of_one_that_never_died(
         seen=attempts,
     )
     losses = [_last_of_each_step(lines) for lines in told]
-    expected = run.ranks_timeline(team).losses(0, _UNTIL)
+    expected = run.timeline(shape=team).losses_by_rank(0, _UNTIL)
     run.expect(
         "resume.exact",
         losses == expected,
@@ -55,7 +55,7 @@ def _torchrun(run: Scenario, team: Shape, out: Path, scratch: Path) -> tuple[int
     command = [str(run.implementation.environment["executable"]), "-m", "torch.distributed.run"]
     command += ["--nnodes=1", f"--nproc-per-node={team.ranks}", "--max-restarts=2", "--monitor-interval=0.1"]
     command += ["--rdzv-backend=c10d", f"--rdzv-endpoint={scratch / 'rendezvous'}", "--rdzv-conf=store_type=file"]
-    command += [str(run.server.worker_path / "job.py"), f"--impl={run.implementation.name}", f"--out={out}"]
+    command += [str(run.server.worker_path), "job", f"--impl={run.implementation.name}", f"--out={out}"]
     command += [f"--folder={run.folder.path}", f"--mode={run.mode}", f"--stages={team.stages}"]
     command += [f"--until={_UNTIL}", f"--every={_EVERY}", f"--dies-at={_DIES_AT}"]
     run.judge.tell(f"a script for {team} is started by torchrun; it saves every {_EVERY} steps")

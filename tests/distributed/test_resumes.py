@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from forge_conformance.harness.folder import Folder
-from forge_conformance.harness.judge import Unreached, judges
-from forge_conformance.harness.ranks import Outcome, Shape, World, staged
-from forge_conformance.harness.scenario import ALL_KINDS, STATE, Scenario
+from forge_conformance.judging.judge import Unreached, judges
+from forge_conformance.runs.folder import Folder
+from forge_conformance.runs.group import OnRank, Outcome, Shape, staged
+from forge_conformance.runs.life import World
+from forge_conformance.runs.scenario import Scenario
+from forge_conformance.runs.state import ALL_KINDS, STATE
 
 _REFUSABLE = tuple(kind for kind in ALL_KINDS if kind not in ("gradient", "counter"))
 _EXTRA = {"phase": 2, "note": ("naïve", b"\x00\xff")}
@@ -26,12 +28,12 @@ _OTHER = 9
 def test_a_resumed_run_goes_on_as_the_uninterrupted_one(run: Scenario, shape: Shape) -> None:
     run.world(shape).commit_at(3)
     again = run.world(shape, seed=_OTHER)
-    run.expect_landings("resume.lands", again.load(), {3}, "its save was completed")
-    run.expect_states("resume.exact", again, 3, kinds=STATE)
-    run.expect_states("resume.dataloader", again, 3, kinds=["loader"])
+    run.expect_landing("resume.lands", again.load(), {3}, "its save was completed")
+    run.expect_state("resume.exact", again, 3, kinds=STATE)
+    run.expect_state("resume.dataloader", again, 3, kinds=["loader"])
     if run.has("rng", "dataloader"):
         losses = again.train_to(6)
-        expected = run.ranks_timeline(shape).losses(3, 6)
+        expected = run.timeline(shape=shape).losses_by_rank(3, 6)
         run.expect("resume.exact", losses == expected, expected=f"the losses {expected}", seen=f"{losses}")
 
 
@@ -40,7 +42,7 @@ def test_each_rank_gets_its_own_streams_back(run: Scenario, team: Shape) -> None
     run.world(team).commit_at(3)
     again = run.world(team, seed=_OTHER)
     again.load()
-    run.expect_states("resume.rng-per-rank", again, 3, kinds=["rng"])
+    run.expect_state("resume.rng-per-rank", again, 3, kinds=["rng"])
 
 
 @judges("resume.extra", needs=("distributed",))
@@ -65,14 +67,25 @@ def test_a_freeze_list_that_differs_on_any_rank_alone_is_refused_on_every_rank(r
         before = again.digest()
         run.judge.tell(f"rank {odd} expects vision to be trained, the others expect it frozen, as it was")
         found = again.load_outcomes(freeze_expected=partial(_expecting_vision_trained_on, odd))
+        seen = "; ".join(f"rank {outcome.rank}: {_landing(outcome)}" for outcome in found)
         run.expect(
             "freeze.mismatch",
-            all(outcome.fault is not None and "vision" in str(outcome.fault) for outcome in found),
-            expected="an error on every rank that names vision",
-            seen="; ".join(f"rank {outcome.rank}: {_landing(outcome)}" for outcome in found),
+            _names_vision(found[odd]),
+            expected=f"an error on rank {odd} that names vision",
+            seen=seen,
+        )
+        run.expect(
+            "resume.error-everywhere",
+            all(_names_vision(outcome) for outcome in found),
+            expected=f"the error of rank {odd}, which names vision, on every rank",
+            seen=seen,
         )
         run.expect_same("freeze.mismatch", again.digest(), before, _REFUSABLE, "every rank's state before the load")
         again.kill()
+
+
+def _names_vision(outcome: Outcome) -> bool:
+    return outcome.fault is not None and "vision" in str(outcome.fault)
 
 
 @judges("resume.one-step", needs=("distributed", "reshard", "rng"))
@@ -84,11 +97,11 @@ def test_a_rank_that_is_new_to_a_checkpoint_gets_nothing_of_an_older_one(run: Sc
     before = world.digest()
     world.kill()
     alone = run.world(one, seed=_OTHER)
-    run.expect_landings("resume.one-step", alone.load(), {2}, "its save was completed")
+    run.expect_landing("resume.one-step", alone.load(), {2}, "its save was completed")
     alone.commit_at(4)
     alone.kill()
     again = run.world(many, seed=_OTHER)
-    run.expect_landings("resume.one-step", again.load(), {4}, "its save was completed")
+    run.expect_landing("resume.one-step", again.load(), {4}, "its save was completed")
     seen = again.digest()
     streams = [name for name in seen if name.startswith(f"rng/rank {many.last} ")]
     stale = [name for name in streams if seen[name] == before.get(name)]
@@ -109,9 +122,9 @@ def test_what_is_excluded_stays_on_every_rank(run: Scenario, fewest: int) -> Non
             continue
         again = run.world(shape, seed=_OTHER, exclude_from_loading=[excluded])
         before = again.digest()
-        run.expect_landings("resume.exclude", again.load(), {3})
+        run.expect_landing("resume.exclude", again.load(), {3})
         run.expect_same("resume.exclude", again.digest(), before, [kind], f"{excluded} of every rank, excluded")
-        run.expect_states("resume.exclude", again, 3, kinds=["parameter", "moment"])
+        run.expect_state("resume.exclude", again, 3, kinds=["parameter", "moment"])
         again.kill()
 
 
@@ -119,7 +132,7 @@ def test_what_is_excluded_stays_on_every_rank(run: Scenario, fewest: int) -> Non
 def test_with_nothing_to_load_no_rank_changes(run: Scenario, team: Shape) -> None:
     world = run.world(team)
     before = world.digest()
-    run.expect_landings("resume.fresh", world.load(), {None}, "the folder is empty")
+    run.expect_landing("resume.fresh", world.load(), {None}, "the folder is empty")
     run.expect_same("resume.fresh", world.digest(), before, ALL_KINDS, "every rank's state before the load")
 
 
@@ -129,11 +142,11 @@ def test_all_ranks_fall_back_to_the_newest_complete_step_and_save_on(run: Scenar
     run.world(shape).commit_at(2, 4)
     run.judge.tell(f"a kill has left step 4 {run.tear(4)}, and latest is at it")
     again = run.world(shape, seed=_OTHER)
-    run.expect_landings("resume.fallback", again.load(), {2}, "4 is torn")
-    run.expect_states("resume.one-step", again, 2, kinds=STATE)
+    run.expect_landing("resume.fallback", again.load(), {2}, "4 is torn")
+    run.expect_state("resume.one-step", again, 2, kinds=STATE)
     again.commit_at(4, 5)
     last = run.world(shape, seed=_OTHER)
-    run.expect_landings("resume.continue", last.load(), {5}, "the run went on over the debris")
+    run.expect_landing("resume.continue", last.load(), {5}, "the run went on over the debris")
 
 
 def _expecting_vision_trained_on(odd: int, rank: int) -> list[dict[str, object]]:
@@ -218,7 +231,7 @@ def _expect_agreement(run: Scenario, world: World, must_land: bool) -> None:
         seen="; ".join(f"rank {outcome.rank}: {_landing(outcome)}" for outcome in found),
     )
     if found[0].fault is None and not found[0].value.is_fresh:
-        run.expect_states("resume.agreement", world, world.step, kinds=STATE)
+        run.expect_state("resume.agreement", world, world.step, kinds=STATE)
 
 
 @judges("resume.peek-agrees", needs=("distributed", "pointer"))
@@ -232,7 +245,7 @@ def test_every_rank_peeks_at_the_step_that_all_of_them_land_on(run: Scenario, fe
     world.tell("peeks on every rank")
     peeked = world.ranks.together("peek", path=None)
     run.expect("resume.peek-agrees", peeked == [4] * fewest, expected="every rank to peek at step 4", seen=peeked)
-    run.expect_landings("resume.peek-agrees", world.load(), {4}, "rank 0 sees that it is the latest")
+    run.expect_landing("resume.peek-agrees", world.load(), {4}, "rank 0 sees that it is the latest")
 
 
 @judges("resume.agreement-across-stages")
@@ -247,8 +260,8 @@ def test_stages_land_on_the_newest_step_that_all_of_them_have(run: Scenario, ran
         run.retell(f"{shape} have committed steps 2 and 4; 4 is torn in stage {torn} alone, and latest is at it")
         with run.world(shape, seed=_OTHER) as again:
             landed = again.load()
-            run.expect_landings("resume.agreement-across-stages", landed, {2}, f"stage {torn} has no complete step 4")
-            run.expect_states("resume.agreement-across-stages", again, 2, kinds=STATE)
+            run.expect_landing("resume.agreement-across-stages", landed, {2}, f"stage {torn} has no complete step 4")
+            run.expect_state("resume.agreement-across-stages", again, 2, kinds=STATE)
 
 
 # -- refusals -----------------------------------------------------------------
@@ -287,7 +300,7 @@ def test_a_flipped_bit_in_what_any_rank_reads_is_an_error_that_names_the_file(ru
         _expect_refused(run, world, step, f"that {path.name} is damaged", "resume.damage", naming=path.name)
         path.write_bytes(whole)
     run.judge.tell("all bits are as they were")
-    run.expect_landings("resume.damage", world.load(step), {2}, "nothing is damaged")
+    run.expect_landing("resume.damage", world.load(step), {2}, "nothing is damaged")
 
 
 @judges("resume.error-everywhere", "resume.all-or-nothing", needs=("explicit", "layout", "trust"))
@@ -320,7 +333,7 @@ def test_the_marker_of_each_stage_is_asked_about_by_whoever_reads_it(run: Scenar
         _expect_refused(run, world, run.folder.of(2), f"that {name} is not trusted", "trust.every-pickle")
         os.chown(run.folder.of(2) / name, os.geteuid(), -1)
     run.judge.tell("all belongs to the reader again")
-    run.expect_landings("trust.every-pickle", world.load(run.folder.of(2)), {2}, "each marker is its reader's")
+    run.expect_landing("trust.every-pickle", world.load(run.folder.of(2)), {2}, "each marker is its reader's")
 
 
 @judges("resume.error-everywhere", "resume.all-or-nothing", needs=("explicit", "layout"))
@@ -363,7 +376,7 @@ def _expect_to_move(run: Scenario, ranks: int, kind: str) -> None:
         full = again.whole()[0]
         again.kill()
     last = run.world(Shape(ranks, kind), seed=_OTHER)
-    run.expect_landings("resume.continue", last.load(), {2 + len(sizes)}, "the run went on with other numbers of ranks")
+    run.expect_landing("resume.continue", last.load(), {2 + len(sizes)}, "the run went on with other numbers of ranks")
 
 
 @judges("resume.reshard")
@@ -463,7 +476,7 @@ def _expect_untouched(run: Scenario, world: World, before: dict[str, str]) -> No
 
 def _expect_full(run: Scenario, world: World, full: list[dict[str, str]], step: int) -> None:
     """Every rank has these full values, however the world divides them."""
-    run.expect_landings("resume.reshard", world.load(), {step})
+    run.expect_landing("resume.reshard", world.load(), {step})
     pairs = zip(world.whole(), full, strict=True)
     differing = sorted({name for mine, wanted in pairs for name in wanted if mine.get(name) != wanted[name]})
     run.expect(
@@ -472,3 +485,27 @@ def _expect_full(run: Scenario, world: World, full: list[dict[str, str]], step: 
         expected=f"the full values that were saved ({len(full[0])} tensors), on each of {world.shape.ranks} ranks",
         seen=f"{len(differing)} differ: {differing[:6]}",
     )
+
+
+@judges("resume.rank-values")
+def test_each_rank_gets_its_own_statistics_back(run: Scenario, fewest: int) -> None:
+    """A buffer and extra state of what each rank has seen, in a model that all of them have."""
+    shape = Shape(fewest, "replicated", has_own=True)
+    for mode in dict.fromkeys((run.mode, run.background_mode)):
+        world = run.world(shape, mode=mode)
+        world.train_to(3)
+        try:
+            world.commit()
+        except OnRank as refusal:
+            named = refusal.is_refusal and any(name in str(refusal) for name in ("mean", "_extra_state"))
+            run.expect("resume.rank-values", named, expected="a refusal that names one", seen=str(refusal))
+            return
+        world.kill()
+        again = run.world(shape, mode=mode, seed=_OTHER)
+        run.expect_landing("resume.rank-values", again.load(), {3}, "its save was completed")
+        run.expect_state("resume.rank-values", again, 3, kinds=STATE)
+        if run.has("rng", "dataloader"):
+            losses = again.train_to(5)
+            expected = run.timeline(shape=shape).losses_by_rank(3, 5)
+            run.expect("resume.rank-values", losses == expected, expected=f"the losses {expected}", seen=f"{losses}")
+        again.kill()

@@ -7,22 +7,26 @@ others show what the manager makes of it.
 import errno
 import os
 import signal
+import time
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from forge_conformance.harness.gate import Operation, Picks, in_background
-from forge_conformance.harness.judge import Unreached, judges
-from forge_conformance.harness.ranks import Shape, World, staged, values
-from forge_conformance.harness.scenario import ALL_KINDS, Scenario
+from forge_conformance.judging.judge import Unreached, judges
+from forge_conformance.runs.group import OnRank, Shape, staged, values
+from forge_conformance.runs.life import World
+from forge_conformance.runs.scenario import Scenario
+from forge_conformance.runs.state import ALL_KINDS
+from forge_conformance.watch.gate import Operation, Picks, at, in_background
+from forge_conformance.worker.system_calls import REMOVES
 from forge_spec import commit
 
-_WRITES = ("write", "writev", "pwrite64", "pwritev")
-_DELETES = ("unlink", "unlinkat", "rmdir", "rename", "renameat", "renameat2")
 _A_WHILE_S = 0.5
 """How long a call may take while an operation is held before that is let go; no verdict depends on it."""
+_LOOKS = 50
+"""How often ranks are looked at that stand still with nothing held, before they are taken to hang."""
 _IMPATIENT_S = 8
 """How long groups of processes wait where a rank never answers: shorter than the suite waits for a command."""
 
@@ -75,8 +79,8 @@ def test_a_step_saved_again_by_fewer_ranks_keeps_nothing_of_the_others(run: Scen
     left = [path.name for path, content in before.items() if path.exists() and path.read_bytes() == content]
     run.expect("commit.resave", not left, expected=f"no shard of the {ranks} ranks that saved before", seen=left)
     again = run.world(fewer, seed=9)
-    run.expect_landings("commit.resave", again.load(), {2})
-    run.expect_states("resume.exact", again, 2, seed=1)
+    run.expect_landing("commit.resave", again.load(), {2})
+    run.expect_state("resume.exact", again, 2, seed=1)
 
 
 # -- who waits for whom -------------------------------------------------------
@@ -137,6 +141,9 @@ def test_latest_waits_for_a_stage_that_is_held_back(run: Scenario, ranks: int, m
     world.begin_save()
     if not world.wait_held(last, run.patience_s):
         raise Unreached(f"no rank of the last stage touches {_listed(markers)} in a save, so it can't be held back")
+    if len(world.ranks.settled()) == world.shape.ranks:  # `save` has returned, and the flush goes on
+        values(world.ranks.ends())
+        world.begin_wait()
     while held := (world.ranks.settled(), world.wait_held(last, 0.1))[1]:
         gate = world.gate_of(held[0])
         run.expect(
@@ -163,7 +170,7 @@ def test_training_and_back_to_back_saves_never_meet_a_flush_in_their_groups(run:
         if gate.held()[0].paths not in files:
             files.add(gate.held()[0].paths)
             world.tell(f"has a flush that is held before {gate.held()[0]} on rank 0, and should train on")
-            losses = world.train_to(world.step + 1)  # or it hangs, and the watchdog sees it
+            losses = _train_beside_a_flush(run, world)
             _expect_losses(run, world, "commit.own-group", losses)
         gate.step()
     world.open_gates()
@@ -179,13 +186,33 @@ def test_training_and_back_to_back_saves_never_meet_a_flush_in_their_groups(run:
         seen=str(run.folder),
     )
     again = run.world(team, mode="async", seed=9)
-    run.expect_landings("commit.own-group", again.load(), {saved[-1]})
-    run.expect_states("resume.exact", again, saved[-1])
+    run.expect_landing("commit.own-group", again.load(), {saved[-1]})
+    run.expect_state("resume.exact", again, saved[-1])
+
+
+def _train_beside_a_flush(run: Scenario, world: World) -> list[list[str]]:
+    """One step; a hang is seen by the watchdog, and an error that comes out of training is no hang."""
+    try:
+        return world.train_to(world.step + 1)
+    except OnRank as fault:
+        if not fault.is_refusal:
+            raise
+        run.judge.record_failure(
+            "commit.no-later-than",
+            expected="the save to be committed in the end, however long its flush takes, and training to go on",
+            seen=str(fault),
+        )
+        raise Unreached("training raised an error of the flush beside it, and did not hang") from fault
 
 
 @judges("commit.snapshot", needs=("distributed", "async"))
 def test_what_ranks_change_after_save_has_returned_does_not_reach_the_disk(run: Scenario, ranks: int) -> None:
     shape = Shape(ranks)
+    run.world(shape, mode="async").commit_at(2)
+    control = run.world(shape, mode="async", seed=9)
+    control.load()
+    returns = run.items_that_return(control, 2)
+    control.kill()
     world = run.world(shape, mode="async", gated=[shape.last])
     world.train_to(3)
     _save_held(run, world, shape.last)
@@ -194,8 +221,8 @@ def test_what_ranks_change_after_save_has_returned_does_not_reach_the_disk(run: 
     world.open_gates()
     world.wait()
     again = run.world(shape, mode="async", seed=9)
-    run.expect_landings("commit.snapshot", again.load(), {3})
-    run.expect_states("commit.snapshot", again, 3)
+    run.expect_landing("commit.snapshot", again.load(), {3})
+    run.expect_state("commit.snapshot", again, 3, only=returns)
 
 
 @judges("retention.one-deleter", "retention.latest", "retention.drops")
@@ -206,7 +233,7 @@ def test_one_rank_deletes_and_no_rank_sees_the_resume_point_without_its_files(ru
 
     def watch(rank: int, operation: Operation) -> None:
         old = [run.folder.layout.name.format(step=step) for step in (2, 4) if step < world.step]
-        if operation.name in _DELETES and any(name in operation.paths[0].split("/")[0] for name in old):
+        if operation.name in REMOVES and any(name in operation.paths[0].split("/")[0] for name in old):
             deleting.setdefault(rank, str(operation))
         latest, complete = run.folder.latest_or_newest(), run.folder.complete()
         run.expect(
@@ -230,6 +257,57 @@ def test_one_rank_deletes_and_no_rank_sees_the_resume_point_without_its_files(ru
     )
 
 
+# -- who is interrupted ---------------------------------------------------------
+
+
+@judges("interrupt.ranks")
+def test_one_rank_that_is_interrupted_in_a_save_keeps_no_other_waiting(run: Scenario, fewest: int, mode: str) -> None:
+    for rank in (0, fewest - 1):
+        world = run.world(Shape(fewest), mode=mode, gated=[rank], timeout_s=_IMPATIENT_S)
+        world.ranks.together("heed_interrupts", how="raise")
+        world.load()
+        world.commit_at(world.step + 1)
+        begun = len(world.gate_of(rank).log)
+        world.commit_at(world.step + 1)
+        count = len(world.gate_of(rank).log) - begun
+        for number in sorted({2 + count // 2, max(1, count - 2)}):
+            world.train_to(world.step + 1)
+            if _interrupted_save(world, rank, number):
+                world.train_to(world.step + 1)
+                raised = [error for of_rank in world.saved_or_raised() for error in of_rank]
+                run.expect(
+                    "interrupt.ranks",
+                    not raised and run.folder.latest_or_newest() == world.step,
+                    expected=f"the next save to succeed on every rank, and step {world.step} to be the resume point",
+                    seen=f"{raised or 'no error'}; {run.folder}",
+                )
+        world.kill()
+        again = run.world(Shape(fewest), mode=mode, seed=9)
+        run.expect_landing("interrupt.ranks", again.load(), {world.step})
+        again.kill()
+
+
+def _interrupted_save(world: World, rank: int, number: int) -> bool:
+    """Save and wait, with SIGINT to one rank at one of its operations; whether it came to that."""
+    gate, is_struck = world.gate_of(rank), False
+    gate.close(at(len(gate.log) + number))
+    for begin in (world.begin_save, partial(world.ranks.begin, "wait")):
+        begin()
+        for _ in range(_LOOKS):  # a slow disk lets ranks stand still as well
+            done = world.ranks.settled()
+            if is_struck or gate.held() or len(done) == world.shape.ranks:
+                break
+        if gate.held() and not is_struck and not world.ranks.workers[rank].has_word():
+            world.tell(f"has SIGINT come to rank {rank} while {gate.held()[0]} is about to happen")
+            world.ranks.workers[rank].interrupt()
+            is_struck = True
+            gate.open()
+        for outcome in world.ranks.ends():
+            world.tell(str(outcome)[:200])
+    gate.open()
+    return is_struck
+
+
 # -- one of them fails --------------------------------------------------------
 
 
@@ -241,6 +319,19 @@ def test_a_full_disk_on_one_rank_is_raised_on_all_and_commits_nothing(run: Scena
 @judges("commit.rank-failure", "commit.failed-flush", "commit.failed-save")
 def test_a_full_disk_on_rank_0_is_raised_on_all_and_commits_nothing(run: Scenario, fewest: int, mode: str) -> None:
     _expect_full_disk_to_be_told(run, Shape(fewest), mode, 0)
+
+
+@judges("commit.rank-failure", "commit.failed-flush", "commit.failed-save")
+def test_a_permission_that_is_refused_on_one_rank_is_raised_on_all(run: Scenario, fewest: int) -> None:
+    _expect_failure_to_be_told(
+        run,
+        Shape(fewest),
+        run.mode,
+        fewest - 1,
+        "may not make files",
+        lambda operation: operation.writes and operation.name.startswith("open"),
+        errno.EACCES,
+    )
 
 
 @judges("commit.rank-failure", "commit.failed-flush", "commit.failed-save")
@@ -261,17 +352,17 @@ def test_a_pointer_that_can_not_be_moved_on_rank_0_is_raised_on_all(run: Scenari
 
 
 def _expect_full_disk_to_be_told(run: Scenario, shape: Shape, mode: str, rank: int) -> None:
-    _expect_failure_to_be_told(
-        run, shape, mode, rank, "finds the disk full", lambda operation: operation.name in _WRITES
-    )
+    _expect_failure_to_be_told(run, shape, mode, rank, "finds the disk full", lambda operation: operation.writes_data)
 
 
-def _expect_failure_to_be_told(run: Scenario, shape: Shape, mode: str, rank: int, how: str, picks: Picks) -> None:
+def _expect_failure_to_be_told(
+    run: Scenario, shape: Shape, mode: str, rank: int, how: str, picks: Picks, number: int = errno.ENOSPC
+) -> None:
     world = run.world(shape, mode=mode, gated=[rank], timeout_s=_IMPATIENT_S)
     world.commit_at(2)
     world.train_to(4)
     gate = world.gate_of(rank)
-    gate.fail(picks, errno.ENOSPC)
+    gate.fail(picks, number)
     world.tell(f"goes on, but rank {rank} {how}")
     raised = world.saved_or_raised()
     if not gate.failed:
@@ -282,7 +373,7 @@ def _expect_failure_to_be_told(run: Scenario, shape: Shape, mode: str, rank: int
     world.commit_at(6)
     again = run.world(shape, mode=mode, seed=9)
     landed = again.load()
-    run.expect_landings("commit.failed-save" if mode == "sync" else "commit.failed-flush", landed, {6})
+    run.expect_landing("commit.failed-save" if mode == "sync" else "commit.failed-flush", landed, {6})
 
 
 @judges("commit.rank-failure", "resume.continue", "resume.exact")
@@ -312,8 +403,8 @@ def _expect_death_to_be_told(run: Scenario, shape: Shape, mode: str, rank: int) 
     _expect_refused(run, raised, f"that rank {rank} is gone", committed=2, refused=[4])
     world.kill()
     again = run.world(shape, mode=mode, seed=9)
-    run.expect_landings("resume.continue", again.load(), {2})
-    run.expect_states("resume.exact", again, 2)
+    run.expect_landing("resume.continue", again.load(), {2})
+    run.expect_state("resume.exact", again, 2)
     again.commit_at(4)
 
 
@@ -334,12 +425,12 @@ def test_rank_0_killed_when_all_have_written_is_not_waited_for_for_ever(run: Sce
         "commit.rank-failure",
         all(raised),
         expected="every other rank to raise that rank 0 is gone, in save or in the wait after it",
-        seen=_told(raised),
+        seen=_errors_by_rank(raised),
     )
     world.kill()
     again = run.world(Shape(fewest), mode=mode, seed=9)
-    run.expect_landings("resume.lands", again.load(), {2, 4}, "2 is committed, and 4 nearly")
-    run.expect_states("resume.exact", again, again.step)
+    run.expect_landing("resume.lands", again.load(), {2, 4}, "2 is committed, and 4 nearly")
+    run.expect_state("resume.exact", again, again.step)
 
 
 @judges("commit.rank-failure", needs=("sync",))
@@ -366,7 +457,7 @@ def test_ranks_that_save_different_steps_are_all_told_so(run: Scenario, ranks: i
         "commit.same-step",
         all(raised) and run.folder.latest_or_newest() == 2 and run.folder.complete() == {2},
         expected=f"an error on every rank when rank {shape.last} saves step 5 and the others 4, and only step 2",
-        seen=f"{_told(raised)}; {run.folder}",
+        seen=f"{_errors_by_rank(raised)}; {run.folder}",
     )
 
 
@@ -380,7 +471,7 @@ def test_a_process_group_that_covers_one_rank_alone_is_refused_by_all(run: Scena
         "commit.groups-fit",
         all(raised) and not run.folder.steps(),
         expected="an error on every rank, and nothing saved, when each hands over a process group of its own",
-        seen=f"{_told(raised)}; {run.folder}",
+        seen=f"{_errors_by_rank(raised)}; {run.folder}",
     )
 
 
@@ -406,7 +497,7 @@ def _listed(items: Iterable[object]) -> str:
 
 
 def _expect_losses(run: Scenario, world: World, clause: str, losses: list[list[str]]) -> None:
-    expected = run.ranks_timeline(world.shape, world.seed).losses(world.step - len(losses[0]), world.step)
+    expected = run.timeline(world.seed, shape=world.shape).losses_by_rank(world.step - len(losses[0]), world.step)
     run.expect(
         clause,
         losses == expected,
@@ -434,10 +525,12 @@ def _let_go_until_replied(run: Scenario, world: World, rank: int) -> bool:
 
     A writer that keeps the interpreter's lock while it is held keeps its main thread as well.
     """
-    is_first = True
-    while not world.ranks.replied(_A_WHILE_S) and world.gate_of(rank).held():
-        is_first = False
-        world.gate_of(rank).step()
+    gate, patience_s = world.gate_of(rank), world.ranks.workers[rank].patience_s
+    is_first, deadline = True, time.monotonic() + patience_s
+    while not world.ranks.replied(_A_WHILE_S) and time.monotonic() < deadline:  # `ends` finds out whether they hang
+        if gate.held():
+            is_first, deadline = False, time.monotonic() + patience_s
+            gate.step()
     values(world.ranks.ends())
     return is_first
 
@@ -468,7 +561,7 @@ def _expect_refused(run: Scenario, raised: list[list[str]], what: str, committed
         "commit.rank-failure",
         all(raised),
         expected=f"every rank to raise {what}, in save or in the wait after it",
-        seen=_told(raised),
+        seen=_errors_by_rank(raised),
     )
     run.expect(
         "commit.rank-failure",
@@ -487,5 +580,24 @@ def _raised_by_all_but(world: World, dead: int) -> list[list[str]]:
     return raised
 
 
-def _told(raised: list[list[str]]) -> str:
+def _errors_by_rank(raised: list[list[str]]) -> str:
     return "; ".join(f"rank {rank}: {'; '.join(texts) or 'no error'}" for rank, texts in enumerate(raised))
+
+
+@judges("commit.gradients-said", needs=("distributed",))
+def test_gradients_that_no_step_has_taken_are_said_however_they_are_divided(run: Scenario, shape: Shape) -> None:
+    world = run.world(shape)
+    for step, how in enumerate(["kept", "half", "kept"], start=1):
+        world.train_to(step)
+        if how == "half":
+            world.ranks.together("accumulate", how=how)
+            world.tell("accumulates half a batch's gradients")
+        world.save()
+        said = "gradient" in world.warnings
+        world.wait()
+        run.expect(
+            "commit.gradients-said",
+            said is (how == "half"),
+            expected="a warning of gradients" if how == "half" else "no warning of gradients",
+            seen=world.warnings or "no warning",
+        )

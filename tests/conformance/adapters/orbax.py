@@ -145,8 +145,10 @@ def _parted(value: Any, name: str, arrays: dict[str, np.ndarray[Any, Any]]) -> A
         return {_ARRAY: name, **({_TYPE: str(value.dtype).partition(".")[2]} if is_foreign else {})}
     if isinstance(value, dict):
         return {key: _parted(item, f"{name}/{key}", arrays) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_parted(item, f"{name}/{number}", arrays) for number, item in enumerate(value)]
+    if isinstance(value, (list, tuple)):
+        return type(value)(_parted(item, f"{name}/{number}", arrays) for number, item in enumerate(value))
+    if callable(value):
+        raise TypeError(f"{name} is a {type(value).__name__}, which is not JSON serializable")  # as `json` says it
     return value
 
 
@@ -157,7 +159,9 @@ def _joined(value: Any, arrays: Mapping[str, Any]) -> Any:
             tensor = torch.from_numpy(np.array(arrays[value[_ARRAY]]))
             return tensor.view(getattr(torch, value[_TYPE])) if _TYPE in value else tensor
         return {key: _joined(item, arrays) for key, item in value.items()}
-    return [_joined(item, arrays) for item in value] if isinstance(value, list) else value
+    if isinstance(value, (list, tuple)):
+        return type(value)(_joined(item, arrays) for item in value)
+    return value
 
 
 def _streams() -> dict[str, Any]:

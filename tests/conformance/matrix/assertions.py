@@ -1,6 +1,6 @@
 """Every assertion of the suite, and which of them were seen to fail.
 
-An assertion is a call of a scenario's or judge's `expect...` or `fall` in a
+An assertion is a call of a scenario's or judge's `expect...` or `record_failure` in a
 test's module.  One that never fails on any of the mutants may be unable to:
 somebody should break by hand what it is about, or write that mutant.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from forge_conformance.harness.judge import At
+from forge_conformance.judging.judge import At
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def assertions(folders: Iterable[Path]) -> Iterator[Assertion]:
 
 def _is_assertion(function: ast.expr) -> bool:
     name = function.attr if isinstance(function, ast.Attribute) else ""
-    return name.startswith("expect") or name == "fall"
+    return name.startswith("expect") or name == "record_failure"
 
 
 def never_failed(every: Sequence[Assertion], failures: Iterable[At]) -> list[Assertion]:

@@ -1,7 +1,7 @@
 """What a mutant's file says of it.
 
 A mutant is a manager with one mistake, in a file of its own that is named by
-its sin, and that `--impl` takes.  Its docstring begins with the sin in one
+its mistake, and that `--impl` takes.  Its docstring begins with the mistake in one
 sentence, says what comes of it and where it happened, and ends with lines for
 this module:
 
@@ -11,7 +11,7 @@ this module:
     Base: bases/honest.py       the right manager that it was made from, beside it (the reference)
     Tests: all                  every test of its level runs, and not only those about its clauses: for the few that are
                                 wrong everywhere, so that assertions fail which hold for whoever makes one mistake
-    Tests: to the end           those about its clauses go on when its own has fallen, for an assertion that comes late
+    Tests: to the end           those about its clauses go on when its own has failed, for an assertion that comes late
 """
 
 import ast
@@ -37,7 +37,7 @@ class Mutant:
     """A wrong manager, and the clauses that say so."""
 
     path: Path
-    sin: str
+    mistake: str
     clauses: tuple[str, ...]
     """The first is its own."""
     level: Level = Level.STRICT
@@ -46,7 +46,7 @@ class Mutant:
     by_all_tests: bool = False
     """Whether every test runs, be it about its clauses or not."""
     to_the_end: bool = False
-    """Whether tests go on to be run when its own clause has fallen."""
+    """Whether tests go on to be run when its own clause has failed."""
     is_right: bool = False
     """Whether it is no mutant but what some were made from: then only the tests about its clauses run."""
 
@@ -114,8 +114,3 @@ def base_of(impl: str, mutants: Iterable[Mutant], clauses: Iterable[str] = ()) -
 def files(directory: Path) -> list[Path]:
     """The files of all mutants there."""
     return sorted(path for path in directory.glob("*.py") if not path.name.startswith("_"))
-
-
-def of_clause(slug: str, directory: Path = HERE) -> Iterable[Mutant]:
-    """The mutants that break this clause; none where there are none, as beside an installed suite."""
-    return [mutant for mutant in map(read, files(directory)) if slug in mutant.clauses]

@@ -1,12 +1,12 @@
 """What became of each mutant, and what that says of the suite.
 
-Five things are told, each in a line of its own.  Three of them are holes in the
+Five things are reported, each in a line of its own.  Three of them are holes in the
 suite and fail the gate: a mutant that survives, a mutant that dies of another
 clause than its own, and a clause that no mutant breaks.  The others may be
 chance: a test that was tried and has never killed anything, and an assertion
 that was never seen to fail.
 
-Whatever goes wrong with a mutant itself is our error, never a kill.
+Whatever goes wrong with a mutant itself is an error of the suite, never a kill.
 """
 
 import re
@@ -16,19 +16,18 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
-from forge_conformance.harness.judge import At
-from forge_conformance.report.verdicts import Finding, Status, judge
+from forge_conformance.judging.judge import At
+from forge_conformance.judging.verdicts import Finding, Status, judge
+from forge_conformance.matrix.assertions import Assertion, never_failed
+from forge_conformance.matrix.mutants import Mutant
+from forge_conformance.matrix.trial import Trial
 from forge_spec import CLAUSES
 from forge_spec.clauses import CAPABILITIES, Clause
-
-from .assertions import Assertion, never_failed
-from .mutants import Mutant
-from .trial import Trial
 
 IDLE_TEST = "a test that has never killed anything"
 IDLE_ASSERTION = "an assertion that was never seen to fail"
 _SLIP = re.compile(r"raised (?:Name|Attribute|Type|Import|ModuleNotFound|UnboundLocal|Assertion|Syntax)Error\b")
-"""What a manager raises whose author has slipped: the clause that takes the blame says nothing about the sin."""
+"""What a manager raises whose author has slipped: the clause that takes the blame says nothing about the mistake."""
 
 
 class End(StrEnum):
@@ -66,13 +65,13 @@ class Base:
 
     @classmethod
     def tried(cls, trial: Trial) -> "Base":
-        """From a trial by its mutants' clauses; what else falls on the way is not what they are about."""
+        """From a trial by its mutants' clauses; what else fails on the way is not what they are about."""
         mutant, found = trial.mutant, trial.findings
         judged, _ = judge(found, mutant.level, frozenset(CAPABILITIES), only=frozenset(mutant.clauses))
         verdicts = {one.clause.slug: str(one.verdict) for one in judged}
-        fallen = any(one.failure is not None and one.failure["clause"] in mutant.clauses for one in found)
+        failed = any(one.failure is not None and one.failure["clause"] in mutant.clauses for one in found)
         errors = [*trial.errors, *(f"{one.case}: {one.reason}" for one in found if one.outcome == "error")]
-        status = Status.OUR_ERROR if errors else Status.FAILED if fallen else Status.PASSED
+        status = Status.OUR_ERROR if errors else Status.FAILED if failed else Status.PASSED
         reasons = {one.clause.slug: one.reason for one in judged}
         return cls(str(mutant.path), status, verdicts, reasons, trial.wall_s, tuple(errors))
 
@@ -90,8 +89,8 @@ class Outcome:
         return self.trial.mutant
 
     @cached_property
-    def fallen(self) -> dict[str, list[Finding]]:
-        """The tests in which each clause fell."""
+    def failed(self) -> dict[str, list[Finding]]:
+        """The tests in which each clause failed."""
         found: dict[str, list[Finding]] = {}
         for finding in self.trial.findings:
             if finding.failure is not None:
@@ -103,21 +102,21 @@ class Outcome:
         """What went wrong with the mutant itself, or with the suite."""
         of_tests = [f"{one.case}: {one.reason}" for one in self.trial.findings if one.outcome == "error"]
         slips = [
-            f"{one.case}: a slip, not a sin: {one.failure['seen']}"
+            f"{one.case}: a programming error, not the intended mistake: {one.failure['seen']}"
             for one in self.trial.findings
             if one.failure is not None and _SLIP.search(one.failure["seen"])
         ]
         return [*self.trial.errors, *of_tests, *slips]
 
     @property
-    def fell_at(self) -> list[At]:
-        """The lines of tests in which a clause fell."""
-        return [at for finding in self.trial.findings for at in finding.fell_at]
+    def failed_at(self) -> list[At]:
+        """The lines of tests in which a clause failed."""
+        return [at for finding in self.trial.findings for at in finding.failed_at]
 
     @property
     def seen(self) -> str:
-        """What gave it away, in the first test in which its own clause fell."""
-        own = self.fallen.get(self.mutant.own.slug, [])
+        """What gave it away, in the first test in which its own clause failed."""
+        own = self.failed.get(self.mutant.own.slug, [])
         return str(own[0].failure["seen"]) if own and own[0].failure is not None else ""
 
     @cached_property
@@ -126,9 +125,9 @@ class Outcome:
         own = self.mutant.own.slug
         if self.errors:
             return End.ERROR
-        if own in self.fallen:
+        if own in self.failed:
             return End.KILLED
-        if self.fallen:
+        if self.failed:
             return End.ELSEWHERE
         is_reached = any(finding.reached.get(own) for finding in self.trial.findings)
         return End.NOT_JUDGED if self.base.unreached(own) and not is_reached else End.SURVIVES
@@ -136,24 +135,24 @@ class Outcome:
     @property
     def is_hang(self) -> bool:
         """Whether all that it dies of is a call that does not return."""
-        own = self.fallen.get(self.mutant.own.slug, [])
+        own = self.failed.get(self.mutant.own.slug, [])
         return bool(own) and all(finding.case in self.trial.hung for finding in own)
 
     @property
     def because(self) -> str:
         """The same in words."""
-        own, others = self.mutant.own.slug, [slug for slug in self.fallen if slug != self.mutant.own.slug]
-        too = f"; {', '.join(others)} fell too" if others else ""
+        own, others = self.mutant.own.slug, [slug for slug in self.failed if slug != self.mutant.own.slug]
+        too = f"; {', '.join(others)} failed too" if others else ""
         match self.end:
             case End.KILLED:
-                cases = self.fallen[own]
+                cases = self.failed[own]
                 tried = sum(own in finding.clauses or finding in cases for finding in self.trial.findings)
                 how = "a hang, " if self.is_hang else ""
                 return f"{how}{own} in {len(cases)} of {tried} tests{too}"
             case End.ELSEWHERE:
                 arose = sum(finding.reached.get(own, 0) for finding in self.trial.findings)
                 held = f"held {arose} times" if arose else "was unreached"
-                return f"{own} {held}, and {', '.join(others)} fell, in {self.fallen[others[0]][0].case}"
+                return f"{own} {held}, and {', '.join(others)} failed, in {self.failed[others[0]][0].case}"
             case End.SURVIVES:
                 arose = sum(finding.reached.get(own, 0) for finding in self.trial.findings)
                 return f"{own} held in all of {len(self.trial.findings)} tests, and its situation arose {arose} times"
@@ -182,32 +181,33 @@ class Matrix:
     """Files that are no mutants, and why."""
     other_bases: tuple[Base, ...] = ()
     asked: frozenset[str] | None = None
-    """The clauses that this is about; None for all that the base claims."""
+    """The clauses that this is about; None for all that the bases claim."""
     is_partial: bool = False
     """Whether only some mutants were tried: then nothing is said of what none of them does."""
     seconds: float = field(default=0)
     interrupted: str = ""
     """When it was; "" if it came to its end."""
+    until_killed: bool = False
+    """Whether mutants were tried no further once they were killed: then nothing is said of tests and assertions."""
     assertions: tuple[Assertion, ...] = ()
     """Every one of the suite."""
 
     @cached_property
     def clauses(self) -> list[Clause]:
-        """The clauses that mutants have to break, in reading order."""
+        """The clauses that mutants have to break, in reading order: those that a base claims."""
+        verdicts = [base.verdicts for base in (self.base, *self.other_bases)]
+        claimed = {slug for one in verdicts for slug, verdict in one.items() if verdict != "unclaimed"}
         return [
-            clause
-            for clause in CLAUSES
-            if self.base.verdicts.get(clause.slug, "unclaimed") != "unclaimed"
-            and (self.asked is None or clause.slug in self.asked)
+            clause for clause in CLAUSES if clause.slug in claimed and (self.asked is None or clause.slug in self.asked)
         ]
 
     def killers(self, slug: str) -> list[Outcome]:
         """The mutants that break this clause, say so, and die of it."""
-        return [one for one in self.outcomes if slug in one.mutant.clauses and slug in one.fallen and not one.errors]
+        return [one for one in self.outcomes if slug in one.mutant.clauses and slug in one.failed and not one.errors]
 
     @cached_property
     def idle_tests(self) -> list[str]:
-        """Tests that were tried on mutants and in which nothing ever fell, each named without its parameters.
+        """Tests that were tried on mutants and in which nothing ever failed, each named without its parameters.
 
         Those that could never be tried, as without a GPU, have the reason behind the name.
         """
@@ -229,14 +229,14 @@ class Matrix:
     def _about_bases(self) -> Iterable[Line]:
         for base in (self.base, *self.other_bases):
             if base.status != Status.PASSED:
-                fallen = [slug for slug, verdict in base.verdicts.items() if verdict in ("fail", "error")]
-                what = ", ".join([*fallen, *base.errors]) or "something else"
-                yield Line("the base falls", f"{base.name}, which is to be right: {what}")
+                failed = [slug for slug, verdict in base.verdicts.items() if verdict in ("fail", "error")]
+                what = ", ".join([*failed, *base.errors]) or "something else"
+                yield Line("the base fails", f"{base.name}, which has to be right: {what}")
 
     def _about_mutants(self) -> Iterable[Line]:
-        yield from (Line("an error of ours", reason) for reason in self.unread)
+        yield from (Line("an error of the suite", reason) for reason in self.unread)
         kinds = {
-            End.ERROR: "an error of ours",
+            End.ERROR: "an error of the suite",
             End.SURVIVES: "a mutant survives",
             End.ELSEWHERE: f"a mutant {End.ELSEWHERE}",
         }
@@ -254,10 +254,10 @@ class Matrix:
                 yield Line("a clause that no mutant breaks", clause.slug)
 
     def _about_tests(self) -> Iterable[Line]:
-        if self.is_partial or self.asked is not None:
+        if self.is_partial or self.asked is not None or self.until_killed:
             return
         yield from (Line(IDLE_TEST, test, fails=False) for test in self.idle_tests)
-        at = [at for one in self.outcomes for at in one.fell_at]
+        at = [at for one in self.outcomes for at in one.failed_at]
         yield from (Line(IDLE_ASSERTION, str(one), fails=False) for one in never_failed(self.assertions, at))
 
     def count(self, end: End) -> int:

@@ -2,7 +2,7 @@
 
 The tests whose first clause is one of the mutant's all run.  Those that judge
 it on the way run after them, the most specific first, until the mutant's own
-clause has fallen.  Once it has fallen by a hang nothing more is tried: each
+clause has failed.  Once it has failed by a hang nothing more is tried: each
 would take as long again.  A test goes on after an assertion has failed, so that
 those behind it are seen to fail as well; its verdict is the first.
 
@@ -23,19 +23,17 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
-from forge_conformance.harness.server import CannotJudge, Server
-from forge_conformance.harness.worker import ManagerFault, Unsupported
-from forge_conformance.plugin import SUITE, WARM_SERVER, declared_by
-from forge_conformance.report.verdicts import MODES, Finding
+from forge_conformance.judging.judge import CannotJudge
+from forge_conformance.judging.verdicts import Finding
+from forge_conformance.matrix.mutants import Mutant
+from forge_conformance.plugin import SUITE_ARGUMENTS, WARM_SERVER, Findings, declared_by
+from forge_conformance.runs.server import Server
+from forge_conformance.runs.workplace import first_contact
 
-from .mutants import Mutant
-
-_SUITE_ROOT = Path(__file__).resolve().parents[1]
 _SLOW_TO_IMPORT = ("test_agreement", "test_durable")
 """Tests that need what is slow to import: it is then paid for once, and not in each trial."""
 _LIMIT_S = 1200
@@ -60,11 +58,13 @@ class Trial:
 class Bench:
     """A place for one trial after the other, with a warm server of its own; `close` ends that."""
 
-    def __init__(self, base: str) -> None:
+    def __init__(self, base: str, until_killed: bool = False) -> None:
+        """`until_killed`: a mutant of one clause is tried no further once that clause has failed."""
+        self._until_killed = until_killed
         for chapter in _SLOW_TO_IMPORT:
             importlib.import_module(f"forge_conformance.{chapter}")
         self._host = Server(base, None)
-        modes = sorted(self._host.implementation.capabilities & MODES)
+        modes = self._host.implementation.modes
         self._host.rehearse(modes)
         self._host.rehearse(modes[:1], with_ranks=True)
 
@@ -72,7 +72,7 @@ class Bench:
         """Try the mutant in a process of its own."""
         begun = time.perf_counter()
         try:
-            trial = _in_a_fork(lambda: _tried(self._host, mutant))
+            trial = _in_a_fork(lambda: _tried(self._host, mutant, self._until_killed))
         except ChildProcessError as error:
             trial = Trial(mutant, errors=(str(error),))
         return replace(trial, wall_s=time.perf_counter() - begun)
@@ -108,15 +108,15 @@ def _in_a_fork(work: Callable[[], T]) -> T:
     return outcome  # type: ignore[no-any-return]  # what `work` returned
 
 
-def _tried(host: Server, mutant: Mutant) -> Trial:
+def _tried(host: Server, mutant: Mutant, until_killed: bool) -> Trial:
     begun_s = time.process_time()
     try:
         server = host.fork(str(mutant.path))
     except CannotJudge as reason:
         return Trial(mutant, errors=(f"it does not load. {reason}",))
-    found = _Found(mutant, server)
+    found = _Found(mutant, server, until_killed)
     try:
-        _contact(server)
+        first_contact(server)
         output = _run(mutant, found)
     except CannotJudge as reason:
         return Trial(mutant, errors=(str(reason),))
@@ -129,22 +129,16 @@ def _tried(host: Server, mutant: Mutant) -> Trial:
     return Trial(mutant, tuple(found.findings), frozenset(found.hung), errors, own_s + server.cpu_s)
 
 
-def _contact(server: Server) -> None:
-    """`CannotJudge` if the manager can't even be made: that is no sin of a mutant, but a slip of ours."""
-    with tempfile.TemporaryDirectory() as folder:
-        worker = server.spawn()
-        mode = min(server.implementation.capabilities & MODES)
-        try:
-            worker.open({"folder": folder, "mode": mode}, seed=0)
-        except (ManagerFault, Unsupported) as fault:
-            raise CannotJudge(f"its manager can't be made over an empty folder. {fault}") from None
-        finally:
-            worker.kill()
-
-
 def _run(mutant: Mutant, found: "_Found") -> Sequence[str]:
-    arguments = ["-c", str(_SUITE_ROOT / "pytest.ini"), f"--rootdir={_SUITE_ROOT}", *map(str, SUITE)]
-    arguments += ["--forge-impl", str(mutant.path), "--forge-level", str(mutant.level), "--forge-ranks", mutant.ranks]
+    arguments = [
+        *SUITE_ARGUMENTS,
+        "--forge-impl",
+        str(mutant.path),
+        "--forge-level",
+        str(mutant.level),
+        "--forge-ranks",
+        mutant.ranks,
+    ]
     arguments += ["--forge-no-shrinking", "--forge-go-on"]
     arguments += [] if mutant.by_all_tests else ["--forge-clauses", ",".join(mutant.clauses)]
     arguments += ["--assert=plain"]  # verdicts come from no assertion, and to rewrite them takes longer than many tests
@@ -157,13 +151,13 @@ def _run(mutant: Mutant, found: "_Found") -> Sequence[str]:
     return (f"pytest ended with status {int(status)}:\n{output.getvalue()[-3000:]}",)
 
 
-class _Found:
+class _Found(Findings):
     """A pytest plugin: orders the tests, ends them when there is no more to find out, and gathers what they found."""
 
-    def __init__(self, mutant: Mutant, server: Server) -> None:
-        self.findings: list[Finding] = []
+    def __init__(self, mutant: Mutant, server: Server, until_killed: bool) -> None:
+        super().__init__()
+        self._goes_on = mutant.to_the_end or not until_killed or len(mutant.clauses) > 1
         self.hung: set[str] = set()
-        self.lost: list[str] = []
         self.is_enough = False
         self._mutant = mutant
         self._server = server
@@ -187,24 +181,17 @@ class _Found:
     ) -> Generator[None, object, object]:
         outcome = yield
         own = self._mutant.own.slug
-        fallen = [one.case for one in self.findings if one.failure is not None and one.failure["clause"] == own]
-        is_slow = not self.hung.isdisjoint(fallen)
-        if fallen and nextitem is not None and (is_slow or not (self._mutant.to_the_end or self._is_about(nextitem))):
+        failed = [one.case for one in self.findings if one.failure is not None and one.failure["clause"] == own]
+        is_slow = not self.hung.isdisjoint(failed)
+        goes_on = self._goes_on and nextitem is not None and (self._mutant.to_the_end or self._is_about(nextitem))
+        if failed and nextitem is not None and (is_slow or not goes_on):
             self.is_enough = True
-            item.session.shouldstop = "its own clause has fallen"
+            item.session.shouldstop = "its own clause has failed"
         return outcome
 
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        values = dict(report.user_properties).get("forge")
-        if isinstance(values, dict):
-            self.findings.append(Finding.of(values))
-            self.hung |= {values["case"]} if values.get("hung") else set()
-        elif report.failed:
-            self.lost.append(f"{report.nodeid}: {report.longrepr}")
-
-    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        if report.failed:
-            self.lost.append(f"{report.nodeid} could not be collected: {report.longrepr}")
+    def gathers(self, values: dict[str, Any]) -> None:
+        super().gathers(values)
+        self.hung |= {values["case"]} if values.get("hung") else set()
 
 
 def _breadth(item: pytest.Item) -> int:

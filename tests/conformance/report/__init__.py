@@ -1,6 +1,9 @@
-"""From what tests found out to what people read.
+"""From results to what people and programs read.
 
-verdicts     one verdict per clause, computed from the tests' findings; expected failures; the exit status
-render       the same report as console text, JSON, JUnit XML and Markdown
-schema.json  what the JSON looks like
+run          a run as console text, JSON, JUnit XML and Markdown
+crash        a crash exploration as console text, JSON and a page
+matrix       a matrix as console text, JSON, Markdown and a page
+explain      a clause and all that stands behind it
+page         the page that a browser shows
+schema.json  the form of a run's JSON
 """

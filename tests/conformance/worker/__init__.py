@@ -6,6 +6,7 @@ server          warm: imports everything once, then forks a worker per process l
 implementation  finds what `--impl` names
 drop_in         the adapter for managers with the drop-in API
 workload        a training run that is deterministic to the bit
+variety         the same with other optimizers and modules
 commands        what a worker does when it is told to
 filter          the kernel filter that hands file-changing system calls to the suite
 """

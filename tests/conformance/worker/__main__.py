@@ -1,4 +1,6 @@
-"""Starts the warm server: `python path/to/worker --impl NAME --channel FD`.
+"""Starts the warm server, `python path/to/worker --impl NAME --channel FD`, or what its first argument names.
+
+These are `job`, a script under a launcher; `watched`, any command that is recorded; `warm`, forks that are a script.
 
 Run from its files by any Python, so that the manager's environment needs
 nothing of the suite: this module makes `forge_conformance` importable from
@@ -26,6 +28,19 @@ def _load_package() -> None:
 if __name__ == "__main__":
     sys.path[0] = str(Path.cwd())  # was this folder, whose module names are not for the manager to see
     _load_package()
-    from forge_conformance.worker.server import main
+    if sys.argv[1] == "job":
+        from forge_conformance.worker import job
 
-    sys.exit(main(sys.argv[1:]))
+        job.main(sys.argv[2:])
+    elif sys.argv[1] == "watched":
+        from forge_conformance.worker import watched
+
+        watched.main(sys.argv[2:])
+    elif sys.argv[1] == "warm":
+        from forge_conformance.worker import warm
+
+        warm.main(sys.argv[2:])
+    else:
+        from forge_conformance.worker.server import main
+
+        sys.exit(main(sys.argv[1:]))

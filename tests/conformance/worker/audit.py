@@ -20,7 +20,8 @@ import sys
 import threading
 from typing import Any
 
-_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+from .system_calls import WRITING
+
 _PATHS: dict[str, tuple[tuple[int, int | None], ...]] = {
     "open": ((0, None),), "os.mkdir": ((0, 2),), "os.rmdir": ((0, 1),), "os.remove": ((0, 1),),
     "os.rename": ((0, 2), (1, 3)), "os.link": ((1, 3),), "os.symlink": ((1, 2),), "os.truncate": ((0, None),),
@@ -55,7 +56,7 @@ def install() -> int:
 
 def _changed(event: str, arguments: tuple[Any, ...]) -> list[str]:
     """Absolute paths that are about to change; none where nothing is, or nobody knows which."""
-    if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & _WRITING):
+    if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & WRITING):
         return []
     found = []
     for path, directory in _PATHS[event]:

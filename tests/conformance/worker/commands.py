@@ -18,17 +18,19 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from forge_conformance.adapter import Adapter, Loaded, Settings, Unsupported, Window
+from forge_conformance.adapter import Adapter, Hooks, Loaded, Settings, Unsupported, Window
 
-from . import user, view
+from . import awkward, process, user, view
 from .channel import Channel, Closed
 from .handover import hand_over
-from .workload import Loader, RefusingLoader, Workload, raw_bytes
+from .interrupts import Interrupts, interrupt_in
+from .workload import Loader, RefusingLoader, Workload, raw_bytes, settings_of_torch, with_fingerprints
 
 ALL_PARTS = ("scheduler", "dataloader")
 _HERE = str(Path(__file__).resolve().parent)
@@ -50,6 +52,8 @@ class Worker:
         self._workload: Workload | None = None
         self._adapter: Adapter | None = None
         self._heard = _Heard()
+        self._interrupts = Interrupts()
+        self._handed_over: Any = None
 
     def live(self, request: dict[str, Any]) -> int:
         """Serve commands until told to end; the exit status of the process."""
@@ -60,9 +64,11 @@ class Worker:
             while True:
                 command = self._channel.receive()
                 if command["do"] == "exit":
-                    self._channel.send({"value": None, "warnings": self._heard.take()})
                     self._heard.stop()
+                    self._channel.send({"value": None, "warnings": self._heard.take()})
                     self._channel.close()
+                    if self._adapter is not None and self._adapter.traits.has_end:
+                        self._adapter.finish()
                     return 0
                 self._channel.send(self._answer(command))
         except Closed:
@@ -84,7 +90,9 @@ class Worker:
         arguments = {key: value for key, value in command.items() if key != "do"}
         life = os.getpid()
         try:
-            reply = {"value": _plain(getattr(self, f"do_{command['do']}")(**arguments))}
+            with self._interrupts.in_call(command["do"]):
+                value = getattr(self, f"do_{command['do']}")(**arguments)
+            reply = {"value": _plain(value)}
         except SystemExit:
             raise
         except BaseException as error:  # whatever a manager raises is what is judged
@@ -103,31 +111,76 @@ class Worker:
         """From here on this process is another user's."""
         user.become(uid)
 
-    def do_open(self, settings: dict[str, Any], seed: int, place: dict[str, Any] | None = None) -> None:
-        self._workload = _workload(seed, self._device, place)
-        window = settings.pop("window", None)
-        self._adapter = self._adapter_class(
-            Settings(**settings, window=None if window is None else Window(**window)), self._workload
-        )
+    def do_renounce(self) -> None:
+        """From here on permissions of files count for this process, whoever it is."""
+        user.renounce()
 
-    def do_prepare(self, seed: int, place: dict[str, Any] | None = None) -> None:
-        """A training run without a manager: the timeline that nothing disturbs."""
-        self._workload = _workload(seed, self._device, place)
+    def do_chdir(self, path: str) -> None:
+        os.chdir(path)
+
+    def do_umask(self, mask: str) -> None:
+        os.umask(int(mask, 8))
+
+    def do_environment(self, variables: dict[str, str | None]) -> None:
+        process.set_environment(variables)
+
+    def do_process(self) -> dict[str, Any]:
+        described = process.described()
+        return {**described, "settings": {**described["settings"], **settings_of_torch()}}
+
+    def do_open(
+        self, settings: dict[str, Any], seed: int, place: dict[str, Any] | None = None, variety: str | None = None
+    ) -> None:
+        self._workload = _workload(seed, self._device, place, variety)
+        window, hooks = settings.pop("window", None), settings.pop("hooks", None)
+        window = None if window is None else Window(**window)
+        hooks = None if hooks is None else Hooks(**hooks)
+        self._adapter = self._adapter_class(
+            _settings(self._adapter_class, **settings, window=window, hooks=hooks), self._workload
+        )
 
     def do_train(self, steps: int) -> list[str]:
         return self._adapter.train(steps) if self._adapter is not None else self._training.train(steps)
 
-    def do_save(self, step: int | None, extra: str | None, parts: list[str], tokens_seen: int | None = None) -> None:
+    def do_save(
+        self,
+        step: int | None,
+        extra: str | None,
+        parts: list[str],
+        tokens_seen: int | None = None,
+        unsaveable: str | None = None,
+    ) -> None:
         value = None if extra is None else ast.literal_eval(extra)
+        if unsaveable is not None:
+            value = {**(value or {}), unsaveable: lambda: None}
         step = self._training.step if step is None else step
         tokens_seen = self._training.tokens_seen if tokens_seen is None else tokens_seen
+        if self._training.average is not None:
+            value = {**(value or {}), "average": self._training.average}
+        self._handed_over = value
         self._manager.save(step, tokens_seen, value, parts)
+
+    def do_average(self) -> None:
+        """From here on the run has an average of its weights, which it hands over in the extra of each save."""
+        self._training.begin_average()
+
+    def do_handed_over(self) -> str:
+        """The extra of the last save, as it is now; a fingerprint in the place of each tensor."""
+        return repr(with_fingerprints(self._handed_over))
+
+    def do_save_object(self) -> None:
+        """A save whose extra has a value that is no plain data."""
+        extra = {"object": slice(1, 2)}
+        self._manager.save(self._training.step, self._training.tokens_seen, extra, ALL_PARTS)
 
     def do_wait(self) -> None:
         self._manager.wait()
 
     def do_flush(self) -> None:
         self._manager.flush()
+
+    def do_finish_deletions(self) -> None:
+        self._manager.finish_deletions()
 
     def do_load(
         self, path: str | None, exclude: list[str], freeze_expected: list[dict[str, Any]] | None, parts: list[str]
@@ -136,7 +189,7 @@ class Worker:
         with _PickleWatch() as watch:
             loaded = _checked(self._manager.load(path, exclude, freeze_expected, parts))
         self._training.step, self._training.tokens_seen = loaded.step, loaded.tokens_seen
-        extra = repr(loaded.extra)
+        extra = repr(with_fingerprints(loaded.extra))
         return {"step": loaded.step, "tokens_seen": loaded.tokens_seen, "extra": extra, "globals": watch.asked}
 
     def do_digest(self) -> dict[str, str]:
@@ -156,10 +209,39 @@ class Worker:
         pinned, state = pinned_bytes() - before, state_bytes(self._training)
         return {"still_busy": still_busy, "pinned_bytes": pinned, "state_bytes": state}
 
+    def do_rewrite_marker(self, path: str, how: str, value: str = "") -> str:
+        from .odd import rewrite_marker  # imports more of torch than others need
+
+        return rewrite_marker(path, how, value)
+
+    def do_limit_memory(self, more_bytes: int) -> None:
+        from .odd import limit_memory
+
+        limit_memory(more_bytes)
+
     def do_exit_at_sigterm(self) -> None:
         """As scripts do that want to end in order; a handler that the manager has made stays."""
         if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+    def do_heed_interrupts(self, how: str) -> None:
+        """From here on take SIGINT as a script does that catches `KeyboardInterrupt`, sets a flag, or saves."""
+        self._interrupts.heed(how, lambda: self.do_save(None, None, list(ALL_PARTS)))
+
+    def do_interrupts(self) -> dict[str, Any]:
+        return self._interrupts.take()
+
+    def do_interrupt_in(self, part: str, doing: str) -> None:
+        """The next time that the manager asks this part of the training to do this, SIGINT comes at its end."""
+        interrupt_in(getattr(self._training, part), doing)
+
+    def do_fork_sleeper(self) -> int:
+        """Fork a child that sleeps until it is killed, as workers of a data loader do that hang; its number."""
+        child = os.fork()
+        if child == 0:
+            while True:
+                signal.pause()
+        return child
 
     def do_ping(self) -> None:
         """Shows that the main thread is free to go on."""
@@ -177,11 +259,34 @@ class Worker:
     def do_freeze(self) -> None:
         next(self._training.model.parameters()).requires_grad_(False)
 
+    def do_enlarge(self, size_bytes: int) -> None:
+        self._training.enlarge(size_bytes)
+
     def do_vary(self, seed: int) -> None:
         self._training.vary(seed)
 
     def do_alter(self, how: str) -> str:
         return self._training.alter(how)
+
+    def do_add_state(self, kind: str, seed: int) -> str:
+        module: Any = awkward.KINDS[kind](seed).to(self._training.device)
+        self._training.model.append(module)  # type: ignore[operator]
+        return str(len(self._training.model) - 1)  # type: ignore[arg-type]
+
+    def do_expand(self) -> None:
+        self._training.model[-1].expand()  # type: ignore[index]
+
+    def do_nest_scheduler(self, kind: str = "inner") -> None:
+        self._training.scheduler = awkward.nested(self._training.optimizer, kind)
+
+    def do_fail_once(self, part: str) -> None:
+        if part == "module":
+            awkward.fail_once(self._training.model[-1], "set_extra_state")  # type: ignore[index]
+        else:
+            awkward.fail_once(getattr(self._training, part), "load_state_dict")
+
+    def do_accumulate(self, how: str) -> None:
+        self._training.accumulate(how)
 
     def do_scramble(self) -> None:
         self._training.scramble()
@@ -202,8 +307,33 @@ class Worker:
     def do_peek(self, path: str | None) -> int | None:
         return self._manager.peek(path)
 
-    def do_register_strategy(self, name: str, fires: list[int]) -> None:
-        self._adapter_class.register_strategy(name, lambda step, start, stop: step in fires)
+    def do_pre_train(self) -> None:
+        self._manager.pre_train()
+
+    def do_batches(self, steps: int) -> list[str]:
+        """As a training loop: the hook comes after each batch."""
+        losses = []
+        for _ in range(steps):
+            losses += self.do_train(1)
+            self._manager.post_train_batch()
+        return losses
+
+    def do_post_train(self) -> None:
+        self._manager.post_train()
+
+    def do_block_ephemeral(self, is_blocked: bool) -> None:
+        self._manager.block_ephemeral(is_blocked)
+
+    def do_checkpoint_pending(self) -> bool:
+        return self._manager.checkpoint_pending()
+
+    def do_register_strategy(self, name: str, fires: list[int], raises: Sequence[int] = ()) -> None:
+        def strategy(step: int, start: int, stop: int) -> bool:
+            if step in raises:
+                raise RuntimeError(f"the strategy knows nothing of step {step}")
+            return step in fires
+
+        self._adapter_class.register_strategy(name, strategy)
 
     def do_list_strategies(self) -> list[str]:
         return self._adapter_class.list_strategies()
@@ -219,7 +349,7 @@ class Worker:
 
     @property
     def _training(self) -> Workload:
-        assert self._workload is not None, "the suite opens or prepares first"
+        assert self._workload is not None, "the suite opens first"
         return self._workload
 
     @property
@@ -228,7 +358,18 @@ class Worker:
         return self._adapter
 
 
-def _workload(seed: int, device: str, place: dict[str, Any] | None) -> Workload:
+def _settings(adapter_class: type[Adapter], **settings: Any) -> Settings:
+    """With the number that this manager takes for `keep_last_n` where all are to be kept."""
+    plain = Settings(**settings)
+    keeps_all = isinstance(plain.keep_last_n, int) and plain.keep_last_n <= 0
+    return replace(plain, keep_last_n=adapter_class.traits.keep_all or plain.keep_last_n) if keeps_all else plain
+
+
+def _workload(seed: int, device: str, place: dict[str, Any] | None, variety: str | None = None) -> Workload:
+    if variety is not None:
+        from .variety import VariedWorkload  # what else is trained, most runs need not know
+
+        return VariedWorkload(variety, seed, device)
     if place is None:
         return Workload(seed, device)
     from .ranks import Place, RankWorkload  # imports more of torch than one process needs
@@ -246,9 +387,13 @@ class _Heard(logging.Handler):
         self._filters = warnings.filters[:]
         warnings.simplefilter("always")
         self._show = warnings.showwarning
+        self._is_over = False
         warnings.showwarning = self._on_warning  # type: ignore[assignment]  # it takes all that the original takes
 
     def emit(self, record: logging.LogRecord) -> None:
+        if self._is_over and logging.lastResort is not None:  # another thread had begun to log before it was stopped
+            logging.lastResort.handle(record)
+            return
         try:
             self._messages.append(record.getMessage())
         except Exception:  # a message that its arguments don't fit; no handler lets that out
@@ -258,7 +403,12 @@ class _Heard(logging.Handler):
         self._messages.append(f"{category.__name__}: {message}")
 
     def stop(self) -> None:
-        """From here messages go where they would in any script: to standard error."""
+        """From here messages go where they would in any script: to standard error; what was heard is still to be taken.
+
+        Threads may log at any time: each message is heard or goes there, none is lost in between.
+        """
+        with self.lock or contextlib.nullcontext():
+            self._is_over = True
         logging.getLogger().removeHandler(self)
         warnings.showwarning = self._show
         warnings.filters[:] = self._filters  # type: ignore[index]  # a list, whatever the stubs say
@@ -324,7 +474,7 @@ def rehearse(
     training = timed(_workload, 1, device, place if with_ranks else None)
 
     def life() -> Adapter:
-        return adapter_class(Settings(folder=checkpoints, mode=mode), training)
+        return adapter_class(_settings(adapter_class, folder=checkpoints, mode=mode), training)
 
     first = timed(life)
     timed(first.train, 2)

@@ -11,7 +11,9 @@ from datetime import timedelta
 from types import ModuleType
 from typing import Any, ClassVar
 
-from forge_conformance.adapter import Adapter, Claims, Loaded, Settings, Training, Unsupported
+from forge_conformance.adapter import Adapter, CallbackAdapter, Claims, Loaded, Settings, Training, Unsupported
+
+from . import hooked
 
 _MODES = {"sync": "disabled", "async": "async", "pinned": "async_with_pinned_mem"}
 _DUTY = ("CheckpointConfig", "CheckpointManager")
@@ -23,9 +25,11 @@ _OPTIONAL = {
 }
 _OF_RANKS = ("distributed", "pipeline", "reshard", "gpu")
 """Offered where the manager can be told which ranks share its shards."""
+_OF_WRITERS = ("one-writer",)
+"""Offered where the manager can be told to take a folder over."""
 _ALWAYS = (
-    "layout", "sync", "schedule", "retention", "pointer", "explicit", "exclude", "peek", "train-state", "rng",
-    "dataloader", "trust",
+    "layout", "sync", "schedule", "retention", "pointer", "explicit", "exclude", "partial", "peek", "train-state",
+    "rng", "dataloader", "gradients", "trust",
 )  # fmt: skip
 """What the design itself promises; a drop-in is held to it unless `--claims` says otherwise."""
 
@@ -39,10 +43,20 @@ def drop_in(module: ModuleType) -> type[Adapter]:
     """The adapter for this module; it claims level strict and what the module has names for."""
     offered = [capability for capability, names in _OPTIONAL.items() if all(hasattr(module, name) for name in names)]
     offered += _OF_RANKS if _takes(module.CheckpointManager, "process_group", "pp_rank") else ()
+    offered += _OF_WRITERS if _takes(module.CheckpointManager, "take_over") else ()
+
+    if hooked.is_offered(module):
+        offered += hooked.OF_HOOKS
 
     class ModuleDropIn(DropIn):
         claims = Claims(level="strict", capabilities=(*_ALWAYS, *offered))
+        hooked_layout = CallbackAdapter.layout
         api = module
+
+        def __new__(cls, settings: Settings, training: Training) -> Any:
+            if settings.hooks is None:
+                return super().__new__(cls)
+            return hooked.hooked(module)(settings, training)
 
     return ModuleDropIn
 
@@ -71,6 +85,11 @@ def _specs(pairs: Iterable[tuple[str, bool]]) -> tuple[_FreezeSpec, ...]:
     return tuple(_FreezeSpec(module, frozen) for module, frozen in pairs)
 
 
+def _as_list(value: object) -> object:
+    """A tuple of the settings as the list that the API takes; what is of another kind as it is, for it to refuse."""
+    return list(value) if isinstance(value, tuple | list) else value
+
+
 class DropIn(Adapter):
     """Each method is one call of the drop-in API."""
 
@@ -80,7 +99,11 @@ class DropIn(Adapter):
         super().__init__(settings, training)
         self.config = self._config(settings)
         self.manager = self.api.CheckpointManager(
-            self.config, training.model, training.optimizer, **self._about_ranks(settings, training)
+            self.config,
+            training.model,
+            training.optimizer,
+            **self._about_ranks(settings, training),
+            **({"take_over": True} if settings.take_over else {}),
         )
 
     def _about_ranks(self, settings: Settings, training: Training) -> dict[str, Any]:
@@ -97,7 +120,7 @@ class DropIn(Adapter):
             "interval": settings.interval,
             "keep_last_n": settings.keep_last_n,
             "load_path": settings.load_path,
-            "exclude_from_loading": list(settings.exclude_from_loading),
+            "exclude_from_loading": _as_list(settings.exclude_from_loading),
             "ignore_freeze_mismatch": settings.ignore_freeze_mismatch,
         }
         if settings.mode != "sync":
@@ -111,7 +134,7 @@ class DropIn(Adapter):
     def save(self, step: int, tokens_seen: int, extra: Mapping[str, Any] | None, parts: Sequence[str]) -> None:
         arguments: dict[str, Any] = {"tokens_seen": tokens_seen, **self._parts(parts)}
         if extra is not None:
-            arguments["extra"] = dict(extra)
+            arguments["extra"] = extra  # the very object: a manager has to leave it as it is
         self.manager.save(step, **arguments)
 
     def _parts(self, parts: Sequence[str]) -> dict[str, Any]:
@@ -196,4 +219,6 @@ class DropIn(Adapter):
             **{capability: all(hasattr(cls.api, n) for n in names) for capability, names in _OPTIONAL.items()},
             **{capability: hasattr(manager, method) for capability, method in methods.items()},
             **{capability: _takes(manager, "process_group", "pp_rank") for capability in ("distributed", "pipeline")},
+            "one-writer": _takes(manager, "take_over"),
+            "ephemeral": hooked.is_offered(cls.api),
         }

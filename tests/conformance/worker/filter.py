@@ -2,15 +2,13 @@
 
 Installed in a fresh worker before the manager runs, inherited by its threads
 and children, and not removable.  The kernel parks each such call until the
-holder of the listener answers; see the suite's `harness/gate.py` for the other
+holder of the listener answers; see the suite's `watch/listener.py` for the other
 end.  Needs Linux 5.5 and no privilege (`PR_SET_NO_NEW_PRIVS`).
 
 Opening for reading is handed over only on request: imports would pay for it.
 So are calls that only look, and those that decide what a loss of power may
 leave; the crash explorer asks for them.
-Copying inside the kernel (`sendfile` and its kin) and io_uring would change
-files unseen, so they answer "not implemented", and programs fall back to
-plain writes.
+Which calls there are, and which of them are refused, says `system_calls`.
 """
 
 import contextlib
@@ -21,58 +19,16 @@ import os
 import platform
 import struct
 
+from .system_calls import CALLS, CHANGES, LOOKS, REFUSED, SENDS, STORES, WRITING, numbers
+
 _ARCHITECTURES = {"x86_64": (0xC000003E, 317), "aarch64": (0xC00000B7, 277)}
 """machine -> (its audit number, its number of the seccomp call)"""
-
-_NUMBERS = {
-    "x86_64": {
-        "write": 1, "open": 2, "pwrite64": 18, "writev": 20, "fsync": 74, "fdatasync": 75, "truncate": 76,
-        "ftruncate": 77, "rename": 82, "mkdir": 83, "rmdir": 84, "creat": 85, "link": 86, "unlink": 87,
-        "symlink": 88, "openat": 257, "mkdirat": 258, "unlinkat": 263, "renameat": 264, "linkat": 265,
-        "symlinkat": 266, "fallocate": 285, "pwritev": 296, "renameat2": 316, "pwritev2": 328,
-    },
-    "aarch64": {
-        "mkdirat": 34, "unlinkat": 35, "symlinkat": 36, "linkat": 37, "renameat": 38, "truncate": 45,
-        "ftruncate": 46, "fallocate": 47, "openat": 56, "write": 64, "writev": 66, "pwrite64": 68,
-        "pwritev": 70, "fsync": 82, "fdatasync": 83, "renameat2": 276, "pwritev2": 287,
-    },
-}  # fmt: skip
-
-_REFUSED = {
-    "x86_64": {"sendfile": 40, "splice": 275, "copy_file_range": 326, "io_uring_setup": 425, "openat2": 437},
-    "aarch64": {"sendfile": 71, "splice": 76, "copy_file_range": 285, "io_uring_setup": 425, "openat2": 437},
-}
-
-_STORING = {
-    "x86_64": {"close": 3, "mmap": 9, "msync": 26, "sync": 162, "syncfs": 306},
-    "aarch64": {"close": 57, "sync": 81, "mmap": 222, "msync": 227, "syncfs": 267},
-}
-"""What brings data to storage beside `fsync`, and shared writable maps, whose changes are seen late."""
-
-_LOOKS = {
-    "x86_64": {
-        "stat": 4, "lstat": 6, "access": 21, "getdents": 78, "chdir": 80, "readlink": 89, "getdents64": 217,
-        "newfstatat": 262, "readlinkat": 267, "faccessat": 269, "statx": 332, "faccessat2": 439,
-    },
-    "aarch64": {
-        "faccessat": 48, "chdir": 49, "getdents64": 61, "readlinkat": 78, "newfstatat": 79, "statx": 291,
-        "faccessat2": 439,
-    },
-}  # fmt: skip
-"""What tells a process of a file without opening it."""
-
-_SENDS = {
-    "x86_64": {"sendto": 44, "sendmsg": 46, "sendmmsg": 307},
-    "aarch64": {"sendto": 206, "sendmsg": 211, "sendmmsg": 269},
-}
-"""What, beside writing, tells another process something."""
 
 WATCHES = ("writes", "reads", "storing", "looks", "talks")
 """How much is handed over: what changes files; and opening for reading; or what stores; or all of it and looks; or
 that and messages."""
 
 _ALLOW, _NOTIFY, _ERRNO = 0x7FFF0000, 0x7FC00000, 0x00050000
-_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _LOAD, _JUMP_EQUAL, _JUMP_ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
 _SET_FLAGS, _WAKE_HERE = 0x40082104, 1
 _SET_MODE_FILTER, _NEW_LISTENER, _WAIT_KILLABLE, _NO_NEW_PRIVS = 1, 8, 32, 38
@@ -81,26 +37,17 @@ _MAP_ARGUMENTS = ((3, 1), (2, 2))  # flags: MAP_SHARED; protection: PROT_WRITE
 Instruction = tuple[int, int, int, int]
 
 
-def names() -> dict[int, str]:
-    """System-call number -> name, of the calls that the filter hands over on this machine."""
-    machine = platform.machine()
-    tables = (_NUMBERS, _STORING, _LOOKS, _SENDS)
-    return {number: name for table in tables for name, number in table.get(machine, {}).items()}
-
-
 def refused(machine: str) -> frozenset[int]:
     """Numbers of the calls that answer "not implemented"."""
-    return frozenset(_REFUSED[machine].values())
+    return frozenset(numbers(machine, REFUSED).values())
 
 
 def watched(machine: str, watch: str) -> dict[str, int]:
     """Name -> number of the calls that are handed over."""
-    more = {"storing": (_STORING,), "looks": (_STORING, _LOOKS), "talks": (_STORING, _LOOKS, _SENDS)}.get(watch, ())
-    found = dict(_NUMBERS[machine])
-    for table in more:
-        found |= table[machine]
+    more = {"storing": (STORES,), "looks": (STORES, LOOKS), "talks": (STORES, LOOKS, SENDS)}.get(watch, ())
+    found = numbers(machine, CHANGES, *more)
     if watch == "looks":
-        del found["close"]  # it stores only what was written, and who looks has written nothing yet
+        del found["close"]  # it stores only what was written, and a process that looks has written nothing yet
     return found
 
 
@@ -115,13 +62,13 @@ def program(machine: str, watch: str, channel: int = -1) -> list[Instruction]:
     for number in refused(machine):
         code += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
     for name, number in watched(machine, watch).items():
-        flags_argument = {"open": 1, "openat": 2}.get(name)
+        call = CALLS[name]
         if name == "mmap":
             code += [(_JUMP_EQUAL, 0, 7, number)]
             for argument, bit in _MAP_ARGUMENTS:
                 code += [(_LOAD, 0, 0, 16 + 8 * argument), (_JUMP_ANY_BIT, 1, 0, bit), (_RETURN, 0, 0, _ALLOW)]
             code += [(_RETURN, 0, 0, _NOTIFY)]
-        elif name in _SENDS[machine]:
+        elif call.kind == SENDS:
             code += [
                 (_JUMP_EQUAL, 0, 4, number),
                 (_LOAD, 0, 0, 16),
@@ -129,13 +76,13 @@ def program(machine: str, watch: str, channel: int = -1) -> list[Instruction]:
                 (_RETURN, 0, 0, _ALLOW),
                 (_RETURN, 0, 0, _NOTIFY),
             ]
-        elif flags_argument is None or reads:
+        elif call.flags is None or reads:
             code += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _NOTIFY)]
         else:
             code += [
                 (_JUMP_EQUAL, 0, 4, number),
-                (_LOAD, 0, 0, 16 + 8 * flags_argument),
-                (_JUMP_ANY_BIT, 1, 0, _WRITING),
+                (_LOAD, 0, 0, 16 + 8 * call.flags),
+                (_JUMP_ANY_BIT, 1, 0, WRITING),
                 (_RETURN, 0, 0, _ALLOW),
                 (_RETURN, 0, 0, _NOTIFY),
             ]

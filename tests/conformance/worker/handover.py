@@ -7,12 +7,19 @@ case; see those modules for what is said through it.
 
 import ctypes
 import os
+import signal
 import socket
 from collections.abc import Callable
 
 from . import audit, filter
 
 _SET_PTRACER, _ANYBODY = 0x59616D61, -1
+_SET_DEATH_SIGNAL = 1
+
+
+def send_over(connection: socket.socket, descriptor: int) -> None:
+    """Send a descriptor over a socket that carries nothing else."""
+    socket.send_fds(connection, [b"."], [descriptor])
 
 
 def hand_over(watch: str, channel: int, send: Callable[[int], None]) -> None:
@@ -23,11 +30,19 @@ def hand_over(watch: str, channel: int, send: Callable[[int], None]) -> None:
     if watch == "ptrace":
         _await_tracer(send)
         return
+    # Until the descriptor has arrived, nobody but this process could answer its calls: it would wait for itself.
+    _die_with_the_parent(signal.SIGKILL)
     descriptor = audit.install() if watch == "audit" else filter.install(watch, channel)
     try:
         send(descriptor)
     finally:
         os.close(descriptor)
+        _die_with_the_parent(0)
+
+
+def _die_with_the_parent(number: int) -> None:
+    """Get this signal when the parent ends; 0 for none."""
+    ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, ctypes.c_ulong(number), 0, 0, 0)
 
 
 def _await_tracer(send: Callable[[int], None]) -> None:

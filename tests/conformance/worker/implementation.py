@@ -2,7 +2,8 @@
 
 Four spellings, one meaning each:
 
-    package.module              a drop-in manager: the module has CheckpointManager and CheckpointConfig
+    package.module              a drop-in manager: the module has CheckpointManager and CheckpointConfig, or, of the
+                                second design, CheckpointerCallback and TrainingRun, or all of them
     package.module:Class        an Adapter subclass
     path/to/file.py:Class       an Adapter subclass in a file that belongs to no package
     path/to/file.py             a drop-in manager, or the only Adapter subclass in that file
@@ -15,9 +16,10 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from forge_conformance.adapter import Adapter, Claims, Layout
+from forge_conformance.adapter import Adapter, Claims, Layout, Traits
 
 from .drop_in import drop_in, missing_names
+from .hooked import hooked, is_offered
 
 
 class CannotJudge(Exception):
@@ -39,6 +41,8 @@ def find(name: str) -> type[Adapter]:
         choices = ", ".join(f"{where}:{adapter.__name__}" for adapter in adapters)
         raise CannotJudge(f"{where} has several adapters; name one of them: {choices}.")
     missing = missing_names(module)
+    if missing and is_offered(module):
+        return hooked(module)
     if missing:
         raise CannotJudge(
             f"The module {where} was imported, but it lacks {', '.join(missing)}, so it is not a drop-in manager, and "
@@ -94,6 +98,8 @@ def _checked(adapter: object, name: str) -> type[Adapter]:
         raise CannotJudge(f"The adapter {name} does not define {', '.join(lacking)}; save, wait and load are its duty.")
     if not isinstance(adapter.claims, Claims) or not isinstance(adapter.layout, Layout):
         raise CannotJudge(f"The adapter {name} needs `claims = Claims(...)` and `layout = Layout(...)`.")
+    if not isinstance(adapter.traits, Traits):
+        raise CannotJudge(f"The adapter {name} has traits = {adapter.traits!r}; write `traits = Traits(...)`.")
     _check_names(adapter.layout, name)
     _check_parts(adapter.claims, adapter.layout, name)
     return adapter
@@ -123,7 +129,11 @@ def _check_names(layout: Layout, name: str) -> None:
 
 def _check_parts(claims: Claims, layout: Layout, name: str) -> None:
     """What a layout has to have for what it says it is."""
-    for field, value in (("claims.capabilities", claims.capabilities), ("layout.required", layout.required)):
+    for field, value in (
+        ("claims.capabilities", claims.capabilities),
+        ("claims.without", claims.without),
+        ("layout.required", layout.required),
+    ):
         if isinstance(value, str) or not all(isinstance(word, str) for word in value):
             raise CannotJudge(f"{field} of {name} is {value!r}; write a tuple of texts, ('like', 'this').")
     if layout.is_dir and not layout.required:

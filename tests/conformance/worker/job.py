@@ -1,51 +1,38 @@
-"""A training script as a user writes it, for a launcher to start: `torchrun ... path/to/worker/job.py --impl NAME ...`.
+"""A training script as a user writes it, for a launcher to start: `torchrun ... path/to/worker job --impl NAME ...`.
 
 It resumes, trains, saves every so often, and writes each loss to a file of its
-rank.  One rank kills itself once, at a step that it is told, in the middle of
-the first attempt, so that the launcher has something to restart.  Nobody
-speaks to it: what it does is known from its files and its exit status.
+rank.  One rank kills itself once, at a given step, in the middle of the first
+attempt, so that the launcher has something to restart.  It takes no commands:
+what it does is known from its files and its exit status.
 """
 
 import argparse
-import importlib.util
 import os
 import signal
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-_PACKAGE = Path(__file__).resolve().parents[1]
+import torch.distributed as dist
+
+from forge_conformance.adapter import Settings
+
+from .implementation import find
+from .ranks import Place, RankWorkload
 
 
-def _load_package() -> None:
-    """As the worker does, from where these files are; see `__main__`."""
-    spec = importlib.util.spec_from_file_location(
-        "forge_conformance", _PACKAGE / "__init__.py", submodule_search_locations=[str(_PACKAGE)]
-    )
-    assert spec is not None and spec.loader is not None, "an __init__.py always has a loader"
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["forge_conformance"] = module
-    spec.loader.exec_module(module)
-
-
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Train to the last step, whatever attempt this is."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--impl", required=True)
     parser.add_argument("--folder", required=True, help="of the checkpoints")
-    parser.add_argument("--out", type=Path, required=True, help="a directory for what the ranks tell")
+    parser.add_argument("--out", type=Path, required=True, help="a directory for the files of the ranks")
     parser.add_argument("--mode", required=True)
     parser.add_argument("--stages", type=int, required=True)
     parser.add_argument("--until", type=int, required=True, help="the last step")
     parser.add_argument("--every", type=int, required=True, help="steps between saves")
     parser.add_argument("--dies-at", type=int, required=True, help="the step at which the last rank dies, once")
-    options = parser.parse_args()
-
-    import torch.distributed as dist
-
-    from forge_conformance.adapter import Settings
-    from forge_conformance.worker.implementation import find
-    from forge_conformance.worker.ranks import Place, RankWorkload
+    options = parser.parse_args(arguments)
 
     rank, size, attempt = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT"))
     place = Place(rank, size, "sharded", options.stages, str(options.out / f"rendezvous-{attempt}"), 60)
@@ -65,9 +52,3 @@ def main() -> None:
                 manager.save(training.step, training.tokens_seen, None, parts)
         manager.wait()
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path.cwd())  # was this folder, whose module names are not for the manager to see
-    _load_package()
-    main()

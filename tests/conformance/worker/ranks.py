@@ -47,6 +47,8 @@ class Place:
     """How long a collective waits for a rank, in whatever group."""
     is_alone: bool = False
     """Whether the manager is handed, by mistake, a group of which this rank is the only member."""
+    has_own: bool = False
+    """Whether the model has a buffer, and extra state, that differ from rank to rank."""
 
 
 def join(place: Place, device: torch.device) -> None:
@@ -80,6 +82,28 @@ class Ticks(nn.Module):
         return values
 
 
+class Statistics(nn.Module):
+    """A buffer and extra state of what this rank alone has seen, as batch norm has them that is not synchronized."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3))
+        self.seen: dict[int, float] = {}
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        mean: Any = self.mean
+        mean += values.detach().mean()
+        self.seen[len(self.seen)] = float(values.detach().mean())
+        shift: torch.Tensor = mean.mean() / 10 + sum(self.seen.values()) / 100
+        return values + shift
+
+    def get_extra_state(self) -> Any:
+        return self.seen
+
+    def set_extra_state(self, state: Any) -> None:
+        self.seen = dict(state)
+
+
 class RankWorkload(Workload):
     """One rank of a training run; all ranks have to make theirs, and train, together."""
 
@@ -111,7 +135,8 @@ class RankWorkload(Workload):
     def _made_model(self) -> nn.Module:
         hidden = _EVEN if self.place.kind == "tensor" else _UNEVEN
         first, last = nn.Linear(FEATURES, hidden, bias=False), nn.Linear(hidden, CLASSES)
-        return nn.Sequential(first, Ticks(), nn.Dropout(0.2), nn.Tanh(), last)
+        own = [Statistics()] if self.place.has_own else []
+        return nn.Sequential(first, Ticks(), nn.Dropout(0.2), nn.Tanh(), last, *own)
 
     def _spread(self) -> None:
         layers: Any = self.model
@@ -136,6 +161,12 @@ class RankWorkload(Workload):
     def _share(self, loss: torch.Tensor) -> None:
         """As loops do that log one loss for all."""
         dist.all_reduce(loss.clone())
+
+    def digest(self) -> dict[str, str]:
+        if not self.place.has_own:
+            return super().digest()
+        extra = {name: value for name, value in self.model.state_dict().items() if name.endswith("_extra_state")}
+        return {**super().digest(), **{f"buffer/{name}": fingerprint(sorted(v.items())) for name, v in extra.items()}}
 
     def whole(self) -> dict[str, str]:
         """A fingerprint of the full value of every parameter, buffer and moment; the ranks of a stage ask together."""

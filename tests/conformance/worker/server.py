@@ -14,6 +14,7 @@ then start warm without inheriting anything that a manager did.
 import argparse
 import contextlib
 import ctypes
+import dataclasses
 import faulthandler
 import gc
 import importlib
@@ -22,6 +23,7 @@ import importlib.util
 import os
 import platform
 import select
+import shlex
 import signal
 import socket
 import sys
@@ -47,6 +49,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     os.dup2(_LOG, 1)  # whatever prints, prints to the log
     faulthandler.register(signal.SIGUSR1, all_threads=True)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it, as no training job does
     _adopt_orphans()
     return _serve(Channel(socket.socket(fileno=options.channel)), options.impl, options.device)
 
@@ -93,13 +96,16 @@ class Server:
 
     def _introduction(self, name: str, torch_version: str) -> dict[str, Any]:
         adapter = self._adapter
-        layout = adapter.layout
         return {
             "implementation": name,
             "adapter": adapter.__qualname__,
             "level": adapter.claims.level,
             "capabilities": list(adapter.claims.capabilities),
-            "layout": {field: getattr(layout, field) for field in layout.__dataclass_fields__},
+            "without": list(adapter.claims.without),
+            "layout": dataclasses.asdict(adapter.layout),
+            "hooked_layout": dataclasses.asdict(adapter.hooked_layout or adapter.layout),
+            "traits": dataclasses.asdict(adapter.traits),
+            "job": _job(adapter),
             "probe": adapter.probe(),
             "environment": {
                 "python": platform.python_version(),
@@ -228,6 +234,13 @@ class Server:
             self._reap(pid)
         self._helpers.clear()
         self._end_orphans()
+
+
+def _job(adapter: Any) -> str:
+    """The command of the adapter's training job, but for the folder; "" if it has none."""
+    file = getattr(sys.modules.get(adapter.__module__), "__file__", None) or ""
+    command: str = adapter.job.replace("{python}", shlex.quote(sys.executable)).replace("{file}", shlex.quote(file))
+    return command
 
 
 def _warm_torch() -> str:

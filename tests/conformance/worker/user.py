@@ -11,12 +11,31 @@ import ctypes
 import os
 
 _SET_SECUREBITS, _NO_SETUID_FIXUP = 28, 1 << 2
+_CAPABILITY_VERSION = 0x20080522
+_AGAINST_PERMISSIONS = 1 << 1 | 1 << 2
+"""The bits of CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, which let root read and write whatever a file's mode says."""
 
 
 def become(uid: int) -> None:
     """Be this user from here on: real, effective and saved; `OSError` where that is not allowed."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_SET_SECUREBITS, _NO_SETUID_FIXUP, 0, 0, 0):
-        number = ctypes.get_errno()
-        raise OSError(number, f"prctl: {os.strerror(number)}")
+        raise _failed("prctl")
     os.setresuid(uid, uid, uid)
+
+
+def renounce() -> None:
+    """Let permissions of files count for this process from here on, root's among them; `OSError` if that fails."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, sets = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0), (ctypes.c_uint32 * 6)()
+    if libc.capget(header, sets):
+        raise _failed("capget")
+    for index in (0, 1):  # what is in effect, and what may come into effect
+        sets[index] &= ~_AGAINST_PERMISSIONS
+    if libc.capset(header, sets):
+        raise _failed("capset")
+
+
+def _failed(call: str) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, f"{call}: {os.strerror(number)}")

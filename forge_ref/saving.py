@@ -1,0 +1,233 @@
+"""Brings the state of a run into the folder as one checkpoint.
+
+    save = take the state, stage it, [in the background from here] write, sync, publish,
+           point `latest` at it, retire
+
+Invariants: all that can be refused is refused before the folder changes; until
+the commit every file is under a hidden name, so a save that fails or dies leaves
+the resume point as it was; and when the commit has succeeded, the save has.
+
+With several ranks a save takes two collectives beside those of DCP: all ranks
+have staged; all ranks have written, and then rank 0 commits.  Only rank 0 makes,
+renames and deletes directories.
+"""
+
+import operator
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from forge_ref import channel, forms, layout, manifest, optimizers, own_values, publish, retire, state, storage, weights
+from forge_ref.arguments import check_integer
+from forge_ref.engine.leaves import Leaves, flatten
+from forge_ref.errors import NotTakenBackError, RanksLostError, SaveError
+from forge_ref.interrupts import Deferral
+from forge_ref.manifest import Seal
+from forge_ref.messages import log as _log
+from forge_ref.messages import logged
+from forge_ref.run import RANKS, Run
+from forge_ref.writer import Writer
+
+_Markers = frozenset[tuple[str, int, str]]
+"""The markers that were written: name in the checkpoint, size in bytes, hash.  Plain data, to be sent to rank 0."""
+
+
+@dataclass(frozen=True)
+class _Staged:
+    """A checkpoint on its way to disk: where it is put together, and what goes there."""
+
+    step: int
+    path: Path
+    shards: Leaves
+    train_state: bytes
+    metadata: Mapping[str, Any]
+    own: Mapping[str, Any]
+    """Values that other ranks may have other ones of."""
+    keeps_own: bool = False
+    """Whether they do."""
+
+
+PACKED = (forms.FORMS, RANKS)
+"""Top-level keys of a state with bytes of ours."""
+
+
+class Saver:
+    """Saves one run into its folder; `Writer` keeps other processes out of it."""
+
+    def __init__(self, run: Run, take_over: bool) -> None:
+        self._run = run
+        self._writer = Writer(run.folder, run.checkpointer, take_over)
+
+    def save(
+        self,
+        step: int,
+        tokens_seen: int,
+        scheduler: Any | None,
+        dataloader: Any | None,
+        extra: Mapping[str, Any] | None,
+    ) -> None:
+        """Do what `CheckpointManager.save` promises."""
+        calls, checkpointer = self._run.ranks.calls, self._run.checkpointer
+        with self._run.deferral(first=1), ExitStack() as undo:
+            checkpointer.wait()  # also for what a signal handler has saved since
+            stage = partial(self._stage, undo, step, tokens_seen, scheduler, dataloader, extra)
+            staged, differ = calls.concluded(stage, self._note, _compared, own_values.merged)
+            undo.pop_all()
+            keeps_own = bool(staged.own) and self._run.ranks.stage in differ
+            checkpointer.launch(partial(self._flush, replace(staged, keeps_own=keeps_own)))
+
+    # -- in the thread of the caller -------------------------------------------
+
+    def _stage(
+        self,
+        undo: ExitStack,
+        step: int,
+        tokens_seen: int,
+        scheduler: Any | None,
+        dataloader: Any | None,
+        extra: Mapping[str, Any] | None,
+    ) -> _Staged:
+        """Take the state, and make room for it in the folder; `undo` removes what was made."""
+        check_integer(step, "step", at_least=0)
+        check_integer(tokens_seen, "tokens_seen")
+        step = int(operator.index(step))
+        train_state = state.build_train_state(step, tokens_seen, scheduler, dataloader, extra)
+        metadata = state.describe(train_state, self._run.config.is_dynamic_milestone(step))
+        manifest.written(metadata, {})  # refuses what is too large
+        content = state.serialized(train_state) if self._run.ranks.is_first else b""
+        shards, own = self._held(train_state)
+        self._warn_of_gradients(step)
+        path = layout.staged_path(self._run.folder, step, self._run.ranks.token)
+        staged = _Staged(step, path, shards, content, metadata, own)
+        if self._run.ranks.is_first:
+            self._make_room(undo, staged)
+        return staged
+
+    def _held(self, train_state: Mapping[str, Any]) -> tuple[Leaves, dict[str, Any]]:
+        """Return this rank's shards as the flush may have them, and the values that other ranks may differ in."""
+        ranks, checkpointer = self._run.ranks, self._run.checkpointer
+        taken = taken_state(self._run.model, self._run.optimizer)
+        packed = forms.pack(taken)
+        if ranks.are_many:
+            packed[RANKS] = {str(ranks.place): state.own_part(train_state)}
+        held = checkpointer.hold(flatten(packed, PACKED))
+        own = own_values.of(self._run.model, taken, held.nested()) if ranks.are_many else {}
+        return held if ranks.place == 0 else held.without(forms.FORMS), own  # forms are the same on all ranks
+
+    def _warn_of_gradients(self, step: int) -> None:
+        if self._run.gradients.has_accumulated():
+            _log.warning(
+                "step %d: gradients have been accumulated since the optimizer's last step, and no checkpoint holds "
+                "gradients: a resume from this one goes on without them; save right after the optimizer's step",
+                step,
+            )
+
+    def _note(self, staged: _Staged) -> frozenset[own_values.Note]:
+        """Return what ranks compare; values that arrive only in the flush can't be, so each rank keeps its own."""
+        ranks = self._run.ranks
+        is_known = not self._run.checkpointer.holds_later or not staged.own
+        return frozenset({(staged.step, ranks.stage, own_values.checksum(staged.own) if is_known else ranks.rank)})
+
+    def _make_room(self, undo: ExitStack, staged: _Staged) -> None:
+        publish.make(self._run.folder)
+        layout.check_names_free(self._run.folder, staged.step)
+        self._writer.begin()
+        undo.callback(publish.abandon, staged.path)
+        publish.stage(staged.path, staged.step, self._run.ranks.stage_names)
+        if self._run.ranks.are_many:  # before `save` returns on any rank (commit.collective)
+            try:
+                self._describe(staged)
+            except OSError as error:
+                raise self._failed(staged, error) from error
+
+    # -- in the background in an async mode ------------------------------------
+
+    def _flush(self, staged: _Staged) -> None:
+        """Bring a staged checkpoint to disk and commit it."""
+        committed = []
+
+        def commit(markers: _Markers) -> None:
+            self._commit(staged, markers)
+            committed.append(staged.step)
+
+        try:
+            self._run.ranks.flushes.together(partial(self._write, staged), frozenset, commit)
+        except BaseException as error:
+            if self._run.ranks.is_first:
+                publish.abandon(staged.path)
+            if not isinstance(error, Exception):  # an interrupt is its caller's, and not a failure of the save
+                raise
+            if isinstance(error, RanksLostError):
+                outcome = "is committed, but not every rank was told" if committed else "failed"
+                raise RanksLostError(f"saving step {staged.step} in {self._run.folder} {outcome}: {error}") from error
+            raise self._failed(staged, error) from error
+
+    def _failed(self, staged: _Staged, error: Exception) -> SaveError:
+        is_half = isinstance(error, NotTakenBackError)
+        outcome = "a resume may find it or the checkpoint before it" if is_half else "nothing was committed"
+        return SaveError(
+            f"saving step {staged.step} in {self._run.folder} failed, {outcome}: {type(error).__name__}: {error}"
+        )
+
+    def _write(self, staged: _Staged) -> _Markers:
+        """Write this rank's shards; return the seal of their marker on the first rank that shares it."""
+        path, shards = self._run.ranks.directory(staged.path), self._run.checkpointer.shards
+        try:
+            with self._writer.naming_take_over():
+                seal = storage.write(self._with_own(staged), path, self._run.ranks.writers, shards)
+        except RanksLostError:
+            channel.disconnect(self._run.ranks.writers)
+            raise
+        if seal is None:
+            return frozenset()
+        name = str((path / layout.MARKER).relative_to(staged.path))
+        return frozenset({(name, seal.size_bytes, seal.xxh3)})
+
+    def _with_own(self, staged: _Staged) -> Leaves:
+        if not staged.keeps_own:
+            return staged.shards
+        return own_values.added(staged.shards, staged.own, self._run.ranks.place)
+
+    def _commit(self, staged: _Staged, markers: _Markers) -> None:
+        seals = {name: Seal(size_bytes, xxh3) for name, size_bytes, xxh3 in markers}
+        with self._writer.naming_take_over():
+            self._describe(staged, {**seals, layout.TRAIN_STATE: Seal.of(staged.train_state)})
+            for directory in (*(staged.path / name for name in self._run.ranks.stage_names), staged.path):
+                publish.sync(directory)
+            with Deferral():
+                publish.commit(staged.path, staged.step, self._writer.check)
+        with logged("clearing up after the commit of step %d", staged.step):  # the save has succeeded
+            _log.info("committed step %d in %s", staged.step, self._run.folder)
+            config, trash = self._run.config, layout.trash_path(staged.path)
+            retire.sweep(trash)
+            retire.retire(trash, staged.step, config.keep_last_n, config.is_dynamic_milestone)
+
+    def _describe(self, staged: _Staged, seals: Mapping[str, Seal] = MappingProxyType({})) -> None:
+        publish.write(staged.path / layout.TRAIN_STATE, staged.train_state)
+        publish.write(staged.path / layout.METADATA, manifest.written(staged.metadata, seals))
+
+
+def taken_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the state of both as it is now, sharing memory with them.
+
+    `ValueError` names a tensor on the meta device: it has no values to save.
+    """
+    weights.check_material(model, "save it")
+    return {
+        weights.MODEL: weights.model_state(model),
+        weights.OPTIMIZER: optimizers.optimizer_state(model, optimizer),
+    }
+
+
+def _compared(notes: frozenset[own_values.Note]) -> frozenset[int | None]:
+    """Return the stages in which ranks have values of their own; `ValueError` where ranks save different steps."""
+    steps = {step for step, _, _ in notes}
+    if len(steps) > 1:
+        raise ValueError(f"ranks save different steps at once, from {min(steps)} to {max(steps)}; nothing was saved")
+    return own_values.differing(notes)

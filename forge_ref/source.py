@@ -1,0 +1,100 @@
+"""What a checkpoint says of itself, before any of its shards is read.
+
+Invariants: `metadata.json` and the train state are of one save, or the file that
+is not is named; a checkpoint of this manager is not read without the checksums
+that were saved with it; and a directory with the name of a step holds that step.
+"""
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from forge_ref import layout, manifest, marker, state, storage
+from forge_ref.errors import DamagedError
+from forge_ref.messages import log as _log
+
+
+@dataclass(frozen=True)
+class Source:
+    """What rank 0 found to resume from, on its way to the other ranks."""
+
+    path: Path
+    metadata: Mapping[str, Any]
+    train_state: bytes | None
+    has_shards: bool
+    has_stages: bool
+
+
+def read(path: Path) -> tuple[dict[str, Any], bytes | None]:
+    """Return what `metadata.json` says, and the train state; None for one that imported weights do not have.
+
+    `DamagedError` names the file that is not what was saved, or not of the same save as the other.
+    """
+    metadata = _metadata(path)
+    seals = manifest.seals(metadata)
+    try:
+        return metadata, storage.read_train_state(path, seals.get(layout.TRAIN_STATE))
+    except DamagedError:
+        markers = [f"{stage}/{layout.MARKER}" for stage in layout.stages(path)] or [layout.MARKER]
+        others = [seals[name].fits(path / name) for name in markers if name in seals]
+        if any(others) or not others:
+            raise
+    raise DamagedError(
+        f"{path / layout.METADATA} belongs to another save: the hashes in it match none of the files beside it; "
+        "put the right file back, or resume from another checkpoint"
+    )
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    """Return what `metadata.json` says; nothing, with a warning, if another manager wrote it and it can't be parsed.
+
+    `DamagedError` if this manager wrote the checkpoint, as its marker shows, and
+    the file is not what was written, parsed or not.  `PermissionError` for one
+    that is not a regular file.
+    """
+    file = path / layout.METADATA
+    try:
+        return layout.read_metadata(path)
+    except FileNotFoundError:
+        return {}  # imported weights have none
+    except PermissionError:
+        raise
+    except (OSError, ValueError) as error:
+        if _is_ours(path):
+            raise DamagedError(
+                f"{file} is damaged: {error}; nothing was loaded, since freeze lists and checksums are in that file; "
+                "put the right file back, or resume from another checkpoint"
+            ) from None
+        _log.warning("%s can't be read, so neither freeze lists nor checksums of files are compared: %s", file, error)
+        return {}
+
+
+def _is_ours(path: Path) -> bool:
+    """Return whether a marker of the checkpoint says that this manager wrote it, whatever its metadata is now."""
+    stages = [path / stage for stage in layout.stages(path)]
+    return any(marker.is_ours(directory / layout.MARKER) for directory in stages or [path])
+
+
+def saved_step(path: Path) -> int:
+    """Return the step that a load of this checkpoint returns; its errors are those that the load would raise."""
+    metadata, blob = read(path)
+    if blob is None:  # a load without a train state returns 0, whatever the metadata says
+        return 0
+    recorded: Mapping[str, Any] = metadata
+    if layout.TRAIN_STATE not in manifest.seals(metadata):  # with a seal both are of one save and have the same step
+        recorded = storage.loads_dict(blob, path / layout.TRAIN_STATE)
+        state.check_counters(recorded, path / layout.TRAIN_STATE)
+    check_step(path, recorded)
+    return operator.index(recorded.get("step", 0))
+
+
+def check_step(path: Path, train_state: Mapping[str, Any]) -> None:
+    """`ValueError` if the directory has the name of another step than the one that was saved in it."""
+    named, saved = layout.step_of(path.name), train_state.get("step")
+    if named is not None and saved is not None and named != saved:
+        raise ValueError(
+            f"{path} holds a checkpoint of step {saved}, so it is a copy, or was renamed; nothing was loaded; "
+            f"give it the name {layout.step_name(saved)}, or one that is not a step's, or load another checkpoint"
+        )

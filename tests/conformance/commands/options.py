@@ -1,0 +1,230 @@
+"""What the commands share: options and their values, progress, temporary folders, and how a report is published."""
+
+import argparse
+import contextlib
+import difflib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from forge_conformance.judging.verdicts import Status
+from forge_conformance.report.page import write
+from forge_conformance.runs import janitor
+from forge_conformance.runs.server import Server
+from forge_spec import BY_SLUG
+from forge_spec.clauses import CAPABILITIES, Level, with_parts
+from forge_spec.disk import STORAGES
+
+TIMEOUT_S = 20.0
+IMPORT_TIMEOUT_S = 120.0
+
+
+class BadArgument(Exception):
+    """An option has a value that it can't have; the text names it and what it could be."""
+
+
+# -- options --------------------------------------------------------------------------
+
+
+def add_manager(parser: argparse.ArgumentParser) -> None:
+    """How to start the manager that is judged."""
+    parser.add_argument("--impl", required=True, help="a drop-in module, module:Adapter, or file.py:Adapter")
+    parser.add_argument(
+        "--python",
+        metavar="PATH",
+        help="Python of the environment in which the manager is installed (default: this one)",
+    )
+    parser.add_argument(
+        "--timeout", type=seconds, default=TIMEOUT_S, metavar="S", help="seconds until a command counts as hung (20)"
+    )
+    parser.add_argument(
+        "--import-timeout",
+        type=seconds,
+        default=IMPORT_TIMEOUT_S,
+        metavar="S",
+        help="seconds until importing the manager counts as hung (120)",
+    )
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Where state lives."""
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where model and optimizer live (cpu)")
+
+
+def add_level(parser: argparse.ArgumentParser) -> None:
+    """The level that the manager is judged at."""
+    parser.add_argument("--level", help="core, strict or durable (default: what the manager claims)")
+
+
+def add_claims(parser: argparse.ArgumentParser) -> None:
+    """What the manager is held to."""
+    parser.add_argument("--claims", help="replace the claimed capabilities (a,b,c) or change them (+a,-b)")
+
+
+def add_storages(parser: argparse.ArgumentParser, kill: str) -> None:
+    """What a death may take away, and how much of it is tried; `kill` is the name of a death that takes nothing."""
+    names = (kill, *STORAGES)
+    parser.add_argument(
+        "--storage",
+        action="append",
+        choices=[*names, "all"],
+        help=f"what a death may take away: {', '.join(names)}, or all; repeatable ({kill}; at level durable, all)",
+    )
+    parser.add_argument("--every-write", action="store_true", help="do not leave out the middle of bursts of writes")
+    parser.add_argument(
+        "--check-replays",
+        action="store_true",
+        help="run each replay script alone and compare its verdict (seconds each)",
+    )
+
+
+def add_out(parser: argparse.ArgumentParser, usual: str) -> None:
+    """Where the report goes; `usual` is shown."""
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"the directory of the report's files ({usual})")
+
+
+def add_jobs(parser: argparse.ArgumentParser, what: str, usual: int = 1) -> None:
+    """How much is done at once."""
+    parser.add_argument("-n", type=count, default=usual, metavar="N", help=f"{what} at the same time ({usual})")
+
+
+def count(text: str) -> int:
+    """A positive integer."""
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
+    return number
+
+
+def count_or_none(text: str) -> int:
+    """An integer from 0 on."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of 0 or more")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    """A positive number of seconds, as the options that wait need it."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0
+    if not 0 < number < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
+    return number
+
+
+def level(name: str) -> Level:
+    """The level of this name."""
+    try:
+        return Level.named(name)
+    except ValueError as error:
+        raise BadArgument(f"{error}.") from None
+
+
+def clauses(slugs: Sequence[str] | None) -> frozenset[str] | None:
+    """The clauses that were asked for; None for all."""
+    unknown = [slug for slug in slugs or () if slug not in BY_SLUG]
+    if unknown:
+        near = [name for slug in unknown for name in difflib.get_close_matches(slug, BY_SLUG, 2)]
+        meant = f" Did you mean {' or '.join(near)}?" if near else ""
+        named = ", ".join(map(repr, unknown))
+        raise BadArgument(f"there is no clause {named}; forge-conformance list shows them all.{meant}")
+    return frozenset(slugs) if slugs else None
+
+
+def claims(option: str | None, claimed: frozenset[str]) -> frozenset[str]:
+    """The capabilities that count: `a,b` replaces those that are claimed, `+a,-b` changes them, None keeps them."""
+    words = [word.strip() for word in option.split(",") if word.strip()] if option else []
+    if option is not None and not words:
+        raise BadArgument(f"--claims {option!r} names no capability; write a,b,c or +a,-b, or leave the option out.")
+    changes = [word for word in words if word[0] in "+-"]
+    names = {word.lstrip("+-") for word in words} | claimed
+    unknown = sorted(names - CAPABILITIES.keys())
+    if unknown:
+        whose = "--claims names" if unknown[0] not in claimed else "the adapter claims"
+        known = ", ".join(CAPABILITIES)
+        raise BadArgument(f"{whose} {', '.join(unknown)}, which is not a capability; there are {known}.")
+    if changes and len(changes) != len(words):
+        raise BadArgument(f"--claims {option} mixes names with changes; write either a,b,c or +a,-b.")
+    if changes:
+        added, removed = ([word[1:] for word in changes if word[0] == sign] for sign in "+-")
+        return (claimed | with_parts(added)) - with_parts(removed)
+    return with_parts(words) or claimed
+
+
+def server(options: argparse.Namespace) -> Server:
+    """A warm server for the manager."""
+    return Server(options.impl, options.python, options.timeout, options.import_timeout, options.device)
+
+
+def check_directory(path: Path, option: str = "--out") -> None:
+    """Looked at before anything runs, and made afterwards, so that a refusal leaves nothing behind."""
+    nearest = next(above for above in (path, *path.absolute().parents) if above.exists())
+    if not nearest.is_dir():
+        raise BadArgument(f"{option} {path} can't be made a directory: {nearest} is a file.")
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise BadArgument(f"{option} {path} can't be written to: {error.strerror} in {nearest}.") from None
+
+
+# -- while it runs --------------------------------------------------------------------
+
+
+class Progress:
+    """One line that is written over and over on a terminal; elsewhere some lines."""
+
+    def __init__(self, total: int = 0, every: int = 1) -> None:
+        """Elsewhere than on a terminal a line stands for `every` so many."""
+        self.total = total
+        self.done = 0
+        self._every = every
+        self._stream = sys.stderr
+
+    def show(self, line: str, elsewhere: str | None = None) -> None:
+        """One more is done."""
+        self.done += 1
+        if self._stream.isatty():
+            print(f"\r\033[K{line}", end="", file=self._stream, flush=True)
+        elif self.done % self._every == 0 or self.done == self.total:
+            print(elsewhere or line, file=self._stream, flush=True)
+
+    def end(self) -> None:
+        """Leave the terminal's line clean."""
+        if self._stream.isatty():
+            print("\r\033[K", end="", file=self._stream, flush=True)
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Everything temporary goes below this folder, so that nothing stays of processes that are ended in the middle."""
+    before = os.environ.get("TMPDIR")
+    with janitor.folder("forge-run-") as folder:
+        os.environ["TMPDIR"], tempfile.tempdir = str(folder), None
+        try:
+            yield folder
+        finally:
+            os.environ.pop("TMPDIR") if before is None else os.environ.update(TMPDIR=before)
+            tempfile.tempdir = None
+
+
+# -- afterwards -----------------------------------------------------------------------
+
+
+def publish(shown: str, files: Mapping[str, str], out: Path, status: Status, kept: str = "") -> Status:
+    """Write the report's files, show it, and return the exit status.
+
+    Files first: a terminal may go away meanwhile.  A report that can't be written is shown all the same.  `kept` names
+    files that were written before.
+    """
+    try:
+        said = f"written: {', '.join([*write(files, out), *([kept] if kept else [])])}"
+    except OSError as error:
+        said, status = f"forge-conformance: the report can't be written to {out}: {error}", Status.OUR_ERROR
+    print(shown)
+    print(said, file=sys.stdout if said.startswith("written") else sys.stderr)
+    return status

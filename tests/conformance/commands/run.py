@@ -1,0 +1,261 @@
+"""`forge-conformance run`: judges a manager by every clause that it claims."""
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forge_conformance.adapter import Traits
+from forge_conformance.commands import options as shared
+from forge_conformance.judging.verdicts import (
+    Report,
+    Status,
+    capability_mismatches,
+    is_case,
+    judge,
+    read_expected,
+)
+from forge_conformance.plugin import SUITE_ARGUMENTS, WARM_SERVER, Findings
+from forge_conformance.report import run as render
+from forge_conformance.runs.server import Implementation, Server
+from forge_conformance.runs.sources import fingerprint
+from forge_conformance.runs.workplace import first_contact
+from forge_spec.clauses import Level
+
+HELP = "judge a manager by every clause that it claims"
+_RANKS = "2,4"
+_OF_THE_USERS_TESTS = ("PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD")
+"""Variables that would change the suite's own pytest."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    shared.add_manager(parser)
+    shared.add_device(parser)
+    shared.add_level(parser)
+    shared.add_claims(parser)
+    parser.add_argument("--xfail-file", type=Path, metavar="FILE", help="expected failures, one `slug: reason` a line")
+    parser.add_argument(
+        "--write-xfail", type=Path, metavar="FILE", help="write this run's failures into a new file for --xfail-file"
+    )
+    shared.add_out(parser, "./reports/NAME")
+    parser.add_argument(
+        "--clause", action="append", metavar="SLUG", help="only tests that judge this clause; repeatable"
+    )
+    parser.add_argument(
+        "--examples",
+        type=shared.count,
+        default=0,
+        metavar="N",
+        help="try N new random programs instead of the usual few",
+    )
+    parser.add_argument(
+        "--case", action="append", metavar="PATTERN", help="only tests whose name in the report matches; repeatable"
+    )
+    parser.add_argument(
+        "--ranks", type=_ranks, default=_RANKS, metavar="N,M", help="ranks that distributed runs have (2,4), or none"
+    )
+    shared.add_jobs(parser, "processes that judge")
+
+
+def _ranks(text: str) -> str:
+    numbers = [] if text == "none" else text.split(",")
+    wrong = [number for number in numbers if not number.isdigit() or not 2 <= int(number) <= 64]
+    if wrong:
+        raise argparse.ArgumentTypeError(
+            f"{', '.join(map(repr, wrong))} is not a number of ranks from 2 to 64; write 2,4 or none"
+        )
+    return ",".join(dict.fromkeys(numbers))
+
+
+def run(options: argparse.Namespace) -> int:
+    """The exit status: 0 when every judged clause holds, 1 when one fails or an expected failure is stale."""
+    begun = time.perf_counter()
+    expected = read_expected(options.xfail_file) if options.xfail_file else ()
+    only = shared.clauses(options.clause)
+    shared.claims(options.claims, frozenset())
+    if options.write_xfail is not None:
+        _check_new(options.write_xfail)
+    if options.level is not None:
+        shared.level(options.level)
+    out = options.out or Path("reports") / re.sub(r"[^A-Za-z0-9_.-]+", "-", options.impl)
+    with shared.temporary_folder() as folder, contextlib.closing(shared.server(options)) as server:
+        first_contact(server)
+        implementation = server.implementation
+        level = shared.level(implementation.level if options.level is None else options.level)
+        claims = shared.claims(options.claims, implementation.capabilities)
+        collected = _Collected(server)
+        pytest_status, output = _pytest(options, level, claims, only, collected, folder)
+    if options.case:
+        only = frozenset(slug for finding in collected.findings for slug in finding.clauses)
+    judged, stale = judge(collected.findings, level, claims, expected, only)
+    report = Report(
+        implementation=_described(implementation, options, claims),
+        level=level,
+        judged=judged,
+        stale=stale,
+        mismatches=capability_mismatches(claims, implementation.probe),
+        findings=tuple(collected.findings),
+        seconds=time.perf_counter() - begun,
+        is_partial=only is not None or options.case is not None or collected.is_interrupted,
+        errors=_our_errors(pytest_status, output, collected),
+        sources="" if options.python else fingerprint(options.impl),
+        options=tuple(_unusual(options)),
+    )
+    shown = render.console(report, colour=sys.stdout.isatty())
+    status = shared.publish(shown, render.files(report), out, report.status)
+    if options.write_xfail is not None:
+        options.write_xfail.parent.mkdir(parents=True, exist_ok=True)
+        options.write_xfail.write_text(render.expectations(report), encoding="utf-8", errors="backslashreplace")
+        print(f"written: {options.write_xfail}")
+    lost = [] if collected.is_interrupted else _without_a_test(options.case or (), report)
+    if lost:
+        print(
+            f"forge-conformance: --case {', '.join(map(repr, lost))}: no test that ran has such a name. Names are "
+            "chapter/what-it-shows[parameters], as in the report. --level, --claims and --clause also leave out tests.",
+            file=sys.stderr,
+        )
+    return status or (Status.NOTHING_JUDGED if lost else status)
+
+
+def _without_a_test(patterns: Sequence[str], report: Report) -> list[str]:
+    """The patterns of `--case` that no test matches."""
+    cases = [finding.case for finding in report.findings]
+    return [pattern for pattern in patterns if not any(is_case(case, pattern) for case in cases)]
+
+
+def _unusual(options: argparse.Namespace) -> Iterator[str]:
+    """The options that decide which tests there are and how they go, where they are not the usual ones."""
+    usual = {
+        "python": None,
+        "device": "cpu",
+        "claims": None,
+        "ranks": _RANKS,
+        "examples": 0,
+        "timeout": shared.TIMEOUT_S,
+    }
+    for name, value in usual.items():
+        given = getattr(options, name)
+        if given != value:
+            yield f"--{name}={given:g}" if name == "timeout" else f"--{name}={given or 'none'}"
+
+
+def _check_new(path: Path) -> None:
+    """The reasons that somebody has written into a file are worth more than what a run can say."""
+    if path.exists():
+        raise shared.BadArgument(f"--write-xfail {path} is there already; name a new file.")
+    shared.check_directory(path.parent, "--write-xfail")
+
+
+def _pytest(
+    options: argparse.Namespace,
+    level: Level,
+    claims: frozenset[str],
+    only: frozenset[str] | None,
+    collected: "_Collected",
+    folder: Path,
+) -> tuple[int, str]:
+    """Run the suite, its own files in `folder`; pytest's exit status and output, of interest only when it broke."""
+    arguments = [
+        *SUITE_ARGUMENTS,
+        "--forge-impl",
+        options.impl,
+        "--forge-level",
+        str(level),
+        "--forge-claims",
+        ",".join(sorted(claims)),
+    ]
+    arguments += ["--forge-timeout", str(options.timeout), "--forge-import-timeout", str(options.import_timeout)]
+    arguments += ["--forge-examples", str(options.examples), "--forge-ranks", options.ranks]
+    arguments += ["--forge-device", options.device]
+    if options.python:
+        arguments += ["--forge-python", options.python]
+    if only:
+        arguments += ["--forge-clauses", ",".join(sorted(only))]
+    for pattern in options.case or ():
+        arguments += ["--forge-cases", pattern]
+    if options.n > 1:
+        arguments += ["-n", str(options.n), "--dist", "worksteal"]
+    for name in _OF_THE_USERS_TESTS:
+        os.environ.pop(name, None)
+    output = io.StringIO()
+    # Hypothesis keeps its files in the working directory otherwise, which is the user's.
+    os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(folder / "hypothesis"))
+    with contextlib.redirect_stdout(output):
+        status = int(pytest.main(arguments, plugins=[collected]))
+    collected.end()
+    return status, output.getvalue()
+
+
+def _our_errors(pytest_status: int, output: str, collected: "_Collected") -> tuple[str, ...]:
+    """Whatever kept tests from finding something out."""
+    if collected.is_interrupted:
+        return (f"interrupted after {len(collected.findings)} tests; what is missing was not judged",)
+    broken = pytest_status in (pytest.ExitCode.INTERNAL_ERROR, pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERRUPTED)
+    tail = (f"pytest ended with status {pytest_status}:\n{output[-3000:]}",) if broken else ()
+    return (*collected.lost, *tail)
+
+
+def _described(implementation: Implementation, options: argparse.Namespace, claims: frozenset[str]) -> dict[str, Any]:
+    return {
+        "name": implementation.name,
+        "adapter": implementation.adapter,
+        "claimed_level": implementation.level,
+        "capabilities": sorted(claims),
+        "traits": _unusual_traits(implementation.traits),
+        "environment": implementation.environment,
+        "is_other_python": bool(options.python),
+    }
+
+
+def _unusual_traits(traits: Traits) -> dict[str, Any]:
+    """Return the traits that the adapter names, by name; the others have their defaults."""
+    usual = dataclasses.asdict(Traits())
+    return {name: value for name, value in dataclasses.asdict(traits).items() if value != usual[name]}
+
+
+class _Collected(Findings):
+    """The controlling process's pytest plugin: gathers findings, shows progress."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__()
+        self.is_interrupted = False
+        self._server = server
+        self._progress = shared.Progress(every=25)
+        self._failed = 0
+
+    def pytest_configure(self, config: pytest.Config) -> None:
+        if config.getoption("numprocesses", None):
+            self._server.close()  # every process that judges has one of its own
+        else:
+            config.stash[WARM_SERVER] = self._server
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self._progress.total = len(session.items) or self._progress.total
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, node: Any, ids: Sequence[str]) -> None:
+        self._progress.total = len(ids)
+
+    def gathers(self, values: dict[str, Any]) -> None:
+        super().gathers(values)
+        self._failed += values["outcome"] in ("failed", "error")
+        failed = f", {self._failed} failed" if self._failed else ""
+        done = f"{len(self.findings)}/{self._progress.total}"
+        self._progress.show(f"{done}{failed}  {values['case'][:90]}", f"{done} tests{failed}")
+
+    def pytest_keyboard_interrupt(self) -> None:
+        self.is_interrupted = True
+
+    def end(self) -> None:
+        """Leave the terminal's line clean."""
+        self._progress.end()

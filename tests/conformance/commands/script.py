@@ -1,0 +1,237 @@
+"""`forge-conformance script`: judges any training script by its restarts, without an adapter.
+
+The command runs undisturbed, is recorded, and is then restarted from every distinct disk that a death can have left.
+"""
+
+import argparse
+import contextlib
+import secrets
+import shlex
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from forge_conformance.commands import options as shared
+from forge_conformance.disks.states import KILL
+from forge_conformance.judging.judge import CannotJudge
+from forge_conformance.judging.verdicts import read_expected
+from forge_conformance.report import script as render
+from forge_conformance.report.page import write
+from forge_conformance.report.script import Report
+from forge_conformance.runs import janitor, machine
+from forge_conformance.runs.workplace import roomy
+from forge_conformance.scripts import remap
+from forge_conformance.scripts.command import FOLDER, Command, missing
+from forge_conformance.scripts.explorer import Explored
+from forge_conformance.scripts.judging import Effort, explore
+from forge_conformance.scripts.preparation import Wishes, prepare
+from forge_conformance.scripts.replay import outcome
+from forge_conformance.scripts.signals import SIGNALS
+from forge_conformance.scripts.starts import MARK, Stage
+from forge_conformance.watch.backends import choose
+from forge_spec.clauses import Level
+from forge_spec.disk import STORAGES
+
+POWER = "power"
+HELP = "any training script, without an adapter: every disk that its death can leave, and what a restart does"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="-- COMMAND",
+        help="how the script is started; {dir} stands for the folder of its checkpoints",
+    )
+    parser.add_argument("--resume", metavar="COMMAND", help="how it is started again (the same command)")
+    parser.add_argument(
+        "--dir",
+        type=Path,
+        metavar="PATH",
+        help="where its checkpoints are, if the command does not say so; another folder takes its place meanwhile",
+    )
+    parser.add_argument("--xfail-file", type=Path, metavar="FILE", help="expected failures, one `slug: reason` a line")
+    parser.add_argument(
+        "--progress",
+        default="",
+        metavar="REGEX",
+        help="its progress lines: group `step`, and `value` to compare",
+    )
+    parser.add_argument("--saved", default="", metavar="REGEX", help="lines that acknowledge a save")
+    parser.add_argument("--result", default="", metavar="GLOB", help="files of {dir} that have to be equal at the end")
+    parser.add_argument("--result-command", default="", metavar="COMMAND", help="its output has to be equal at the end")
+    parser.add_argument(
+        "--tolerance",
+        type=_tolerance,
+        default=0.0,
+        metavar="X",
+        help="relative difference of equal numbers (0)",
+    )
+    parser.add_argument(
+        "--ranks", type=shared.count, default=1, metavar="N", help="processes, as torchrun starts them (1)"
+    )
+    shared.add_storages(parser, KILL)
+    parser.add_argument(
+        "--deaths",
+        type=_deaths,
+        default=(),
+        metavar="A,B",
+        help="kill, power (as --storage all), term and int: a signal, and time for its handler (kill,term,int)",
+    )
+    parser.add_argument("--grace", type=shared.seconds, default=30.0, metavar="S", help="time after a signal (30)")
+    parser.add_argument("--level", help="core, strict or durable (core; with another --storage than kill, durable)")
+    parser.add_argument("--cold", action="store_true", help="start new processes, not forks with imports done")
+    parser.add_argument(
+        "--timeout", type=shared.seconds, metavar="S", help="silence of a hung restart (5 times the longest)"
+    )
+    parser.add_argument(
+        "--start-timeout", type=shared.seconds, default=600.0, metavar="S", help="the same for undisturbed runs (600)"
+    )
+    parser.add_argument("--seconds", type=shared.count, default=600, metavar="S", help="time for each storage (600)")
+    shared.add_out(parser, "./reports/script")
+    shared.add_jobs(parser, "kinds of death that are explored")
+
+
+def _tolerance(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1
+    if not 0 <= number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to below 1")
+    return number
+
+
+def run(options: argparse.Namespace) -> int:
+    """The exit status: 0 if every restart is fine, 1 if one is not, 2 if nothing could be judged."""
+    command, wishes = _command(options), _wishes(options)
+    kinds = _kinds(options)
+    level = _level(options)
+    machine.check()
+    recorder = choose(None)
+    if recorder.name != "seccomp":
+        raise CannotJudge(f"A script is recorded by seccomp alone, which is not possible here; {recorder.name} is.")
+    mark = secrets.token_hex(8)
+    expected = read_expected(options.xfail_file) if options.xfail_file else ()
+    if options.dir is not None:
+        _enter(options.dir)
+    with (
+        shared.temporary_folder(),
+        janitor.folder("forge-script-", roomy(), f"{MARK}={mark}") as base,
+        _placed(base / "checkpoints", options.dir) as folder,
+    ):
+        stage, progress = Stage(command, folder, mark, is_remapped=options.dir is not None), _Progress(len(kinds))
+        try:
+            prepared = prepare(stage, wishes, lambda line: print(line, flush=True))
+            effort = Effort(not options.every_write, options.seconds, options.grace, options.n)
+            result = explore(prepared, kinds, effort, progress.shows)
+        finally:
+            progress.end()
+            stage.close()
+        report = Report(result, level, options.out or Path("reports") / "script", expected)
+        scripts = write(render.scripts(report), report.out)
+        if options.check_replays and not result.interrupted:
+            report = _with_replays(report)
+    kept = f"{report.out}/replay-*.py ({len(scripts)})" if scripts else ""
+    return shared.publish(render.console(report), render.files(report), report.out, report.status, kept)
+
+
+def _command(options: argparse.Namespace) -> Command:
+    first = tuple(options.words)
+    if not first:
+        raise shared.BadArgument("there is no command: write it after --, as in `-- python train.py {dir}`.")
+    again = tuple(shlex.split(options.resume)) if options.resume else first
+    command = Command(first, again, options.ranks)
+    for words in (first, again):
+        if reason := missing(words):
+            raise shared.BadArgument(f"{shlex.join(words)}: {reason}.")
+    if options.dir is None and not command.names_folder:
+        raise shared.BadArgument(
+            f"the command does not say where its checkpoints are: write {FOLDER} in their place, as in "
+            f"`-- python train.py --out {FOLDER}`, or name the folder with --dir."
+        )
+    return command
+
+
+def _enter(place: Path) -> None:
+    try:
+        remap.enter()
+    except OSError as error:
+        raise shared.BadArgument(
+            f"--dir {place}: no other folder can take its place here ({error}). Write {FOLDER} into the command."
+        ) from None
+
+
+@contextlib.contextmanager
+def _placed(folder: Path, place: Path | None) -> Iterator[Path]:
+    """The checkpoint folder, or the place that it has taken; a place that was not there goes again."""
+    folder.mkdir()
+    if place is None:
+        yield folder
+        return
+    place = place.absolute()
+    is_ours = not place.exists()
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        remap.bind(str(folder), str(place))
+    except OSError as error:
+        raise shared.BadArgument(f"--dir {place}: {error.strerror}.") from None
+    try:
+        yield place
+    finally:
+        remap.unbind(str(place))
+        if is_ours:
+            place.rmdir()
+
+
+def _wishes(options: argparse.Namespace) -> Wishes:
+    return Wishes(
+        options.progress,
+        options.saved,
+        options.result,
+        tuple(shlex.split(options.result_command)),
+        options.tolerance,
+        options.timeout or 0.0,
+        options.start_timeout,
+        not options.cold,
+    )
+
+
+def _deaths(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    known = (KILL, POWER, *SIGNALS)
+    if wrong := [name for name in names if name not in known]:
+        raise argparse.ArgumentTypeError(f"{', '.join(map(repr, wrong))}: there are {', '.join(known)}")
+    return names
+
+
+def _kinds(options: argparse.Namespace) -> tuple[str, ...]:
+    """The kinds of death in order; kills are always tried, since they show what a restart can bring back."""
+    named = options.deaths or (KILL, *SIGNALS)
+    chosen = options.storage or (["all"] if POWER in named or _level(options) >= Level.DURABLE else [])
+    storages = STORAGES if "all" in chosen else [name for name in chosen if name != KILL]
+    return tuple(dict.fromkeys((KILL, *(name for name in named if name in SIGNALS), *storages)))
+
+
+def _level(options: argparse.Namespace) -> Level:
+    if options.level is not None:
+        return shared.level(options.level)
+    is_by_power = POWER in options.deaths or any(name != KILL for name in options.storage or ())
+    return Level.DURABLE if is_by_power else Level.CORE
+
+
+def _with_replays(report: Report) -> Report:
+    prepared = report.result.prepared
+    patience_s = 3 * prepared.silence_s + 10 * prepared.seconds
+    found = tuple(replace(one, replayed=outcome(report.out / one.name, patience_s)) for one in report.result.found)
+    return replace(report, result=replace(report.result, found=found))
+
+
+class _Progress(shared.Progress):
+    """A line for each kind of death."""
+
+    def shows(self, explored: Explored) -> None:
+        """One more is explored."""
+        totals = explored.totals
+        self.show(f"{explored.storage}: {totals.disks:,} disks, {totals.bad:,} bad, {totals.restarts:,} restarts")

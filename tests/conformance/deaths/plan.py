@@ -1,0 +1,139 @@
+"""Which drills there are for a manager, and what comes of each: deaths, failing calls, and deaths in a row."""
+
+import errno
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from forge_conformance.deaths import failures
+from forge_conformance.deaths.chain import Chain
+from forge_conformance.deaths.drills import (
+    SITUATIONS,
+    Drill,
+    Drilled,
+    Stage,
+    Tried,
+    ends_of_bursts,
+    spread,
+    tally,
+    team_of,
+)
+from forge_conformance.deaths.full import POINTS, FullDisk, small_disk
+from forge_conformance.deaths.kinds import DEATHS
+from forge_conformance.judging.judge import CannotJudge
+from forge_conformance.runs.process import is_block
+from forge_conformance.runs.workplace import Place
+
+DEATHS_TIER, ERRORS_TIER = "deaths", "errors"
+_IN_A_ROW = 100
+_RANKS = 2
+_ERRORS_SAY = "a call fails, and every later call with the same cause, until the save has ended"
+_FULL_SAYS = "the disk is really full, and has room again afterwards"
+_AGAIN_SAYS = "death after death over one folder, at random operations"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What of a drill is tried."""
+
+    every: int = 0
+    """Every so many operations; 0 leaves it to the kind of fault: a kill comes at all of them, a failure at all but
+    the middle of bursts."""
+    point: str = ""
+    """Only this one."""
+    in_a_row: int = _IN_A_ROW
+
+
+def drills(
+    tiers: Sequence[str], situations: Sequence[str], modes: Sequence[str], capabilities: frozenset[str]
+) -> Iterator[Drill]:
+    """All drills of these tiers that suit a manager with these capabilities."""
+    for situation in [name for name in SITUATIONS if name in situations]:
+        for mode in modes:
+            if DEATHS_TIER in tiers:
+                yield from _deaths(situation, mode, capabilities)
+            if ERRORS_TIER in tiers:
+                yield Drill(ERRORS_TIER, "fail", situation, mode)
+                if situation == "steady":
+                    yield Drill(ERRORS_TIER, "full", situation, mode)
+
+
+def _deaths(situation: str, mode: str, capabilities: frozenset[str]) -> Iterator[Drill]:
+    ranks = (1, _RANKS) if "distributed" in capabilities and situation == "steady" else (1,)
+    found = [Drill(DEATHS_TIER, name, situation, mode, count) for count in ranks for name in DEATHS]
+    yield from (drill for drill in found if DEATHS[drill.kind].suits(drill))
+    if situation == "steady":
+        yield Drill(DEATHS_TIER, "again", situation, mode)
+
+
+def drilled(drill: Drill, place: Place, asked: Asked) -> Drilled:
+    """What came of a drill; refused with a reason where it can't be gone through."""
+    run = {"fail": _fail, "full": _full, "again": _again}.get(drill.kind, _die)
+    try:
+        return run(drill, place, asked)
+    except CannotJudge as reason:
+        return Drilled(drill, says(drill), refusal=str(reason), is_blocked=is_block(reason))
+
+
+def says(drill: Drill) -> str:
+    """What happens in a drill, in words."""
+    said = {"fail": _ERRORS_SAY, "full": _FULL_SAYS, "again": _AGAIN_SAYS}
+    return said.get(drill.kind) or DEATHS[drill.kind].says
+
+
+def _has_limit(place: Place) -> bool:
+    return "retention" in place.server.implementation.capabilities
+
+
+def _tally(
+    stage: Stage, asked: Asked, names: Sequence[str], attempt: Callable[[str], Tried], chosen: Sequence[str]
+) -> Drilled:
+    if asked.point and asked.point not in names:
+        raise CannotJudge(f"There is no point {asked.point}; those of this drill go from {names[0]} to {names[-1]}.")
+    points = [asked.point] if asked.point else chosen
+    left_out = 0 if asked.point else len(names) - len(points)
+    return tally(stage.drill, says(stage.drill), points, attempt, left_out, stage.changed)
+
+
+def _die(drill: Drill, place: Place, asked: Asked) -> Drilled:
+    death = DEATHS[drill.kind]
+    stage = Stage(team_of(place, drill.ranks), drill, _has_limit(place))
+    numbers = death.numbers(stage)
+    if not numbers:
+        raise CannotJudge("Nothing of a save is done in the background, so no process can end meanwhile.")
+    every = asked.every or (-(-len(numbers) // death.most) if death.most else 1)
+    points = {f"{drill.name}/{number}": number for number in numbers}
+    chosen = [f"{drill.name}/{numbers[at - 1]}" for at in spread(len(numbers), every)]
+    found = _tally(stage, asked, list(points), lambda name: death.dies(stage, points[name]), chosen)
+    return replace(found, outside=stage.outside)
+
+
+def _fail(drill: Drill, place: Place, asked: Asked) -> Drilled:
+    stage = Stage(team_of(place, 1), drill, _has_limit(place))
+    points = {
+        f"{drill.name}/{number}/{errno.errorcode[error]}": (number, error)
+        for number, operation in enumerate(stage.operations, start=1)
+        for error in failures.MAY_FAIL.get(operation.name, ())
+    }
+    names = list(points)
+    every = range(1, len(stage.operations) + 1, asked.every) if asked.every else ends_of_bursts(stage.operations)
+    chosen = [name for name in names if points[name][0] in every]
+    found = _tally(stage, asked, names, lambda name: failures.fail(stage, *points[name]), chosen)
+    return replace(found, outside=stage.outside)
+
+
+def _full(drill: Drill, place: Place, asked: Asked) -> Drilled:
+    with small_disk(place) as team:
+        disk = FullDisk(team, drill, _has_limit(place))
+        points = {f"{drill.name}/{number}": number for number in range(1, POINTS + 1)}
+        chosen = [f"{drill.name}/{number}" for number in spread(POINTS, asked.every or 1)]
+        return _tally(disk.stage, asked, list(points), lambda name: disk.fill(points[name]), chosen)
+
+
+def _again(drill: Drill, place: Place, asked: Asked) -> Drilled:
+    """To come to one death again, all those before it are died first."""
+    stage = Stage(team_of(place, 1), drill, _has_limit(place))
+    chain = Chain(stage)
+    points = {f"{drill.name}/{number}": number for number in range(1, asked.in_a_row + 1)}
+    until = points.get(asked.point, len(points))
+    names = list(points)[:until]
+    return tally(drill, says(drill), names, lambda name: chain.die(points[name]), 0, stage.changed)

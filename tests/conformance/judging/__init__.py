@@ -1,0 +1,6 @@
+"""What a test finds out, and what that says of each clause.
+
+judge     what one test expected, what it has seen, how often each situation arose
+text      how texts are laid out for people
+verdicts  one verdict per clause out of all findings; expected failures; the exit status
+"""

@@ -1,0 +1,31 @@
+"""How texts are laid out for people: one width, one way to wrap, a number with its noun."""
+
+import textwrap
+
+_WIDTH = 110
+
+
+def wrapped(text: str, indent: int = 0, hanging: int = 4) -> str:
+    """Paragraphs of a text: the first is wrapped, and the others, which may be tracebacks, are kept as they are."""
+    first, *others = text.splitlines() or [""]
+    filled = textwrap.fill(first, _WIDTH, initial_indent=" " * indent, subsequent_indent=" " * hanging)
+    return "\n".join([filled, *(" " * hanging + line for line in others)])
+
+
+def shortened(text: str, width: int = 300) -> str:
+    """One line, without what is too much."""
+    return textwrap.shorten(text, width, placeholder=" ...")
+
+
+def one_line(text: str) -> str:
+    """A cell of a Markdown table."""
+    return shortened(text.replace("|", "\\|"))
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> counted(1, "point"), counted(1200, "point")
+    ('1 point', '1,200 points')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

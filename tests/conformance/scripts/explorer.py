@@ -1,0 +1,262 @@
+"""Visits every distinct disk that a death of a script can leave, restarts from it, and judges what the restart does.
+
+What a restart has to bring back is not known from any manager: a restart after an earlier death shows it.  If that one
+left out so many progress lines, then no restart after a later death may repeat them (`Required`).  After a loss of
+power this holds for what was acknowledged; see `Timeline.acknowledged`.
+
+Invariants: equal disks are restarted from once; disks that are equal in everything that a restart read share its
+outcome, and some of these are really tried as well (`Totals.confirmed`): if one comes out otherwise, that is said.
+"""
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from forge_conformance.disks.states import KILL, Identity, State, States
+from forge_conformance.disks.story import disk_of, shrink
+from forge_conformance.scripts.judge import Task, Undisturbed, Verdict, judge
+from forge_conformance.scripts.recording import Timeline
+from forge_conformance.scripts.restarts import Outcome, Restarter
+from forge_conformance.watch.facts import Memory
+from forge_conformance.watch.trace import Disk
+from forge_spec.disk import Storage
+from forge_spec.script import required
+
+
+@dataclass
+class Totals:
+    """What an exploration did."""
+
+    states: int = 0
+    """Ways to end that were looked at; many leave the same disk."""
+    disks: int = 0
+    """Distinct ones."""
+    bad: int = 0
+    """Distinct disks with at least one bad verdict."""
+    restarts: int = 0
+    """Disks that were really restarted from."""
+    confirmed: int = 0
+    """Shared outcomes that were really tried and came out the same."""
+    left_out: int = 0
+    """Pairs of lost changes that were not tried."""
+    seconds: float = 0
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A way in which restarts go wrong, with its simplest example."""
+
+    storage: str
+    state: State
+    disk: Disk
+    task: Task
+    outcome: Outcome
+    verdict: Verdict
+    states: int = 1
+    """How many ways to end came out so."""
+
+
+@dataclass(frozen=True)
+class Explored:
+    """What came of one storage."""
+
+    storage: str
+    totals: Totals
+    bad: tuple[Bad, ...]
+    contradiction: str = ""
+    """Why this can't be believed; "" if nothing speaks against it."""
+    is_cut_short: bool = False
+    """Whether there was no time for all of it."""
+    reached: int = 0
+    """The last place of a death that there was time for."""
+    note: str = ""
+    """What else was seen, in a sentence."""
+
+
+@dataclass
+class Required:
+    """What restarts after earlier kills have left out: from which cut on so many progress lines may not be repeated."""
+
+    line: Timeline
+    _landings: list[tuple[int, int]] = field(default_factory=list)
+
+    def learn(self, cut: int, landing: int) -> None:
+        """A restart after a kill at this cut left out so many lines; cuts come in order."""
+        if landing > (self._landings[-1][1] if self._landings else 0):
+            self._landings.append((cut, landing))
+
+    @property
+    def most(self) -> int:
+        """The most that any restart has left out."""
+        return self._landings[-1][1] if self._landings else 0
+
+    def after_kill(self, cut: int) -> int:
+        """Lines that must not be repeated after a kill at this cut."""
+        return required(self._landings, cut)
+
+    def acknowledged(self, cut: int) -> int:
+        """The same where only what was acknowledged counts, as after a loss of power."""
+        ends = [at for at, _ in self._landings[1:]] + [len(self.line.trace.effects) + 1]
+        known = zip(self._landings, ends, strict=False)
+        return required([(self.line.acknowledged(at, end) - 1, landing) for (at, landing), end in known], cut)
+
+
+@dataclass
+class Exploration:
+    """One recording, and what has been learnt of its disks."""
+
+    line: Timeline
+    whole: Undisturbed
+    restarter: Restarter
+    required: Required
+    coalesce: bool = True
+    deadline: float = float("inf")
+    """When to stop, by the monotonic clock."""
+    memories: dict[int, Memory[Outcome]] = field(default_factory=dict)
+    """Outcomes by the goal that they were tried for: a start that is stopped earlier has read less."""
+    met: dict[Identity, Outcome] = field(default_factory=dict)
+    interned: dict[tuple[str, str, bytes], int] = field(default_factory=dict)
+    has_results: bool = False
+    _shared: int = 0
+    _next_sample: int = 1
+
+    def under(self, storage: Storage | None) -> Explored:
+        """All disks of one storage; None for kills alone, which has to come first."""
+        return _Walk(self, storage).explore()
+
+    def task(self, cut: int, is_power_cut: bool) -> Task:
+        """What a restart after this death has to do."""
+        least = self.required.acknowledged(cut) if is_power_cut else self.required.after_kill(cut)
+        goal = len(self.whole.lines) + 1 if self.has_results else self.line.goal(cut)
+        return Task(self.line.reached(cut), least, goal)
+
+    def outcome(self, identity: Identity, disk: Disk, goal: int, totals: Totals) -> tuple[Outcome, str]:
+        """What comes of a disk, from memory or tried now; and a contradiction, if there is one."""
+        known = self.met.get(identity)
+        if known is not None and known.is_enough(goal):
+            return known, ""
+        found = (memory.find(disk) for memory in self.memories.values())
+        shared = next((one for one in found if one is not None and one.is_enough(goal)), None)
+        if shared is not None:
+            self.met[identity] = shared
+            return shared, self._confirmed(disk, goal, shared, totals) if self._is_sampled() else ""
+        totals.restarts += 1
+        outcome, facts = self.restarter.attempt(disk, goal)
+        self.memories.setdefault(goal, Memory()).learn(disk, facts, outcome)
+        self.met[identity] = outcome
+        return outcome, ""
+
+    def _is_sampled(self) -> bool:
+        """The 1st, 3rd, 9th and so on."""
+        self._shared += 1
+        while self._next_sample < self._shared:
+            self._next_sample *= 3
+        return self._next_sample == self._shared
+
+    def _confirmed(self, disk: Disk, goal: int, shared: Outcome, totals: Totals) -> str:
+        tried, _ = self.restarter.attempt(disk, goal)
+        if _essence(tried, goal) == _essence(shared, goal):
+            totals.confirmed += 1
+            return ""
+        return (
+            f"two disks look equal to a restart, and came out differently: {_essence(shared, goal)} and "
+            f"{_essence(tried, goal)}. What the script does depends on something other than its folder, or on chance."
+        )
+
+
+def _essence(outcome: Outcome, goal: int) -> tuple[object, ...]:
+    last = outcome.last
+    return (len(outcome.starts), last.landing, last.wrong, last.is_hung, last.has_failed, last.at >= goal)
+
+
+class _Walk:
+    def __init__(self, exploration: Exploration, storage: Storage | None) -> None:
+        self._all = exploration
+        self._storage = storage
+        self._totals = Totals()
+        self._bad: dict[tuple[str, ...], Bad] = {}
+        self._bad_disks: set[Identity] = set()
+        self._known: set[Identity] = set()
+        self._contradiction = ""
+        self._comes_back = False
+        self._reached = 0
+
+    def explore(self) -> Explored:
+        begun = time.monotonic()
+        states = States(self._all.line.trace, self._storage, self._all.coalesce, self._all.interned)
+        is_cut_short = False
+        for state in states:
+            is_cut_short = time.monotonic() > self._all.deadline
+            if is_cut_short or self._contradiction:
+                break
+            if self._storage is None or state.is_power_cut:
+                self._visit(states, state)
+                self._reached = state.cut
+        if self._storage is None and not is_cut_short:
+            self._blame_if_never_used(states)
+        totals = self._totals
+        totals.disks, totals.bad, totals.left_out = len(self._known), len(self._bad_disks), states.counts.left_out
+        name = KILL if self._storage is None else self._storage.name
+        bad = tuple(self._explained())
+        totals.seconds = time.monotonic() - begun
+        return Explored(name, totals, bad, self._contradiction, is_cut_short, self._reached)
+
+    def _visit(self, states: States, state: State) -> None:
+        self._totals.states += 1
+        disk = states.disk(state)
+        identity = states.identity(disk)
+        self._known.add(identity)
+        task = self._all.task(state.cut, state.is_power_cut)
+        outcome, contradiction = self._all.outcome(identity, disk, task.goal, self._totals)
+        self._contradiction = self._contradiction or contradiction
+        verdict = judge(self._all.whole, task, outcome.last)
+        self._comes_back = self._comes_back or outcome.landing > 0 or not verdict.is_fine
+        if verdict.is_fine:
+            if self._storage is None:
+                self._all.required.learn(state.cut, outcome.landing)
+            return
+        self._bad_disks.add(identity)
+        self._blame(Bad(KILL if self._storage is None else self._storage.name, state, disk, task, outcome, verdict))
+
+    def _blame_if_never_used(self, states: States) -> None:
+        """No restart ever left anything out: then none of them used what the run saved."""
+        if self._comes_back or not self._all.line.saves or not self._all.whole.lines:
+            return
+        end = State(len(self._all.line.trace.effects))
+        states.walk_to(end.cut)
+        disk = states.disk(end)
+        task = replace(self._all.task(end.cut, is_power_cut=False), least=1)
+        outcome, _ = self._all.outcome(states.identity(disk), disk, task.goal, self._totals)
+        verdict = judge(self._all.whole, task, outcome.last)
+        if not verdict.is_fine:
+            self._bad_disks.add(states.identity(disk))
+            self._blame(Bad(KILL, end, disk, task, outcome, verdict))
+
+    def _blame(self, bad: Bad) -> None:
+        key = cause_of(bad.verdict)
+        found = self._bad.get(key)
+        kept = bad if found is None or bad.state.complexity < found.state.complexity else found
+        self._bad[key] = replace(kept, states=1 if found is None else found.states + 1)
+
+    def _explained(self) -> Iterator[Bad]:
+        """Each with as few missing effects as it needs."""
+        trace = self._all.line.trace
+        for bad in self._bad.values():
+            if self._storage is None or time.monotonic() > self._all.deadline:
+                yield bad
+                continue
+
+            def is_bad(disk: Disk, bad: Bad = bad) -> bool:
+                outcome, _ = self._all.restarter.attempt(disk, bad.task.goal)
+                return judge(self._all.whole, bad.task, outcome.last).word == bad.verdict.word
+
+            state = shrink(trace, self._storage, bad.state, is_bad)
+            yield replace(bad, state=state, disk=disk_of(trace, self._storage, state))
+
+
+def cause_of(verdict: Verdict) -> tuple[str, ...]:
+    """What failures of one cause have in common: the verdict, and the error without its numbers and paths."""
+    if verdict.word in ("refused", "stuck"):
+        return (verdict.word, re.sub(r"0x[0-9a-f]+|[0-9]+", "N", verdict.seen.partition(": ")[2]))
+    return (verdict.word,)

@@ -1,0 +1,264 @@
+"""What can't be judged is refused: exit status 2, one paragraph that names the cause, no traceback of ours.
+
+Each row is a way in which a user's first attempt goes wrong.
+"""
+
+import contextlib
+import io
+import os
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from forge_conformance.cli import main
+from forge_conformance.plugin import unless_our_own
+from forge_conformance.runs import machine
+from forge_fixtures import managers
+
+LIARS = str(Path(managers.__file__).with_name("liars.py"))
+HONEST = str(Path(managers.__file__).with_name("honest.py"))
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What the user sees of it."""
+
+    status: int
+    out: str
+    err: str
+
+    def names(self, *words: str) -> None:
+        """It is a refusal, and names all of these."""
+        said = " ".join((self.out + self.err).split())
+        assert self.status == 2, said
+        assert self.err.startswith(("forge-conformance: ", "usage: ")), said
+        assert "Traceback" not in said
+        assert [word for word in words if word not in said] == [], said
+
+
+def attempt(*arguments: str) -> Refusal:
+    """The command in this process: before anything is judged it starts no pytest of its own."""
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        try:
+            status = main(arguments)
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+    return Refusal(int(status), out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the user stands."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def file_of(name: str, source: str) -> str:
+    Path(name).write_text(source)
+    return name
+
+
+IMPORTS = {
+    "raises": ("raise RuntimeError('no licence')", ["RuntimeError: no licence", "raises.py:1"]),
+    "syntax": ("def :", ["SyntaxError", "syntax.py, line 1"]),
+    "exits": ("import sys; sys.exit(4)", ["SystemExit: 4"]),
+    "exits_hard": ("import os; os.write(1, b'last words'); os._exit(4)", ["exit status 4", "last words"]),
+    "dies": ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", ["SIGSEGV"]),
+    "needs": ("import a_package_that_is_not_there", ["ModuleNotFoundError", "a_package_that_is_not_there"]),
+    "empty": ("", ["lacks CheckpointConfig, CheckpointManager"]),
+    "half": ("CheckpointConfig = dict", ["lacks CheckpointManager"]),
+}
+
+
+@pytest.mark.parametrize("name", IMPORTS)
+def test_a_module_that_does_not_import_as_a_manager_is_refused(name: str) -> None:
+    source, naming = IMPORTS[name]
+    attempt("smoke", "--impl", file_of(f"{name}.py", source)).names(name, *naming)
+
+
+def test_a_module_that_hangs_at_import_is_refused_with_the_line_where_it_was() -> None:
+    impl = file_of("hangs.py", "import threading\n\n\nthreading.Event().wait()\n")
+    refusal = attempt("run", "--impl", impl, "--import-timeout", "3")
+    refusal.names("Importing hangs.py did not finish within 3 s", '/hangs.py", line 4 in <module>')
+    assert "worker/server.py" not in refusal.err
+
+
+@pytest.mark.parametrize(
+    ("impl", "naming"),
+    [
+        ("", ["--impl is ''", "names no module"]),
+        (":Adapter", ["--impl is ':Adapter'", "names no module"]),
+        (f"{LIARS}:Nobody", ["liars.py has no 'Nobody'"]),
+        ("no_such_package.checkpoint", ["no module no_such_package", "--python"]),
+        ("json.no_such_module", ["json.no_such_module"]),
+        ("nowhere/adapter.py", ["no such file", "nowhere/adapter.py"]),
+        ("json:JSONEncoder", ["not a subclass of forge_conformance.adapter.Adapter"]),
+        ("json:Adapter", ["has no 'Adapter'"]),
+        (LIARS, ["several adapters", "liars.py:Boaster"]),
+        (f"{LIARS}:Saveless", ["does not define save, load"]),
+        (f"{LIARS}:Nameless", ["(?P<step>...)"]),
+        (f"{LIARS}:Overwriting", ["(?P<step>...)", "overwrites one file"]),
+        (f"{LIARS}:Misnamed", ["'{step}.pth'", "does not read back"]),
+        (f"{LIARS}:Wordy", ["'sync'", "tuple"]),
+        (f"{LIARS}:Listing", ["traits = ('counts_steps',)", "Traits(...)"]),
+        (f"{LIARS}:Undemanding", ["requires nothing"]),
+        (f"{LIARS}:Pointless", ["claims `pointer`"]),
+        (f"{LIARS}:Misspelt", ["asink", "does not exist", "async"]),
+        (f"{LIARS}:Ambitious", ["'heroic'", "does not exist", "core, strict, durable"]),
+        (f"{LIARS}:Unborn", ["could not be made", "ConnectionError: the licence server did not answer"]),
+    ],
+)
+def test_an_impl_that_leads_to_no_manager_is_refused(impl: str, naming: list[str]) -> None:
+    attempt("run", "--impl", impl).names(impl.partition(":")[0], *naming)
+
+
+def test_a_manager_that_hangs_when_it_is_made_is_refused_with_the_line_where_it_was() -> None:
+    refusal = attempt("run", "--impl", f"{LIARS}:Sleeper", "--timeout", "2")
+    refusal.names("did not return within 2 s", "in _sleep_for_ever", "in __init__")
+
+
+def test_a_python_that_is_not_there_is_refused() -> None:
+    attempt("run", "--impl", HONEST, "--python", "no/such/python").names("no/such/python", "No such file")
+
+
+def program_of(name: str, line: str) -> str:
+    path = Path(name)
+    path.write_text(f"#!/bin/sh\n{line}\n")
+    path.chmod(0o755)
+    return str(path.resolve())
+
+
+def test_a_python_without_torch_is_refused() -> None:
+    """The same Python, without the packages of its environment."""
+    bare = program_of("bare-python", f'exec "{sys.executable}" -I -S "$@"')
+    attempt("run", "--impl", HONEST, "--python", bare).names("cannot import torch")
+
+
+def test_something_else_than_a_python_is_refused() -> None:
+    other = program_of("other", "echo I am a shell; exit 3")
+    attempt("run", "--impl", HONEST, "--python", other).names("exit status 3", "I am a shell")
+
+
+EXPECTATIONS: dict[str, tuple[bytes | None, list[str]]] = {
+    "missing": (None, ["can't be read", "No such file"]),
+    "no reason": (b"# fine\n\ncommit.sync\n", ["line 3", "'commit.sync'", "needs its reason"]),
+    "unknown clause": (b"commit.synk: never did\n", ["line 1", "no clause 'commit.synk'"]),
+    "no text": (b"commit.sync: caf\xe9\n", ["UTF-8"]),
+}
+
+
+@pytest.mark.parametrize("how", EXPECTATIONS)
+def test_expected_failures_that_cannot_be_read_are_refused(how: str) -> None:
+    content, naming = EXPECTATIONS[how]
+    if content is not None:
+        Path("expected.xfail").write_bytes(content)
+    attempt("run", "--impl", HONEST, "--xfail-file", "expected.xfail").names("expected.xfail", *naming)
+
+
+@pytest.mark.parametrize(
+    ("options", "naming"),
+    [
+        (["--clause", "commit.synk"], ["no clause", "commit.synk"]),
+        (["--level", "heroic"], ["'heroic'", "core, strict, durable"]),
+        (["--level", ""], ["''", "core, strict, durable"]),
+        (["--claims", "sync,asink"], ["--claims", "asink", "async"]),
+        (["--claims", "+telepathy"], ["--claims", "telepathy", "not a capability"]),
+        (["--claims", ""], ["--claims ''", "no capability"]),
+        (["--xfail-file", "/dev/zero"], ["--xfail-file /dev/zero", "not a regular file"]),
+        (["--claims", "+peek,async"], ["mixes"]),
+        (["--out", "a-file/reports"], ["--out", "a-file/reports"]),
+        (["--out", "/proc/reports"], ["--out", "/proc/reports", "can't be written to"]),
+        (["--timeout", "0"], ["--timeout", "'0'"]),
+        (["--timeout", "soon"], ["--timeout", "'soon'"]),
+        (["--examples", "-3"], ["--examples", "'-3'"]),
+        (["-n", "0"], ["-n", "'0'"]),
+        (["--import-timeout", "-1"], ["--import-timeout", "'-1'"]),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_refused_before_the_manager_is_touched(
+    options: list[str], naming: list[str]
+) -> None:
+    Path("a-file").touch()
+    impl = file_of("touched.py", "open('was-touched', 'w')")
+    attempt("run", "--impl", impl, *options).names(*naming)
+    assert not Path("was-touched").exists()
+
+
+@pytest.mark.parametrize(
+    "command", [["run", "--impl", HONEST], ["crash", "--impl", HONEST], ["matrix"]], ids=lambda words: words[0]
+)
+def test_a_place_where_no_report_can_be_is_refused_before_anything_runs(command: list[str]) -> None:
+    Path("a-file").touch()
+    attempt(*command, "--out", "a-file/reports").names("--out a-file/reports", "a-file is a file")
+
+
+def test_a_refusal_leaves_no_directory_for_a_report() -> None:
+    attempt("run", "--impl", "no_such_package").names("no_such_package")
+    assert not Path("reports").exists()
+
+
+def test_a_working_directory_that_is_gone_is_refused(folder: Path) -> None:
+    gone = folder / "gone"
+    gone.mkdir()
+    os.chdir(gone)
+    gone.rmdir()
+    try:
+        attempt("smoke", "--impl", HONEST).names("working directory is gone")
+    finally:
+        os.chdir(folder)
+
+
+def test_a_refusal_leaves_no_process_and_no_file_behind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    temporary = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    impl = file_of(
+        "spawns.py",
+        "import subprocess, sys\n"
+        "waits = [sys.executable, '-S', '-c', 'import signal; signal.pause()']\n"
+        "heir = subprocess.Popen(waits, start_new_session=True)\n"
+        "open('heir', 'w').write(str(heir.pid))\n"
+        "raise RuntimeError('too late')\n",
+    )
+    attempt("smoke", "--impl", impl).names("too late")
+    assert not Path("/proc", Path("heir").read_text()).exists()
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_folder_whose_only_mutant_lacks_its_bases_is_refused_and_nothing_is_judged() -> None:
+    Path("mine").mkdir()
+    Path("mine/mistake.py").write_text('"""Mistakes.\n\nClause: commit.sync\n"""\nfrom bases import change\n')
+    attempt("matrix", "--mutants", "mine").names("mistake.py imports from bases", "copy or link", "no other mutant")
+    assert not Path("reports").exists()
+
+
+@pytest.mark.parametrize("command", ["run", "smoke", "crash"])
+def test_a_machine_that_lets_nobody_write_a_checkpoint_is_no_verdict_on_the_manager(command: str) -> None:
+    """A limit for files that is too small: whatever the manager did then, it would fail."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        refused = attempt(command, "--impl", HONEST)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert refused.status == 3
+    assert "nothing can be judged on this machine" in refused.err
+    assert "the limit for a file is 100,000 bytes, see ulimit -f" in refused.err
+    assert "Traceback" not in refused.err
+
+
+def test_a_failure_where_there_is_no_room_any_more_is_an_error_of_ours(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"clauses": ["commit.sync"], "reached": {}, "outcome": "failed", "failure": {"seen": "OSError"}}
+    assert unless_our_own(found, str(folder / "checkpoints")) == found
+    monkeypatch.setattr(machine, "_ROOM_BYTES", 1 << 62)
+    ours = unless_our_own(found, str(folder / "checkpoints"))
+    assert ours["outcome"] == "error"
+    assert str(folder) in ours["reason"]
+    assert "failure" not in ours

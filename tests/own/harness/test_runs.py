@@ -1,0 +1,358 @@
+"""The command over managers that are honest, boast, hang, make noise or fight: verdicts, exit statuses, reports.
+
+Each run judges a clause or two; every exit status is seen, and whatever the manager does, what the user reads is ours.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import select
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import jsonschema
+import pytest
+
+import forge_conformance
+from forge_fixtures import managers
+
+SCHEMA = json.loads((Path(forge_conformance.__file__).parent / "report" / "schema.json").read_text())
+MANAGERS = Path(managers.__file__).parent
+HONEST = ("commit.overlap", "resume.dataloader", "resume.train-state")
+BOASTED = ("commit.overlap", "resume.peek-agrees")
+QUICK = "commit.wait-idempotent"
+
+Command = Any  # see conftest.py
+Ran = Any
+
+
+def expect_one_story(ran: Ran) -> None:
+    """Every file of the report says the same, to a program, a CI server and a reader."""
+    report = ran.report
+    jsonschema.Draft202012Validator(SCHEMA).validate(report)
+    totals = report["totals"]
+    suites = ElementTree.fromstring((ran.reports / "junit.xml").read_text()).findall("testsuite")
+    counted = {
+        key: sum(int(suite.get(key, "")) for suite in suites) for key in ("tests", "failures", "errors", "skipped")
+    }
+    skipped = totals["unclaimed"] + totals["unreached"] + totals["expected-fail"]
+    assert counted == {
+        "tests": sum(totals.values()),
+        "failures": totals["fail"],
+        "errors": totals["error"],
+        "skipped": skipped,
+    }
+    assert sum(len(suite.findall("testcase/failure")) for suite in suites) == totals["fail"]
+    summary = (ran.reports / "summary.md").read_text()
+    notable = [slug for slug, verdict in ran.verdicts.items() if verdict in ("fail", "expected-fail", "unreached")]
+    assert [slug for slug in notable if f"`{slug}`" not in summary] == []
+    assert (ran.reports / "console.txt").read_text() in ran.out
+    assert report["exit_status"] == ran.status
+    assert "Traceback" not in ran.out + ran.err
+
+
+def test_two_processes_side_by_side_find_what_one_finds(forge: Command) -> None:
+    clauses = ("commit.overlap", QUICK)
+    ran = [forge.run("liars.py:Boaster", *clauses, options=("-n", n)) for n in "12"]
+    one, two = ({test["test"]: test["outcome"] for test in each.report["tests"]} for each in ran)
+    assert sorted(one.values()) == ["done", "done", "failed"]
+    assert two == one
+    assert [each.status for each in ran] == [1, 1]
+    assert ran[0].verdicts == ran[1].verdicts == {"commit.overlap": "fail", QUICK: "pass"}
+
+
+def test_an_honest_manager_of_another_layout_passes(forge: Command) -> None:
+    ran = forge.run("honest.py", *HONEST)
+    assert (ran.status, ran.verdicts) == (0, dict.fromkeys(HONEST, "pass"))
+    assert ran.report["implementation"]["capabilities"] == [
+        "async",
+        "dataloader",
+        "loader-later",
+        "rng",
+        "sync",
+        "train-state",
+    ]
+    expect_one_story(ran)
+
+
+def test_a_writer_that_keeps_the_interpreters_lock_is_not_accused(forge: Command) -> None:
+    ran = forge.run("locking.py", "commit.overlap", "commit.snapshot", options=("--case", "commit/*"))
+    assert ran.status == 0, ran.out
+    assert ran.verdicts["commit.overlap"] == "pass"
+
+
+def test_a_framework_that_draws_from_the_random_streams_when_it_is_made_is_compared_with_itself(forge: Command) -> None:
+    clauses = ("commit.inert", "resume.exact", "resume.rng")
+    cases = ("commit/a-run-that-saves*[sync]", "resume/a-resumed-run*", "resume/*random*")
+    ran = forge.run("liars.py:Drawing", *clauses, options=[part for case in cases for part in ("--case", case)])
+    assert ran.status == 0, ran.out
+    assert ran.verdicts["commit.inert"] == ran.verdicts["resume.exact"] == "pass"
+
+
+def test_a_run_with_random_programs_leaves_nothing_but_its_report_in_the_working_directory(forge: Command) -> None:
+    ran = forge.run("honest.py", "commit.sync", options=("--case", "agreement/*[sync-interval]"))
+    assert [test["test"] for test in ran.report["tests"]] == [
+        "agreement/the-manager-does-what-the-model-allows[sync-interval]"
+    ]
+    assert [path.name for path in forge.folder.iterdir()] == ["reports"]
+
+
+def test_a_manager_that_claims_more_than_it_can_falls_by_name(forge: Command) -> None:
+    ran = forge.run("liars.py:Boaster", *BOASTED, options=("--level", "strict"))
+    assert (ran.status, ran.verdicts) == (1, dict.fromkeys(BOASTED, "fail"))
+    assert "FAIL commit.overlap (core)" in ran.out
+    assert "no flush in the background" in ran.said
+    assert "expected: every capability that is claimed to be there seen: peek(): peek" in ran.said
+    assert "CAPABILITY peek is claimed, but the implementation lacks it" in ran.out
+    assert "CAPABILITY schedule is there, but not claimed: it was not judged" in ran.out
+    expect_one_story(ran)
+
+
+def test_failures_that_were_expected_with_a_reason_do_not_fail_the_run(forge: Command) -> None:
+    entries = forge.folder / "forgetful.xfail"
+    entries.write_text("resume.train-state @ resume/*: it does not count\n")
+    options = ("--claims", "sync,train-state", "--xfail-file", str(entries))
+    ran = forge.run("liars.py:Forgetful", "resume.train-state", options=options)
+    assert (ran.status, ran.verdicts) == (0, {"resume.train-state": "expected-fail"})
+    assert "it does not count" in ran.out
+    seen = {failure["seen"] for failure in ran.report["clauses"][0]["failures"]}
+    assert "load() returned 'step_3' (str) as step, which is a whole number" in seen
+    expect_one_story(ran)
+
+
+def test_a_run_writes_the_first_file_of_expected_failures_and_never_over_another(forge: Command) -> None:
+    entries = forge.folder / "first.xfail"
+    options = ("--claims", "sync,train-state", "--write-xfail", str(entries))
+    ran = forge.run("liars.py:Forgetful", "resume.train-state", options=options)
+    assert (ran.status, ran.verdicts) == (1, {"resume.train-state": "fail"})
+    assert "load() returned 'step_3' (str) as step" in entries.read_text()
+    expected = ("--claims", "sync,train-state", "--xfail-file", str(entries))
+    assert forge.run("liars.py:Forgetful", "resume.train-state", options=expected).status == 0
+    before = entries.read_text()
+    again = forge.run("liars.py:Forgetful", "resume.train-state", options=options)
+    assert (again.status, entries.read_text()) == (2, before)
+    assert f"--write-xfail {entries} is there already" in again.said
+
+
+def test_an_expected_failure_that_no_longer_fails_fails_the_run(forge: Command) -> None:
+    entries = forge.folder / "honest.xfail"
+    entries.write_text(f"{QUICK}: waits twice\ncommit.overlap: judged another time\n")
+    ran = forge.run("honest.py", QUICK, options=("--xfail-file", str(entries)))
+    assert (ran.status, ran.verdicts) == (1, {QUICK: "pass"})
+    assert ran.report["stale_expected_failures"] == [QUICK]
+    assert f"STALE expected failure: {QUICK}" in ran.out
+    expect_one_story(ran)
+
+
+def test_where_nothing_could_be_judged_the_status_says_so(forge: Command) -> None:
+    ran = forge.run("honest.py", "layout.step-dir")
+    assert (ran.status, ran.verdicts) == (2, {"layout.step-dir": "unclaimed"})
+    expect_one_story(ran)
+
+
+def test_a_manager_that_kills_the_suites_own_process_is_an_error_and_no_verdict(forge: Command) -> None:
+    ran = forge.run("liars.py:Saboteur", "resume.skips-torn", options=("--claims", "sync"))
+    assert (ran.status, ran.verdicts) == (3, {"resume.skips-torn": "error"})
+    assert "no longer answers" in ran.said
+    expect_one_story(ran)
+
+
+def test_a_save_that_hangs_falls_with_the_line_where_it_was(forge: Command) -> None:
+    ran = forge.run("liars.py:Stuck", "resume.train-state", options=("--timeout", "3", "--claims", "sync,train-state"))
+    assert (ran.status, ran.verdicts) == (1, {"commit.sync": "fail", "resume.train-state": "unreached"})
+    assert "save() did not return within 3 s and was killed" in ran.said
+    assert "in _sleep_for_ever" in ran.out
+    assert "worker/commands.py" not in ran.out
+    expect_one_story(ran)
+
+
+def test_noise_closed_streams_and_processes_left_behind_disturb_no_verdict(forge: Command) -> None:
+    heirs = forge.folder / "heirs"
+    options = ("--claims", "sync,train-state")
+    ran = forge.run("liars.py:Noisy", "resume.train-state", options=options, NOISY_HEIRS=str(heirs))
+    assert (ran.status, ran.verdicts) == (0, {"resume.train-state": "pass"})
+    assert "noise noise" not in ran.said and "noise from below" not in ran.said
+    left = heirs.read_text().split()
+    assert len(left) >= 2
+    assert [pid for pid in left if Path("/proc", pid).exists()] == []
+    expect_one_story(ran)
+
+
+def test_smoke_tells_what_it_reached(forge: Command) -> None:
+    ran = forge("smoke", "--impl", str(MANAGERS / "honest.py"))
+    assert ran.status == 0, ran.said
+    assert "the folder holds 3.pt" in ran.out
+    assert "a new process resumed at step 3" in ran.out
+
+
+@pytest.mark.parametrize("ranks", ["3", "none"])
+def test_a_failure_prints_the_command_that_sees_it_again(forge: Command, ranks: str) -> None:
+    given = ("--claims=+peek", "--timeout", "15", "--ranks", ranks)
+    ran = forge.run("liars.py:Boaster", "resume.peek-agrees", options=("--level", "strict", *given))
+    (line,) = [line.strip() for line in ran.out.splitlines() if line.startswith("  reproduce: ")]
+    _, command, *words = shlex.split(line)
+    assert command == "forge-conformance"
+    again = forge(*words, "--out", str(forge.folder / "reports"))
+    assert {"--claims=+peek", "--timeout=15", f"--ranks={ranks}"} <= set(words)
+    assert [test["outcome"] for test in again.report["tests"]] == ["failed"]
+
+
+def test_a_name_that_no_test_has_is_told_beside_one_that_a_test_has(forge: Command) -> None:
+    known = "commit/waiting-with-nothing-pending-does-nothing[sync]"
+    assert forge.run("honest.py", options=("--case", known)).status == 0
+    ran = forge.run("honest.py", options=("--case", known, "--case", "commit/nobody-knows-this*"))
+    assert (ran.status, ran.verdicts) == (2, {QUICK: "pass"})
+    assert "--case 'commit/nobody-knows-this*': no test that ran has such a name" in ran.said
+    assert "'commit/waiting" not in ran.err
+
+
+def test_what_the_users_own_tests_are_told_is_not_for_the_suite(forge: Command) -> None:
+    ran = forge.run("honest.py", QUICK, PYTEST_ADDOPTS="--collect-only -k nothing", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    assert (ran.status, ran.verdicts) == (0, {QUICK: "pass"}), ran.said
+
+
+@pytest.mark.parametrize(
+    ("liar", "seen"),
+    [
+        ("Elsewhere", "it holds checkpoints/3.pt, where the layout asks for a file named like"),
+        ("Misshapen", "it holds 3.pt, where the layout asks for a directory named like"),
+    ],
+)
+def test_a_layout_that_does_not_fit_is_told_by_what_is_there(forge: Command, liar: str, seen: str) -> None:
+    smoke = forge("smoke", "--impl", f"{MANAGERS / 'liars.py'}:{liar}")
+    assert (smoke.status, seen in smoke.said) == (1, True), smoke.said
+    ran = forge.run(f"liars.py:{liar}", "commit.sync", options=("--case", "commit/when-*", "--claims", "sync"))
+    assert (ran.status, ran.verdicts) == (1, {"commit.sync": "fail"})
+    assert seen.replace("3.pt", "0.pt") in ran.said
+
+
+@pytest.mark.parametrize(("ends", "processes"), [(signal.SIGINT, "1"), (signal.SIGTERM, "2")])
+def test_an_interrupted_run_reports_what_it_has_found_and_leaves_nothing(
+    forge: Command, ends: signal.Signals, processes: str
+) -> None:
+    temporary = forge.folder / "temporary"
+    temporary.mkdir()
+    command = [sys.executable, "-m", "forge_conformance.cli", "run", "--impl", "forge_ref"]
+    command += ["-n", processes, "--examples", "1"]
+    environment = {**os.environ, "TMPDIR": str(temporary), "PYTEST_DEBUG_TEMPROOT": str(forge.folder)}
+    with subprocess.Popen(
+        command, cwd=forge.folder, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_interrupts
+    ) as run:
+        assert run.stderr is not None
+        while (said := run.stderr.readline()) and not said.startswith("25/"):
+            pass
+        run.send_signal(ends)
+        run.communicate(timeout=300)
+    report = json.loads((forge.folder / "reports/forge_ref/report.json").read_text())
+    assert (run.returncode, report["exit_status"], report["is_partial"]) == (3, 3, True)
+    assert 25 <= len(report["tests"]) < 200
+    assert report["errors"][0].startswith("interrupted after ")
+    assert list(temporary.iterdir()) == []
+
+
+def _heed_interrupts() -> None:
+    """A shell starts what it runs in the background deaf to Ctrl-C, and all that comes of it with it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(forge: Command) -> None:
+    command = [sys.executable, "-m", "forge_conformance.cli", "list"]
+    with subprocess.Popen(
+        command, cwd=forge.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as listing:
+        assert listing.stdout is not None and listing.stderr is not None
+        listing.stdout.close()
+        assert listing.stderr.read() == ""
+    assert listing.returncode == 128 + signal.SIGPIPE
+
+
+def test_a_report_that_cannot_be_written_is_shown_all_the_same(forge: Command) -> None:
+    (forge.folder / "reports/report.json").mkdir(parents=True)
+    ran = forge.run("honest.py", QUICK)
+    assert ran.status == 3
+    assert "1 pass" in ran.out and "Traceback" not in ran.err
+    assert "the report can't be written" in ran.err
+
+
+@pytest.mark.parametrize(("option", "value"), [("--forge-impl", "no_such_package"), ("--forge-level", "heroic")])
+def test_the_plugin_refuses_in_a_sentence(forge: Command, option: str, value: str) -> None:
+    options = {"--forge-impl": str(MANAGERS / "honest.py"), option: value}
+    command = [sys.executable, "-m", "pytest", "--pyargs", "forge_conformance", *itertools.chain(*options.items())]
+    ran = subprocess.run(command, cwd=forge.folder, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == pytest.ExitCode.USAGE_ERROR
+    assert value in ran.stdout + ran.stderr
+    assert "INTERNALERROR" not in ran.stdout + ran.stderr
+
+
+def _with(directory: Path) -> list[int]:
+    """Processes whose temporary folder is below this one."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and f"TMPDIR={directory}".encode() in (entry / "environ").read_bytes():
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("run", "--impl", str(MANAGERS / "honest.py"), "-n", "2"),
+        ("crash", "--impl", str(MANAGERS / "honest.py"), "-n", "2", "--tier", "disks"),
+    ],
+    ids=["run", "crash"],
+)
+def test_nothing_outlives_a_command_that_is_killed(command: tuple[str, ...], tmp_path: Path) -> None:
+    """It is killed as soon as several processes of it are there; whatever they do then, they end, and so do folders."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    arguments = [sys.executable, "-m", "forge_conformance.cli", *command]
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    leader = subprocess.Popen(arguments, cwd=tmp_path, env={**os.environ, "TMPDIR": str(temporary)}, **quiet)
+    _await(lambda: len(_with(temporary)) >= 3 and any(temporary.iterdir()))
+    leader.kill()
+    folders = {folder for pid in _with(temporary) for folder in _made_by(pid)}
+    leader.wait()
+    _await(lambda: not _with(temporary) and not list(temporary.iterdir()))
+    assert [folder for folder in folders if os.path.lexists(folder)] == []
+
+
+def _made_by(pid: int) -> list[str]:
+    """The folder that a process removes in the end, wherever it is, if that is what the process is for."""
+    with contextlib.suppress(OSError):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+        return [word for word in words[4:] if word.startswith("/")] if words[1:3] == ["-IS", "-c"] else []
+    return []
+
+
+def _await(holds: Callable[[], bool]) -> None:
+    """Return when this holds; five minutes are far more than it takes on the busiest machine."""
+    deadline = time.monotonic() + 300
+    while not holds():
+        assert time.monotonic() < deadline, "it never came to that"
+        select.select([], [], [], 0.1)
+
+
+@pytest.mark.parametrize("command", [("list",), ("run", "--clause", QUICK, "--impl", str(MANAGERS / "honest.py"))])
+def test_an_output_that_cannot_be_written_is_said_in_a_sentence(command: tuple[str, ...], tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "forge_conformance.cli", *command]
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run(arguments, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ran.returncode == 3
+    assert ran.stderr.splitlines()[-1] == "forge-conformance: the output can't be written: No space left on device"
+    assert "Traceback" not in ran.stderr
+
+
+def test_a_closed_output_is_no_error(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "forge_conformance.cli", "list"]
+    shell = " ".join(map(shlex.quote, arguments)) + " >&-"
+    ran = subprocess.run(["sh", "-c", shell], cwd=tmp_path, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
