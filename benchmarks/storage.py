@@ -83,7 +83,7 @@ def _table(size_mb: int, count: int, rounds: int) -> str:
     torch.set_num_threads(1)
     subject = _subject(size_mb, count)
     with tempfile.TemporaryDirectory() as folder:
-        works = _works(subject, Path(folder))
+        works = _Bench(subject, Path(folder)).works()
         times: dict[str, list[float]] = {}
         for number in range(-2, rounds):
             order = list(works)
@@ -136,99 +136,128 @@ def _rendered(subject: _Subject, median: dict[str, float], rounds: int) -> str:
     return "\n".join([*lines, "", f"Hashes alone: {median['hashes'] * 1e3:.1f} ms, {hashes:.1%} of a save."])
 
 
-def _works(subject: _Subject, folder: Path) -> dict[str, Callable[[], dict[str, float] | None]]:
-    """Return what is measured by name; what returns times of its own is not timed as a whole."""
-    import torch
-    import torch.distributed.checkpoint as dcp
+class _Bench:
+    """The same state as each of the ways to save has written it last, in folders of their own."""
 
-    import forge_ref
-    from forge_ref import layout, manifest, storage
-    from forge_ref.engine import table
+    def __init__(self, subject: _Subject, folder: Path) -> None:
+        import torch
 
-    copies = [torch.empty_like(tensor) for tensor in subject.tensors]
-    pages = mmap.mmap(-1, -(-subject.size // 4096) * 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    pages[:] = bytes(len(pages))
-    steps = iter(range(1, 1_000_000))
+        import forge_ref
 
-    def manager(name: str, mode: Any) -> Any:
-        config = forge_ref.CheckpointConfig(dir=str(folder / name), keep_last_n=1, async_mode=mode)
-        return forge_ref.CheckpointManager(config, subject.model, subject.optimizer)
+        self._subject, self._folder = subject, folder
+        self._steps = iter(range(1, 1_000_000))
+        self._copies = [torch.empty_like(tensor) for tensor in subject.tensors]
+        self._pages = mmap.mmap(-1, -(-subject.size // 4096) * 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._pages[:] = bytes(len(self._pages))
+        self._at_once = self._manager("at_once", forge_ref.AsyncCheckpointMode.disabled)
+        self._behind = self._manager("behind", forge_ref.AsyncCheckpointMode.async_)
+        self._at_once.save(next(self._steps))
+        for write in (self._buffered, self._torch, self._stock):
+            write()
 
-    modes = forge_ref.AsyncCheckpointMode
-    at_once, behind = manager("at_once", modes.disabled), manager("behind", modes.async_)
+    def _manager(self, name: str, mode: Any) -> Any:
+        import forge_ref
 
-    def fresh(name: str, write: Callable[[Path], object]) -> None:
+        config = forge_ref.CheckpointConfig(dir=str(self._folder / name), keep_last_n=1, async_mode=mode)
+        return forge_ref.CheckpointManager(config, self._subject.model, self._subject.optimizer)
+
+    def works(self) -> dict[str, Callable[[], dict[str, float] | None]]:
+        """Return what is measured by name; what returns times of its own is not timed as a whole."""
+        warmly = {
+            "raw read": (self._ours, lambda: _read(next(self._ours().glob("*.distcp")), self._copies)),
+            "forge_ref loader": (self._ours, self._loader),
+            "torch.load and set": (partial(self._newest, "torch"), self._torch_load),
+            "stock load and set": (partial(self._newest, "stock"), self._stock_load),
+            "forge_ref load": (self._ours, self._at_once.load),
+        }
+        return {
+            "copy": self._copy,
+            "O_DIRECT + fsync": lambda: self._fresh("direct", partial(_write_directly, memoryview(self._pages))),
+            "buffered + fsync": self._buffered,
+            "torch.save + fsync": self._torch,
+            "stock save + fsync": self._stock,
+            "stock async save": self._stock_asynchronous,
+            "forge_ref save": lambda: self._at_once.save(next(self._steps)),
+            "forge_ref async save": self._asynchronous,
+            **{name: partial(_warmly, name, place, read) for name, (place, read) in warmly.items()},
+            "hashes": self._hashes,
+        }
+
+    def _copy(self) -> None:
+        import torch
+
+        torch._foreach_copy_(self._copies, self._subject.tensors)
+
+    def _fresh(self, name: str, write: Callable[[Path], object]) -> None:
         """Write into a new directory, as all of them do, and delete the one before."""
-        old = sorted((folder / name).glob("*"))
-        write(folder / name / f"{next(steps):09}")
+        old = sorted((self._folder / name).glob("*"))
+        write(self._folder / name / f"{next(self._steps):09}")
         for path in old:
             shutil.rmtree(path)
 
-    def asynchronous() -> dict[str, float]:
+    def _buffered(self) -> None:
+        self._fresh("raw", partial(_write_buffered, self._subject.tensors))
+
+    def _torch(self) -> None:
+        self._fresh("torch", partial(_torch_save, self._subject))
+
+    def _stock(self) -> None:
+        self._fresh("stock", partial(_stock_save, self._subject))
+
+    def _asynchronous(self) -> dict[str, float]:
         begun = time.perf_counter()
-        behind.save(next(steps))
+        self._behind.save(next(self._steps))
         blocked = time.perf_counter() - begun
-        behind.wait()
+        self._behind.wait()
         return {
             "forge_ref async save, blocked": blocked,
             "forge_ref async save, until durable": time.perf_counter() - begun,
         }
 
-    def stock_asynchronous() -> dict[str, float]:
+    def _stock_asynchronous(self) -> dict[str, float]:
+        import torch.distributed.checkpoint as dcp
+
         begun = time.perf_counter()
-        future = dcp.async_save(subject.state(), checkpoint_id=folder / "stock_behind")
+        future = dcp.async_save(self._subject.state(), checkpoint_id=self._folder / "stock_behind")
         blocked = time.perf_counter() - begun
         future.result()
         return {"stock async save, blocked": blocked}
 
-    def newest(name: str) -> Path:
-        return sorted((folder / name).glob("0*"))[-1]
+    def _newest(self, name: str) -> Path:
+        return sorted((self._folder / name).glob("0*"))[-1]
 
-    def torch_load() -> None:
-        subject.put(torch.load(newest("torch") / "state", weights_only=True))
+    def _ours(self) -> Path:
+        return self._folder / "at_once" / os.readlink(self._folder / "at_once" / "latest")
 
-    def stock_load() -> None:
-        state = subject.state()
-        dcp.load(state, checkpoint_id=newest("stock"))
-        subject.put(state)
+    def _torch_load(self) -> None:
+        import torch
 
-    def ours() -> Path:
-        return folder / "at_once" / os.readlink(folder / "at_once" / "latest")
+        self._subject.put(torch.load(self._newest("torch") / "state", weights_only=True))
 
-    def loader() -> None:
-        path = ours()
+    def _stock_load(self) -> None:
+        import torch.distributed.checkpoint as dcp
+
+        state = self._subject.state()
+        dcp.load(state, checkpoint_id=self._newest("stock"))
+        self._subject.put(state)
+
+    def _loader(self) -> None:
+        from forge_ref import layout, manifest, storage
+
+        path = self._ours()
         seals = manifest.seals(layout.read_metadata(path))
         storage.open_shards(path, seals[layout.MARKER]).read(lambda _: True)
 
-    def hashes() -> None:
-        for tensor in subject.tensors:
+    def _hashes(self) -> None:
+        from forge_ref.engine import table
+
+        for tensor in self._subject.tensors:
             table.digest(_bytes_of(tensor))
 
-    at_once.save(next(steps))
-    fresh("raw", partial(_write_buffered, subject.tensors))
-    fresh("torch", partial(_torch_save, subject))
-    fresh("stock", partial(_stock_save, subject))
-    return {
-        "copy": lambda: torch._foreach_copy_(copies, subject.tensors) and None,
-        "O_DIRECT + fsync": lambda: fresh("direct", partial(_write_directly, memoryview(pages))),
-        "buffered + fsync": lambda: fresh("raw", partial(_write_buffered, subject.tensors)),
-        "torch.save + fsync": lambda: fresh("torch", partial(_torch_save, subject)),
-        "stock save + fsync": lambda: fresh("stock", partial(_stock_save, subject)),
-        "stock async save": stock_asynchronous,
-        "forge_ref save": lambda: at_once.save(next(steps)),
-        "forge_ref async save": asynchronous,
-        "raw read": lambda: _warmly(ours(), lambda: _read(next(ours().glob("*.distcp")), copies), "raw read"),
-        "forge_ref loader": lambda: _warmly(ours(), loader, "forge_ref loader"),
-        "torch.load and set": lambda: _warmly(newest("torch"), torch_load, "torch.load and set"),
-        "stock load and set": lambda: _warmly(newest("stock"), stock_load, "stock load and set"),
-        "forge_ref load": lambda: _warmly(ours(), at_once.load, "forge_ref load"),
-        "hashes": hashes,
-    }
 
-
-def _warmly(path: Path, read: Callable[[], object], name: str) -> dict[str, float]:
+def _warmly(name: str, place: Callable[[], Path], read: Callable[[], object]) -> dict[str, float]:
     """Return how long this takes with all files in the page cache; the same file is read raw, as it is laid out."""
-    for file in path.iterdir():
+    for file in place().iterdir():
         file.read_bytes()
     begun = time.perf_counter()
     read()
