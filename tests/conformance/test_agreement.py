@@ -261,7 +261,7 @@ class Run:
         self._run.expect(
             clause,
             len(raised) <= 1 and (bool(raised) or life.step in self._run.folder.complete()),
-            expected=f"the save of step {life.step} to raise once, or to get through",
+            expected=f"the save of step {life.step} to raise once, or to be committed",
             seen=f"{raised or 'no error'}; {self._run.folder}",
             reaches=has_failed,
         )

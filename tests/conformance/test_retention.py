@@ -249,7 +249,9 @@ def test_ten_deaths_in_a_row_pile_nothing_up(run: Scenario, mode: str) -> None:
     warnings = ""
     for death in range(_DEATHS):
         life, loaded = run.resume(gated=True, mode=mode, keep_last_n=limit)
-        run.expect("resume.lands", not loaded.is_fresh, expected="to come back", seen=str(run.folder), reaches=False)
+        run.expect(
+            "resume.lands", not loaded.is_fresh, expected="to land on a checkpoint", seen=str(run.folder), reaches=False
+        )
         warnings += life.warnings
         life.train_to(loaded.step + 2)
         life.gate.close(at(len(life.gate.log) + 1 + operations * (2 * death + 1) // (2 * _DEATHS)))
@@ -272,7 +274,9 @@ def test_deaths_at_the_same_instant_pile_nothing_up(run: Scenario) -> None:
     warnings = ""
     for _ in range(3 * run.folder.largest().entries + 4):
         life, loaded = run.resume(gated=True, keep_last_n=limit)
-        run.expect("resume.lands", not loaded.is_fresh, expected="to come back", seen=str(run.folder), reaches=False)
+        run.expect(
+            "resume.lands", not loaded.is_fresh, expected="to land on a checkpoint", seen=str(run.folder), reaches=False
+        )
         warnings += life.warnings
         life.train_to(loaded.step + 2)
         name = run.folder.layout.pointer or run.folder.layout.name.format(step=life.step)
@@ -293,7 +297,9 @@ def test_deaths_in_the_middle_of_a_deletion_pile_nothing_up(run: Scenario) -> No
     warnings = ""
     for _ in range(5):
         life, loaded = run.resume(gated=True, keep_last_n=1)
-        run.expect("resume.lands", not loaded.is_fresh, expected="to come back", seen=str(run.folder), reaches=False)
+        run.expect(
+            "resume.lands", not loaded.is_fresh, expected="to land on a checkpoint", seen=str(run.folder), reaches=False
+        )
         warnings += life.warnings
         life.train_to(loaded.step + 2)
         life.gate.close(partial(_goes_on_deleting, run, life.step))

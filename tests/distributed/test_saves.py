@@ -298,7 +298,7 @@ def _interrupted_save(world: World, rank: int, number: int) -> bool:
             if is_struck or gate.held() or len(done) == world.shape.ranks:
                 break
         if gate.held() and not is_struck and not world.ranks.workers[rank].has_word():
-            world.tell(f"has SIGINT come to rank {rank} while {gate.held()[0]} is about to happen")
+            world.tell(f"has SIGINT come to rank {rank} before {gate.held()[0]}")
             world.ranks.workers[rank].interrupt()
             is_struck = True
             gate.open()

@@ -42,7 +42,7 @@ from forge_conformance.watch.backends import RECORDERS, Backend
 from forge_spec.clauses import Level
 from forge_spec.disk import STORAGES
 
-HELP = "resume from every disk that a death can leave, and let real processes die and fail"
+HELP = "resume from every disk that a death can leave; kill real processes and let their calls fail"
 TIERS = ("disks", DEATHS_TIER, ERRORS_TIER)
 
 
@@ -73,15 +73,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=shared.count,
         default=0,
         metavar="N",
-        help="die or fail at every N-th operation (the drill decides)",
+        help="kill or fail at every N-th operation (default: depends on the drill)",
     )
     parser.add_argument("--point", metavar="NAME", help="only this death or failure, as the report names it")
-    parser.add_argument("--scenario", action="append", choices=list(SCENARIOS), help="only this one; repeatable")
+    parser.add_argument("--scenario", action="append", choices=list(SCENARIOS), help="only this scenario; repeatable")
     parser.add_argument(
         "--mode",
         action="append",
         choices=MODES,
-        help="only this one; repeatable (sync and async, where they are claimed)",
+        help="only this mode; repeatable (sync and async, where they are claimed)",
     )
     shared.add_storages(parser, KILL)
     parser.add_argument(
@@ -92,18 +92,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=shared.count_or_none,
         default=40,
         metavar="N",
-        help="per recording, continue training after N of the resumes that follow a kill (40). After a loss of power, "
-        "after a second death and with several ranks it is a quarter.",
+        help="of each recording, continue N of the resumes after a kill (40); a quarter of that after a loss of power, "
+        "after a second death, and with several ranks",
     )
     parser.add_argument(
         "--second-deaths",
         type=shared.count_or_none,
         default=2,
         metavar="N",
-        help="per recording, kill N of the resumed runs a second time (2)",
+        help="kill N of the resumed runs of each recording a second time (2)",
     )
     parser.add_argument(
-        "--seconds", type=shared.count, default=600, metavar="S", help="limit for one recording under one storage (600)"
+        "--seconds",
+        type=shared.count,
+        default=600,
+        metavar="S",
+        help="time limit for each recording under each storage, in seconds (600)",
     )
 
 

@@ -1,4 +1,4 @@
-"""Death after death over one folder: each life resumes, saves, and dies at a random operation of that save.
+"""Death after death over one folder: each process resumes, saves, and dies at a random operation of that save.
 
 After each death it is looked at what has piled up beside the complete
 checkpoints, as `forge_spec.retention` allows it.  The dice are thrown the same

@@ -264,7 +264,7 @@ class Stage:
                 life.load()
             if life.step != (self.situation.before or (0,))[-1]:
                 raise CannotJudge(
-                    f"A resume after saves of steps {', '.join(map(str, self.situation.before))} came back at step "
+                    f"A resume after saves of steps {', '.join(map(str, self.situation.before))} landed on step "
                     f"{life.step}, with nothing gone wrong yet."
                 )
             life.train_to(self.situation.trains_to)

@@ -249,7 +249,7 @@ SCENARIOS: dict[str, Scenario] = {
     for scenario in (
         Scenario("first-save", first_save, "the first save ever, into an empty folder"),
         Scenario("new-folder", new_folder, "the first save ever, into a folder that is made with the two above it"),
-        Scenario("steady", steady, "five saves with a limit of two, so that each deletes an older one"),
+        Scenario("steady", steady, "five saves, with a limit of two where the manager has one"),
         Scenario("keep-one", keep_one, "three saves with a limit of one", frozenset({"retention"})),
         Scenario("resave", resave, "a step is saved again with another state, and the run goes on"),
         Scenario("fallback", fallback, "a run dies in a save; the next one resumes and saves that step again"),

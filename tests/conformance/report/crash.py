@@ -32,7 +32,7 @@ _SHOWN = 3
 """Stories on a terminal."""
 _CAUSES = 12
 """Causes on a terminal."""
-_COLUMNS = "{:<14}{:<7}{:<32}{:>9}{:>8}{:>6}{:>9}{:>10}"
+_COLUMNS = "{:<14}{:<7}{:<44}{:>9}{:>8}{:>6}{:>9}{:>10}"
 _DRILLS = "{:<12}{:<12}{:<7}{:>6}{:>8}{:>6}{:>9}{:>7}{:>9}"
 
 
@@ -236,7 +236,7 @@ def _summary(report: Report) -> Iterator[str]:
     yield f"exit status {status:d}: {why}"
     for cause in report.causes[:_CAUSES]:
         yield wrapped(f"FAILED {_in_a_line(cause)}{_beyond(report, cause)}")
-        yield f"    replay: {cause.example.replay}"
+        yield f"    reproduce: {cause.example.replay}"
     if len(report.causes) > _CAUSES:
         yield f"and {counted(len(report.causes) - _CAUSES, 'more cause')}, each explained in {report.out}/crash.html"
     beyond = sum(not report.counts(cause) for cause in report.causes)
@@ -275,7 +275,7 @@ def _of_disks(report: Report) -> Iterator[str]:
 def _stories(report: Report) -> Iterator[str]:
     """The simplest story of a few causes."""
     for cause in report.causes[:_SHOWN]:
-        yield from ("", cause.example.story, "", f"  replay: {cause.example.replay}")
+        yield from ("", cause.example.story, "", f"  reproduce: {cause.example.replay}")
     if len(report.causes) > _SHOWN:
         yield from ("", f"{len(report.causes)} causes in all, each explained in {report.out}/crash.html")
 
@@ -570,7 +570,7 @@ def _drills_section(report: Report) -> Iterator[str]:
     yield "</table>"
     for bad in (bad for one in report.drilled for bad in one.bad):
         head = f"{bad.verdict.word} [{bad.verdict.clause}], {bad.point}, {counted(bad.points, 'point')}"
-        yield unfolded(head, f"{bad.text}\n\n  replay: {report.replay(bad)}")
+        yield unfolded(head, f"{bad.text}\n\n  reproduce: {report.replay(bad)}")
 
 
 def _section(result: Result) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""One process life of a training run, seen from the suite.
+"""One process of a training run, seen from the suite.
 
 Every call is a command to the worker and blocks until its reply.  What can go
 wrong is the manager's doing and has a type: `Raised` (it raised), `WrongAnswer`
@@ -39,10 +39,14 @@ class Raised(ManagerFault):
     """The manager raised; `kinds` are the names of the exception's classes, most specific first."""
 
     def __init__(self, doing: str, error: dict[str, Any]) -> None:
-        super().__init__(f"{doing} raised {error['type']}: {error['message'] or '(without a message)'}")
+        super().__init__(f"{doing} raised {_named(error)}")
         self.kinds: tuple[str, ...] = tuple(error["kinds"])
         self.message: str = error["message"]
         self.traceback: str = error["traceback"]
+
+
+def _named(error: dict[str, Any]) -> str:
+    return f"{error['type']}: {error['message']}" if error["message"] else f"{error['type']} (no message)"
 
 
 class WrongAnswer(ManagerFault):
@@ -77,7 +81,7 @@ class Died(ManagerFault):
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a load came back with."""
+    """What a load returned."""
 
     step: int
     tokens_seen: int

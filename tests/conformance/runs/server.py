@@ -247,7 +247,7 @@ class Server:
         watch: str | None = None,
         supervise: Callable[[int, Path, int], Supervisor] = Gate,
     ) -> Worker:
-        """A fresh process life; with a folder, its file operations pass through a gate, or another supervisor."""
+        """A new process; with a folder, its file operations pass through a gate, or another supervisor."""
         ours, theirs = connect()
         self._lives += 1
         log = self._directory / f"worker-{self._lives}.log"

@@ -239,7 +239,7 @@ class Team:
         landing, _ = self.resume(settings, ledger, goes_on=False)
         if landing.word == "landed" and landing.saves & ledger.allowed:
             return GoingOn()
-        where = landing.said or (f"came back at step {landing.step}" if landing.step else "came back fresh")
+        where = landing.said or (f"landed on step {landing.step}" if landing.step else "a fresh start")
         return GoingOn(
             f"after going on to step {step}, the next resume: {where}", "hung" if landing.word == "hung" else "stuck"
         )
