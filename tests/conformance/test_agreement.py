@@ -253,7 +253,7 @@ class Run:
             except Raised as error:
                 raised.append(str(error))
         has_failed = bool(life.gate.failed)
-        life.gate.heal()
+        life.gate.stop_failing()
         self._run.judge.tell("the disk has space again")
         self._check_gate(life)
         if raised and self._run.implementation.traits.dies_of_failed_save:

@@ -624,7 +624,7 @@ def test_a_removal_that_fails_is_logged_and_tried_again(run: Scenario, mode: str
         expected=f"a log message that names {stuck}, whose removal failed, and no error in any hook",
         seen=repr(heard),
     )
-    life.gate.heal()
+    life.gate.stop_failing()
     run.judge.tell("removals work again")
     life.post_train()
     life.settle()
@@ -908,9 +908,9 @@ def test_a_death_in_the_middle_of_a_removal_leaves_nothing_in_the_way(run: Scena
     last.settled_batches_to(last.step + 1)
     run.expect(
         "ephemeral.never-stuck",
-        run.folder.steps() == {last.step - 1} and len(run.folder.debris()) < 4,
+        run.folder.steps() == {last.step - 1} and len(run.folder.leftovers()) < 4,
         expected=f"step {last.step - 1} alone, and no leftovers of four removals",
-        seen=f"{run.folder}; {sorted(run.folder.debris())}",
+        seen=f"{run.folder}; {sorted(run.folder.leftovers())}",
     )
 
 
@@ -1261,7 +1261,7 @@ def _fail_flush(run: Scenario, life: HookedLife, step: int) -> None:
     if not life.gate.wait_failed(run.patience_s):
         raise Unreached(f"nothing that the save of step {step} wrote in the background could fail")
     life.settle()
-    life.gate.heal()
+    life.gate.stop_failing()
     run.judge.tell("the disk has space again")
     if step in run.folder.complete():
         raise Unreached("the save gets through although the disk is full")

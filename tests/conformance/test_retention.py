@@ -320,13 +320,13 @@ def _save_on_full_disk(run: Scenario, life: Life) -> None:
         life.wait()
     if not life.gate.failed:
         raise Unreached("nothing that the save wrote into the folder could fail")
-    life.gate.heal()
+    life.gate.stop_failing()
     run.judge.tell("the disk has space again")
 
 
 def _expect_no_heap(run: Scenario, warnings: str) -> None:
     folder = run.folder
-    found = {name: room for name, room in folder.debris().items() if name not in warnings}
+    found = {name: room for name, room in folder.leftovers().items() if name not in warnings}
     torn = [step for step in folder.torn() if folder.of(step).name in found]
     beside, one = together(found.values()), folder.largest()
     run.expect(
@@ -433,7 +433,7 @@ def test_a_deletion_that_fails_does_not_fail_the_save_and_is_tried_again(run: Sc
         expected=f"a log message that names {stuck}, whose deletion failed",
         seen=repr(heard),
     )
-    life.gate.heal()
+    life.gate.stop_failing()
     run.judge.tell("deletions work again")
     life.commit_at(6, 8)
     run.expect(

@@ -368,7 +368,7 @@ def _expect_failure_to_be_told(
     if not gate.failed:
         raise Unreached(f"rank {rank} did nothing in a save that could fail so")
     _expect_refused(run, raised, f"what failed on rank {rank}", committed=2, refused=[4])
-    gate.heal()
+    gate.stop_failing()
     world.tell(f"is well again on rank {rank}")
     world.commit_at(6)
     again = run.world(shape, mode=mode, seed=9)

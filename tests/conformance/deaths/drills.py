@@ -183,7 +183,7 @@ def _around(operations: Sequence[str], at: int) -> Iterator[str]:
     yield from ["      ..."] if len(later) > _LATER else []
 
 
-class Stage:
+class PreparedSituation:
     """A situation, ready to be gone through as often as there are points."""
 
     def __init__(self, team: Team, drill: Drill, has_limit: bool, is_watched: bool = True) -> None:
@@ -374,7 +374,7 @@ class Injection:
         """What came of it."""
         return Tried(verdict, happened, tuple(self.done), self.number, left, went_on)
 
-    def heal(self) -> None:
+    def stop_failing(self) -> None:
         """From now on nothing happens."""
         self.control.fails = lambda operation: 0
 

@@ -61,7 +61,7 @@ def _explored(job: Job, place: Place) -> Result:
     explored = []
     for order in (recorded, *recorded.others):
         whole = exploration.of(order)
-        less = replace(whole, effort=job.effort.quarter)
+        less = replace(whole, effort=job.effort.reduced)
         explored += [(whole if name == KILL else less).under(STORAGES.get(name)) for name in reached]
     again, refusals = _second_deaths(job, place, exploration)
     refusals += [] if stopped is None else [stopped]
@@ -137,7 +137,7 @@ def explore_again(
         raise CannotJudge(f"The {special}, could not be explored. {fault or reason}") from fault
     fresh, ignored = place.fresh(second.shape), before.resumer.ignored
     resumer = Resumer(place.server, place.folder, second, place.kinds, fresh, place.recorder, ignored)
-    exploration = Exploration(second, resumer, job.effort.quarter)
+    exploration = Exploration(second, resumer, job.effort.reduced)
     explored = exploration.under(None)
     return explored, list(_found(job, place, exploration, explored))
 

@@ -208,7 +208,7 @@ def go_on(manager, run, rank: int) -> int:
     except BaseException:
         traceback.print_exc()
         return say("stuck")
-    wrong = amiss() if STANDS else "good"
+    wrong = deviation() if STANDS else "good"
     if wrong != "good":
         return say(wrong)
     names = SAVES[0][1] if SAVES else ()
@@ -217,7 +217,7 @@ def go_on(manager, run, rank: int) -> int:
     return say(WENT_ON, run.step, {{"step": run.step, "state": state}})
 
 
-def amiss() -> str:
+def deviation() -> str:
     """Whether other steps are complete than have to be."""
     steps, pattern, required = STANDS
     found = {{name: re.fullmatch(pattern, name) for name in os.listdir(CHECKPOINTS)}}

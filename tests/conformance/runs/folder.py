@@ -147,7 +147,7 @@ class Folder:
             for name in names
         )
 
-    def debris(self) -> dict[str, Room]:
+    def leftovers(self) -> dict[str, Room]:
         """What stands in the folder and is neither a complete checkpoint nor the pointer, by name."""
         complete = {path.name for path in map(self.of, self.complete())}
         names = [entry.name for entry in os.scandir(self.path)]

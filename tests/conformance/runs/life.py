@@ -501,7 +501,7 @@ class World(AnyLife):
 
     def strike(self, rank: int, number: int) -> None:
         """Send a signal other than SIGKILL to one rank."""
-        assert number != SIGKILL, "kill() buries what it kills"
+        assert number != SIGKILL, "kill() also reaps"
         self.scenario.judge.happens("a signal")
         self.ranks.workers[rank].strike(number)
 

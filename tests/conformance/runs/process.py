@@ -148,7 +148,7 @@ class Worker:
         """SIGKILL, as a preemption or the memory killer would: the process and what it started, at once."""
         if self._status is None:
             self.strike()
-            self._bury()
+            self._reap_and_close()
 
     def strike(self, number: int = signal.SIGKILL) -> None:
         """Send a signal to the process and what it started, and do not wait for what comes of it."""
@@ -176,9 +176,9 @@ class Worker:
         """The exit status of a process that is about to end by itself; `Hung` if it does not."""
         if not self._ends_within(self._timeout_s()):
             raise self.hang("the interpreter's normal exit")
-        return self._bury()
+        return self._reap_and_close()
 
-    def _bury(self) -> int:
+    def _reap_and_close(self) -> int:
         if self._status is None:
             self._status = self._reap(self.pid)  # with everything that it started
             if self._supervisor is not None:
@@ -338,7 +338,7 @@ class Worker:
         except Closed:
             if self._status is None and not self._ends_within(timeout_s):
                 raise self.hang(doing) from None
-            raise Died(doing, self._bury(), self.output()[-2000:]) from None
+            raise Died(doing, self._reap_and_close(), self.output()[-2000:]) from None
 
     def _await_word(self, timeout_s: float) -> None:
         """Return when there is something to receive; `Closed` if the process has ended without a word."""

@@ -38,7 +38,7 @@ class _Process(Protocol):
 
 
 class _Fork:
-    """A server's process that another server has forked, and that only that one can bury."""
+    """A server's process that another server has forked, and that only that one can reap."""
 
     def __init__(self, pid: int, host: "Server") -> None:
         self.pid = pid

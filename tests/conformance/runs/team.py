@@ -315,7 +315,7 @@ class TeamLife(SavingLife):
         if self.plan:
             new = {saved.step: saved.kind for saved in self.ledger.saves[made:]}
             expected = planned.stands(before, landing.step, new, self.plan)
-            wrong = planned.amiss(expected, self._folder.complete(), {**before, **new}, self.plan)
+            wrong = planned.deviation(expected, self._folder.complete(), {**before, **new}, self.plan)
             if wrong.trouble:
                 return wrong
         return self.team.comes_back(self.settings, self.ledger, self.step)
