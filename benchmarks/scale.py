@@ -422,7 +422,7 @@ def _dcp(runs: dict[tuple[int, int], Run]) -> str:
         slope = (found[16] - found[8]) / 8
         guess = round(found[8] - 4 * slope)
         far = [round(found[16] + (size - 16) * slope) for size in (1_000, 16_000)]
-        rows.append((name, *found.values(), f"{100 * (guess / found[4] - 1):+.0f} %", *(f"{n:,}" for n in far)))
+        rows.append((name, *found.values(), f"{round(100 * (guess / found[4] - 1))} %", *(f"{n:,}" for n in far)))
     loads = sum(sum(one["load"].values()) for run in runs.values() for one in run.dcp)
     head = ("", *(f"{size} ranks" for size in flat), "line's error at 4", "1,000, extrapolated", "16,000, extrapolated")
     return f"""

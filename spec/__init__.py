@@ -17,8 +17,8 @@ Beside the chapters:
 - `clauses` has the form of a clause, the levels and the capabilities; `terms` the words; `front` the scope, the
   verdicts and the notation.
 - `disk` says which disks a kill or a loss of power may leave; `bounds` says what a folder may hold after each call.
-- The room `model` has the whole manager as one table, and a search of everything that can happen to it.
-- The room `questions` has what managers can be asked in plain data; `vectors` renders it as JSON.
+- The package `model` has the whole manager as one table, and a search of everything that can happen to it.
+- The package `questions` has what managers can be asked in plain data; `vectors` renders it as JSON.
 - `evidence` computes what stands behind a clause; `book` renders all of this as BOOK.md.
 
 Nothing here imports torch, a manager or the suite: the standard library is enough.

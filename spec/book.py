@@ -77,7 +77,7 @@ def _front() -> Iterator[str]:
     yield "## Terms and definitions\n\nOne word for one thing, and one meaning for each word."
     for topic, group in terms.GROUPS.items():
         yield f"### {topic}\n\n" + "\n".join(map(_term, group))
-    yield _table("Levels", "Each level contains the levels above it in this table.", LEVELS.items())
+    yield _table("Levels", "`strict` contains `core`; `durable` contains both.", LEVELS.items())
     names = {f"`{name}`": meaning for name, meaning in CAPABILITIES.items()}
     yield _table("Capabilities", "A manager claims what it offers.", names.items())
     yield f"## How to claim conformance\n\n{front.CLAIM.strip()}"
@@ -86,7 +86,8 @@ def _front() -> Iterator[str]:
 
 
 def _term(term: terms.Term) -> str:
-    not_used = f" *Not used:* {', '.join(term.not_used)}." if term.not_used else ""
+    exception = f" (except {term.not_used_except})" if term.not_used_except else ""
+    not_used = f" *Not used:* {', '.join(term.not_used)}{exception}." if term.not_used else ""
     return f"- **{term.name}**: {term.meaning}{not_used}"
 
 

@@ -311,7 +311,7 @@ def _mutant(path: Path, docstring: str) -> Mutant:
 def issues_in(text: str) -> Iterator[Issue]:
     """The issues that a text cites: a project and its numbers, until another project is named.
 
-    >>> list(map(str, issues_in("KempnerForge #102, mended in #103; torchtitan #4197 and #4198.")))
+    >>> list(map(str, issues_in("KempnerForge #102, fixed in #103; torchtitan #4197 and #4198.")))
     ['KempnerForge #102', 'KempnerForge #103', 'torchtitan #4197', 'torchtitan #4198']
     """
     known = {name.lower(): name for name in REPOSITORIES}

@@ -183,8 +183,8 @@ CLAUSES: tuple[Clause, ...] = (
         slug="resume.exact",
         level=Level.CORE,
         sentence="restores parameters, buffers, every moment and counter of the optimizer, and a scheduler that was "
-        "passed with them, bit for bit. It leaves it to the run which parameters are trained, so that the losses go "
-        "on as if never interrupted",
+        "passed with them, bit for bit. It does not change which parameters are trained. The losses are then "
+        "those of a run that was never interrupted",
         why="A moment that is lost or rounded shows as a bump in the loss, or does not show and changes the rest of "
         "the run.",
         situation="a run was interrupted after its optimizer had stepped, resumed in a new process and trained on",

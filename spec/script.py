@@ -4,8 +4,8 @@ The other chapters look at a manager through its calls. This one looks at a whol
 folder of its checkpoints, and the *progress lines* in which it names its steps and their values. So it needs no
 adapter, and it also covers what stands around the manager: the loop, the loader, the seeds, the launcher.
 
-What must come back is not known from any manager. It is shown by the job itself: a restart after an earlier death left
-out so many progress lines, so none after a later death may repeat them.
+What must be restored is not known from any manager. It is shown by the job itself: a restart after an earlier death
+left out so many progress lines, so none after a later death may repeat them.
 
 Invariant: nothing is required of a restart that no other restart, or the undisturbed run, has done.
 """
@@ -74,7 +74,7 @@ CLAUSES: tuple[Clause, ...] = (
         level=Level.DURABLE,
         sentence="lets the job that uses it start again, go on as the undisturbed job did and save again, from every "
         "disk that a loss of power at any instant may leave",
-        why="A power failure or a crashed node leaves a renamed file empty. The job fails at every restart, with older "
+        why="A loss of power or a crashed node leaves a renamed file empty. The job fails at every restart, with older "
         "checkpoints overwritten.",
         situation="disks that the rules of a storage allow were built, and the job was restarted from each",
         capabilities=_SCRIPT,
@@ -85,7 +85,7 @@ CLAUSES: tuple[Clause, ...] = (
         level=Level.DURABLE,
         sentence="lets no loss of power take back a checkpoint that the job has acknowledged. A job acknowledges a "
         "save by the line that says so, or by going on to its next progress line",
-        why="The line in the log says that step 40,000 is saved. After the power failure the job goes on from step 0.",
+        why="The line in the log says that step 40,000 is saved. After the loss of power the job goes on from step 0.",
         situation="the power was cut after a save was acknowledged, and the job was restarted",
         capabilities=_SCRIPT,
         rests_on=("script.keeps-work",),

@@ -15,6 +15,8 @@ class Term:
     name: str
     meaning: str
     not_used: tuple[str, ...] = ()
+    not_used_except: str = ""
+    """Where the last word of `not_used` stands all the same, because names have it."""
 
 
 RUN = (
@@ -44,7 +46,8 @@ SAVING = (
     Term(
         "in flight",
         "Said of a save that was dispatched and is neither committed nor failed.",
-        ("pending", "outstanding"),
+        ("outstanding", "pending"),
+        "in the names of the hooks' API",
     ),
     Term(
         "commit",
@@ -90,7 +93,10 @@ FOLDER = (
     Term("mixture", "A checkpoint whose files come from more than one save."),
     Term("on storage", "Said of bytes and names that no loss of power takes away any more."),
     Term("milestone", "A step on which the strategy of its window fires. Every other step is *ordinary*."),
-    Term("limit", "`keep_last_n`: how many ordinary checkpoints are kept. 0 or less keeps all."),
+    Term(
+        "limit",
+        "`keep_last_n`: how many ordinary checkpoints are kept. 0 or less keeps all. For hooks: `max_checkpoints`.",
+    ),
     Term(
         "delete",
         "To remove a checkpoint from the folder because it is beyond the limit.",

@@ -6,9 +6,10 @@ Two kinds of process meet here, and the packages are cut along that line:
 nothing but the standard library and torch; they can be loaded from these
 files alone, without installing anything there.
 
-Everything else runs in the pytest process, which never imports torch: it
-starts workers, tells them what to do in lines of JSON (`PROTOCOL.md`), kills
-them, looks at the folder they leave, and compares it with `forge_spec`.
+Everything else runs in the process of the command, or of pytest, and never
+imports torch: it starts workers, sends them commands as lines of JSON
+(`PROTOCOL.md`), kills them, looks at the folder they leave, and compares it
+with `forge_spec`.
 
 This module imports nothing, so that both sides can import it.
 """

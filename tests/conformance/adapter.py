@@ -4,7 +4,7 @@ A manager with the drop-in API (`CheckpointConfig`, `CheckpointManager`, ...)
 needs no code: `--impl its.module`.  Any other manager gets a subclass of
 `Adapter` in a file of its own: `--impl my_adapter.py:MyAdapter`.
 
-The suite makes one adapter object per simulated process life.  It calls the
+The suite makes one adapter object in each process of a run.  It calls the
 methods below on the main thread of a worker process, one at a time, and may
 kill that process at any moment.  With several ranks (`distributed`) each of
 them is a process with an adapter object of its own; `torch.distributed` is
@@ -159,7 +159,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a load came back with; a fresh start is `Loaded()`."""
+    """What a load returned; a fresh start is `Loaded()`."""
 
     step: int = 0
     tokens_seen: int = 0
@@ -211,7 +211,7 @@ class Adapter:
     checkpoints, `{python}` for the manager's Python, and `{file}` for the adapter's own file."""
 
     def __init__(self, settings: Settings, training: Training) -> None:
-        """Make the manager for this process life, as a training script would, before anything is loaded."""
+        """Make the manager for this process, as a training script would, before anything is loaded."""
         self.settings = settings
         self.training = training
 

@@ -1,9 +1,9 @@
 """The command `forge-conformance`.
 
-    smoke    a first contact: does the manager import, save, and come back after a kill?
+    smoke    a first contact: does the manager import, save, and resume after a kill?
     run      the suite; verdicts by chapter and clause
-    crash    every disk that a death can leave, deaths and failures of real processes, and what a resume makes of them
-    script   any training script, without an adapter: every disk that its death can leave, and what a restart does
+    crash    every disk that a death can leave, deaths and failures of real processes, and the resume from each
+    script   a training script, judged by its restarts, without an adapter
     matrix   the suite itself, judged by managers with one mistake each
     list     the clauses, the capabilities or the traits
     explain  one clause: what, why, and which tests judge it

@@ -23,7 +23,7 @@ from forge_conformance.runs import machine
 from forge_conformance.runs.folder import Folder
 from forge_conformance.runs.group import ALONE, Shape
 from forge_conformance.runs.machine import MachineLacks
-from forge_conformance.runs.process import Hung, ManagerFault, Raised, Unsupported, WrongAnswer
+from forge_conformance.runs.process import Died, Hung, ManagerFault, Raised, Unsupported, WrongAnswer
 from forge_conformance.runs.scenario import Scenario
 from forge_conformance.runs.server import Server
 from forge_conformance.runs.timeline import Timeline
@@ -40,14 +40,14 @@ SUITE_ARGUMENTS = ["-c", str(_HERE / "pytest.ini"), f"--rootdir={_HERE}", *map(s
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("forge-conformance", "judge a checkpoint manager")
     group.addoption("--forge-impl", help="the manager: a module, module:Adapter, or file.py:Adapter")
-    group.addoption("--forge-python", help="the Python that the manager lives in (default: this one)")
+    group.addoption("--forge-python", help="Python in which the manager is installed (default: this one)")
     group.addoption("--forge-level", help="core, strict or durable (default: what is claimed)")
     group.addoption("--forge-claims", help="capabilities, comma-separated, instead of what is claimed")
     group.addoption("--forge-timeout", type=float, default=20.0, help="seconds until a command counts as hung")
     group.addoption("--forge-import-timeout", type=float, default=120.0, help="seconds until an import counts as hung")
     group.addoption("--forge-clauses", help="only tests that judge one of these, comma-separated")
     group.addoption("--forge-cases", action="append", help="only tests whose name in reports matches; repeatable")
-    group.addoption("--forge-device", default="cpu", help="where state lives: cpu or cuda")
+    group.addoption("--forge-device", default="cpu", help="device: cpu or cuda")
     group.addoption("--forge-ranks", default="2,4", help="how many ranks distributed runs have, comma-separated")
     group.addoption("--forge-examples", type=int, default=0, help="random programs to try (default: the usual few)")
     group.addoption(
@@ -348,13 +348,14 @@ def found_out(judge: Judge, error: BaseException | None) -> dict[str, Any]:
             return {**found, "outcome": "failed", "failure": {**seen, "story": failure.story, "detail": failure.detail}}
         case ManagerFault():
             detail = cause.traceback if isinstance(cause, Raised) else ""
-            fault = _fault(judge, str(cause), detail=detail, is_about_act=not isinstance(cause, WrongAnswer))
+            expected = _expected(cause)
+            fault = _fault(judge, str(cause), expected, detail=detail, is_about_act=not isinstance(cause, WrongAnswer))
             return {**found, "outcome": "failed", "hung": isinstance(cause, Hung), "failure": fault}
         case Unsupported():
             fault = _fault(judge, str(cause), expected="every capability that is claimed to be there")
             return {**found, "outcome": "failed", "failure": fault}
         case OSError(filename=str() | Path() as name) if judge.folder and str(name).startswith(judge.folder):
-            fault = _fault(judge, f"{name}, which the layout promises: {cause.strerror}")
+            fault = _fault(judge, f"{name}: {cause.strerror}", expected="the file, which the layout promises")
             return {**found, "outcome": "failed", "failure": fault}
         case Unreached():
             return {**found, "outcome": "unreached", "reason": str(cause)}
@@ -364,10 +365,22 @@ def found_out(judge: Judge, error: BaseException | None) -> dict[str, Any]:
             return {**found, "outcome": "error", "reason": f"{type(cause).__name__}: {cause}"}
 
 
+def _expected(cause: ManagerFault) -> str:
+    """What a call should have done instead, in words."""
+    match cause:
+        case Hung():
+            return "the call to return"
+        case Died():
+            return "the process to go on"
+        case WrongAnswer():
+            return "an answer of the kind that the adapter's contract describes"
+    return "no error from the manager"
+
+
 def _fault(
     judge: Judge,
     seen: str,
-    expected: str = "the manager to get through this scenario",
+    expected: str,
     detail: str = "",
     is_about_act: bool = False,
 ) -> dict[str, Any]:

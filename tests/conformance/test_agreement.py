@@ -253,7 +253,7 @@ class Run:
             except Raised as error:
                 raised.append(str(error))
         has_failed = bool(life.gate.failed)
-        life.gate.heal()
+        life.gate.stop_failing()
         self._run.judge.tell("the disk has space again")
         self._check_gate(life)
         if raised and self._run.implementation.traits.dies_of_failed_save:
@@ -261,7 +261,7 @@ class Run:
         self._run.expect(
             clause,
             len(raised) <= 1 and (bool(raised) or life.step in self._run.folder.complete()),
-            expected=f"the save of step {life.step} to raise once, or to get through",
+            expected=f"the save of step {life.step} to raise once, or to be committed",
             seen=f"{raised or 'no error'}; {self._run.folder}",
             reaches=has_failed,
         )

@@ -352,7 +352,7 @@ def test_a_durable_save_is_committed_even_if_the_next_dispatch_fails(run: Scenar
     life.gate.fail(lambda operation: any(named.search(path.split("/")[0]) for path in operation.paths), errno.ENOSPC)
     run.judge.tell(f"the disk is full for everything named {name}")
     raised = _errors(life, "save", "wait")
-    life.gate.heal()
+    life.gate.stop_failing()
     if not life.gate.failed:
         raise Unreached("no operation of the failing save named its step")
     run.expect(
@@ -454,7 +454,7 @@ def test_a_synchronous_save_that_fails_says_so_and_the_next_one_works(run: Scena
     life.gate.fail(lambda operation: operation.writes_data, errno.ENOSPC)
     run.judge.tell("the disk is full")
     raised = _errors(life, "save")
-    life.gate.heal()
+    life.gate.stop_failing()
     if not raised and 4 in run.folder.complete():
         raise Unreached("the save writes its files elsewhere and moves them here, so a full folder did not stop it")
     run.expect("commit.failed-save", bool(raised), expected="a save on a full disk to raise", seen="no error")
@@ -484,7 +484,7 @@ def test_a_permission_that_is_refused_is_a_failure_like_any_other(run: Scenario)
         life.gate.fail(_first(call), number)
         run.judge.tell(f"the first {call} of the save is refused with {errno.errorcode[number]}")
         raised = _errors(life, "save")
-        life.gate.heal()
+        life.gate.stop_failing()
         stands = life.step in run.folder.complete() and run.folder.latest_or_newest() == life.step
         run.expect(
             "commit.failed-save",
@@ -513,7 +513,7 @@ def test_a_synchronous_save_that_fails_near_its_end_leaves_the_resume_point(run:
         run.judge.tell(f"of the {ended - begun} operations of a save, number {ended - begun - back} fails with EIO")
         raised = _errors(life, "save")
         failed = ", ".join(map(str, life.gate.failed))
-        life.gate.heal()
+        life.gate.stop_failing()
         if raised:
             heard += raised
             again, loaded = run.resume(mode="sync")
@@ -784,7 +784,7 @@ def _with_failed_flush(run: Scenario, mode: str) -> Life:
 
 def _end_failing_flush(run: Scenario, life: Life) -> None:
     life.worker.replies_or_blocks()
-    life.gate.heal()
+    life.gate.stop_failing()
     run.judge.tell("the disk has space again")
 
 

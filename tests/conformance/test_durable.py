@@ -48,7 +48,7 @@ def _expect_to_come_back(run: Scenario, mode: str, scenario: str, storage: str) 
         run.expect(
             clause,
             not bad,
-            expected=f"to come back at {bad[0].verdict.expected}" if bad else "",
+            expected=f"to land on {bad[0].verdict.expected}" if bad else "",
             seen=f"after {sum(found.states for found in bad)} of {deaths} deaths it does not; after the simplest: "
             + "; ".join([bad[0].verdict.seen, *bad[0].missing])
             if bad

@@ -285,7 +285,7 @@ def test_each_ephemeral_one_goes_when_the_next_one_is_complete(run: Scenario, mo
 
 @judges("ephemeral.replaced", needs=("async",))
 def test_where_each_flush_lasts_until_the_next_save_nothing_piles_up(run: Scenario) -> None:
-    """Every hook finds a save pending, so that none comes at which it is not."""
+    """Every hook finds a save in flight, so that none comes at which it is not."""
     life = begun(run, mode="async", gated=True, save_interval=100, ephemeral_save_interval=1)
     stood = []
     for _ in range(5):  # the gate stays closed: what is held is let go while the next hook waits for it
@@ -624,7 +624,7 @@ def test_a_removal_that_fails_is_logged_and_tried_again(run: Scenario, mode: str
         expected=f"a log message that names {stuck}, whose removal failed, and no error in any hook",
         seen=repr(heard),
     )
-    life.gate.heal()
+    life.gate.stop_failing()
     run.judge.tell("removals work again")
     life.post_train()
     life.settle()
@@ -731,13 +731,13 @@ def test_a_save_waits_for_the_one_before(run: Scenario) -> None:
 def test_a_checkpoint_is_pending_until_a_hook_has_found_it_finished(run: Scenario) -> None:
     life = begun(run, mode="async", gated=True, save_interval=100, ephemeral_save_interval=2)
     life.batches_to(1)
-    run.expect("ephemeral.pending", not life.is_pending(), expected="nothing pending after step 1", seen="pending")
+    run.expect("ephemeral.pending", not life.is_pending(), expected="no save in flight after step 1", seen="one")
     if not life.batch_held():
         raise Unreached("the flush of step 2 could not be held while its hook returned; see ephemeral.default-async")
-    run.expect("ephemeral.pending", life.is_pending(), expected="pending while the flush is held", seen="not pending")
+    run.expect("ephemeral.pending", life.is_pending(), expected="in flight while the flush is held", seen="not")
     life.batches_to(3)
     run.expect(
-        "ephemeral.pending", life.is_pending(), expected="pending after a hook that found the flush held", seen="not"
+        "ephemeral.pending", life.is_pending(), expected="in flight after a hook that found the flush held", seen="not"
     )
     life.open_gate()
     life.settle()
@@ -746,8 +746,8 @@ def test_a_checkpoint_is_pending_until_a_hook_has_found_it_finished(run: Scenari
     run.expect(
         "ephemeral.pending",
         not life.is_pending(),
-        expected="nothing pending after a hook that found it ended",
-        seen="it is",
+        expected="no save in flight after a hook that found it ended",
+        seen="one",
     )
 
 
@@ -825,7 +825,7 @@ def test_a_run_comes_past_the_step_at_which_the_one_before_died(run: Scenario, m
     settings = {"mode": mode, "save_interval": 100, "ephemeral_save_interval": 2}
     _die_in_save(run, begun(run, gated=True, **settings), when=when)
     again = resumed(run, **settings)
-    run.expect("ephemeral.whole", again.step in (2, 4), expected="to come back at 2 or 4", seen=f"step {again.step}")
+    run.expect("ephemeral.whole", again.step in (2, 4), expected="to land on step 2 or 4", seen=f"step {again.step}")
     run.expect_state("ephemeral.whole", again, again.step)
     again.settled_batches_to(6)
     again.settled_batches_to(7)
@@ -908,9 +908,9 @@ def test_a_death_in_the_middle_of_a_removal_leaves_nothing_in_the_way(run: Scena
     last.settled_batches_to(last.step + 1)
     run.expect(
         "ephemeral.never-stuck",
-        run.folder.steps() == {last.step - 1} and len(run.folder.debris()) < 4,
-        expected=f"step {last.step - 1} alone, and no debris of four removals that were cut short",
-        seen=f"{run.folder}; {sorted(run.folder.debris())}",
+        run.folder.steps() == {last.step - 1} and len(run.folder.leftovers()) < 4,
+        expected=f"step {last.step - 1} alone, and no leftovers of four removals",
+        seen=f"{run.folder}; {sorted(run.folder.leftovers())}",
     )
 
 
@@ -1261,7 +1261,7 @@ def _fail_flush(run: Scenario, life: HookedLife, step: int) -> None:
     if not life.gate.wait_failed(run.patience_s):
         raise Unreached(f"nothing that the save of step {step} wrote in the background could fail")
     life.settle()
-    life.gate.heal()
+    life.gate.stop_failing()
     run.judge.tell("the disk has space again")
     if step in run.folder.complete():
         raise Unreached("the save gets through although the disk is full")

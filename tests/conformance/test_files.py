@@ -147,7 +147,7 @@ def test_full_unpickling_is_told_and_reading_data_is_not(run: Scenario) -> None:
     run.judge.tell(f"{life.name} saves step {NEWER} with a slice in its extra, which is no plain data")
     loaded = reader.load()
     if not any("slice" in name for names in loaded.globals.values() for name in names):
-        raise Unreached("the value comes back without being unpickled in full")
+        raise Unreached("the value is restored without being unpickled in full")
     run.expect_warning("trust.full-unpickling-said", reader, layout.TRAIN_STATE, "slice")
 
 

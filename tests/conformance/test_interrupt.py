@@ -136,7 +136,7 @@ def test_a_flush_that_fails_after_an_interrupted_wait_is_told_of_once(
     run.judge.tell("the disk is full from here on for whatever is done in the background")
     life.open_gate()
     raised = [error for name in (call, call) if (error := _error(life, name)) is not None]
-    life.gate.heal()
+    life.gate.stop_failing()
     if not life.gate.failed:
         raise Unreached("the flush did nothing more that could fail")
     run.expect(

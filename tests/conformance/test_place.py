@@ -300,7 +300,7 @@ def _save_or_fail(run: Scenario, life: Life, calls: tuple[str, ...]) -> None:
     run.judge.tell(f"{' and '.join(calls)} fail with EIO")
     with suppress(Raised):
         life.save()
-    life.gate.heal()
+    life.gate.stop_failing()
 
 
 @judges("place.process")

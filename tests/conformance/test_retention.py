@@ -249,7 +249,9 @@ def test_ten_deaths_in_a_row_pile_nothing_up(run: Scenario, mode: str) -> None:
     warnings = ""
     for death in range(_DEATHS):
         life, loaded = run.resume(gated=True, mode=mode, keep_last_n=limit)
-        run.expect("resume.lands", not loaded.is_fresh, expected="to come back", seen=str(run.folder), reaches=False)
+        run.expect(
+            "resume.lands", not loaded.is_fresh, expected="to land on a checkpoint", seen=str(run.folder), reaches=False
+        )
         warnings += life.warnings
         life.train_to(loaded.step + 2)
         life.gate.close(at(len(life.gate.log) + 1 + operations * (2 * death + 1) // (2 * _DEATHS)))
@@ -272,7 +274,9 @@ def test_deaths_at_the_same_instant_pile_nothing_up(run: Scenario) -> None:
     warnings = ""
     for _ in range(3 * run.folder.largest().entries + 4):
         life, loaded = run.resume(gated=True, keep_last_n=limit)
-        run.expect("resume.lands", not loaded.is_fresh, expected="to come back", seen=str(run.folder), reaches=False)
+        run.expect(
+            "resume.lands", not loaded.is_fresh, expected="to land on a checkpoint", seen=str(run.folder), reaches=False
+        )
         warnings += life.warnings
         life.train_to(loaded.step + 2)
         name = run.folder.layout.pointer or run.folder.layout.name.format(step=life.step)
@@ -293,7 +297,9 @@ def test_deaths_in_the_middle_of_a_deletion_pile_nothing_up(run: Scenario) -> No
     warnings = ""
     for _ in range(5):
         life, loaded = run.resume(gated=True, keep_last_n=1)
-        run.expect("resume.lands", not loaded.is_fresh, expected="to come back", seen=str(run.folder), reaches=False)
+        run.expect(
+            "resume.lands", not loaded.is_fresh, expected="to land on a checkpoint", seen=str(run.folder), reaches=False
+        )
         warnings += life.warnings
         life.train_to(loaded.step + 2)
         life.gate.close(partial(_goes_on_deleting, run, life.step))
@@ -314,13 +320,13 @@ def _save_on_full_disk(run: Scenario, life: Life) -> None:
         life.wait()
     if not life.gate.failed:
         raise Unreached("nothing that the save wrote into the folder could fail")
-    life.gate.heal()
+    life.gate.stop_failing()
     run.judge.tell("the disk has space again")
 
 
 def _expect_no_heap(run: Scenario, warnings: str) -> None:
     folder = run.folder
-    found = {name: room for name, room in folder.debris().items() if name not in warnings}
+    found = {name: room for name, room in folder.leftovers().items() if name not in warnings}
     torn = [step for step in folder.torn() if folder.of(step).name in found]
     beside, one = together(found.values()), folder.largest()
     run.expect(
@@ -427,7 +433,7 @@ def test_a_deletion_that_fails_does_not_fail_the_save_and_is_tried_again(run: Sc
         expected=f"a log message that names {stuck}, whose deletion failed",
         seen=repr(heard),
     )
-    life.gate.heal()
+    life.gate.stop_failing()
     run.judge.tell("deletions work again")
     life.commit_at(6, 8)
     run.expect(

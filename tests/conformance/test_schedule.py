@@ -72,7 +72,7 @@ def test_what_is_due_does_not_depend_on_what_was_saved_or_resumed(
         with run.start(seed=999, interval=interval, **settings) as life:
             loaded = life.load(run.folder.of(landing) if run.has("explicit") else None)
             if loaded.step != landing:
-                raise Unreached(f"the run does not come back at step {landing}; see resume.lands")
+                raise Unreached(f"the run does not land on step {landing}; see resume.lands")
             _expect_due(run, life, interval, window)
 
 

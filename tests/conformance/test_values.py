@@ -44,7 +44,7 @@ def test_state_of_every_kind_comes_back_or_is_refused(run: Scenario, mode: str, 
         run.expect(
             "resume.every-kind",
             KINDS[variety] in refusal.message,
-            expected=f"{KINDS[variety]} to come back, or a refusal that names it",
+            expected=f"{KINDS[variety]} to be restored, or a refusal that names it",
             seen=str(refusal),
         )
         return

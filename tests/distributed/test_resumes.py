@@ -227,7 +227,7 @@ def _expect_agreement(run: Scenario, world: World, must_land: bool) -> None:
     run.expect(
         "resume.agreement",
         len(landed) == 1 and not (must_land and landed == {"an error"}),
-        expected="all ranks to come back at the same step" + ("" if must_land else ", or an error on all of them"),
+        expected="all ranks to land on the same step" + ("" if must_land else ", or an error on all of them"),
         seen="; ".join(f"rank {outcome.rank}: {_landing(outcome)}" for outcome in found),
     )
     if found[0].fault is None and not found[0].value.is_fresh:

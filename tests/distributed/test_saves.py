@@ -298,7 +298,7 @@ def _interrupted_save(world: World, rank: int, number: int) -> bool:
             if is_struck or gate.held() or len(done) == world.shape.ranks:
                 break
         if gate.held() and not is_struck and not world.ranks.workers[rank].has_word():
-            world.tell(f"has SIGINT come to rank {rank} while {gate.held()[0]} is about to happen")
+            world.tell(f"has SIGINT come to rank {rank} before {gate.held()[0]}")
             world.ranks.workers[rank].interrupt()
             is_struck = True
             gate.open()
@@ -368,7 +368,7 @@ def _expect_failure_to_be_told(
     if not gate.failed:
         raise Unreached(f"rank {rank} did nothing in a save that could fail so")
     _expect_refused(run, raised, f"what failed on rank {rank}", committed=2, refused=[4])
-    gate.heal()
+    gate.stop_failing()
     world.tell(f"is well again on rank {rank}")
     world.commit_at(6)
     again = run.world(shape, mode=mode, seed=9)

@@ -1,4 +1,4 @@
-"""Drives Lightning: one `Trainer.fit` lasts a process life, and pauses between two batches whenever the suite speaks.
+"""Drives Lightning: each process runs one `Trainer.fit`, which pauses between two batches until the suite's next call.
 
     forge-conformance run --impl forge_conformance.adapters.lightning:Lightning --python <one with lightning, greenlet>
 

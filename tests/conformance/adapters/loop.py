@@ -6,8 +6,8 @@ greenlet, which has a stack of its own on the same thread: the loop runs on it
 and pauses between two batches, and each call of the suite lets it go on to the
 next pause.  docs/framework-adapters.md has a whole example.
 
-Invariants: the loop is the framework's, as released; one loop lasts a process
-life, unless an error ends it or a load begins another; and everything runs on
+Invariants: the loop is the framework's, as released; one loop lasts as long
+as its process, unless an error ends it or a load begins another; and everything runs on
 the thread that the suite calls, so what another thread does is background.
 
 It needs the package greenlet in the Python that the manager lives in.

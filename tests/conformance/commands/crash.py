@@ -22,7 +22,7 @@ from pathlib import Path
 
 from forge_conformance.commands import options as shared
 from forge_conformance.deaths.drills import SITUATIONS, Drill, Drilled
-from forge_conformance.deaths.plan import DEATHS_TIER, ERRORS_TIER, Asked, drilled, drills, says
+from forge_conformance.deaths.plan import DEATHS_TIER, ERRORS_TIER, DrillSelection, drilled, drills, says
 from forge_conformance.disks.explorer import Effort, Totals
 from forge_conformance.disks.job import Job, explore
 from forge_conformance.disks.replay import outcome
@@ -32,7 +32,7 @@ from forge_conformance.disks.states import KILL
 from forge_conformance.judging.judge import CannotJudge
 from forge_conformance.judging.verdicts import MODES, Status
 from forge_conformance.report import crash as render
-from forge_conformance.report.crash import Means, Report
+from forge_conformance.report.crash import RecordingSetup, Report
 from forge_conformance.report.page import write
 from forge_conformance.runs.group import ALONE
 from forge_conformance.runs.machine import MachineLacks
@@ -42,7 +42,7 @@ from forge_conformance.watch.backends import RECORDERS, Backend
 from forge_spec.clauses import Level
 from forge_spec.disk import STORAGES
 
-HELP = "resume from every disk that a death can leave, and let real processes die and fail"
+HELP = "resume from every disk that a death can leave; kill real processes and let their calls fail"
 TIERS = ("disks", DEATHS_TIER, ERRORS_TIER)
 
 
@@ -51,7 +51,7 @@ class DrillJob:
     """One kind of fault, in one situation and mode."""
 
     drill: Drill
-    asked: Asked
+    selection: DrillSelection
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,15 +73,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=shared.count,
         default=0,
         metavar="N",
-        help="die or fail at every N-th operation (the drill decides)",
+        help="kill or fail at every N-th operation (default: depends on the drill)",
     )
     parser.add_argument("--point", metavar="NAME", help="only this death or failure, as the report names it")
-    parser.add_argument("--scenario", action="append", choices=list(SCENARIOS), help="only this one; repeatable")
+    parser.add_argument("--scenario", action="append", choices=list(SCENARIOS), help="only this scenario; repeatable")
     parser.add_argument(
         "--mode",
         action="append",
         choices=MODES,
-        help="only this one; repeatable (sync and async, where they are claimed)",
+        help="only this mode; repeatable (sync and async, where they are claimed)",
     )
     shared.add_storages(parser, KILL)
     parser.add_argument(
@@ -92,18 +92,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=shared.count_or_none,
         default=40,
         metavar="N",
-        help="per recording, continue training after N of the resumes that follow a kill (40). After a loss of power, "
-        "after a second death and with several ranks it is a quarter.",
+        help="of each recording, continue N of the resumes after a kill (40); a quarter of that after a loss of power, "
+        "after a second death, and with several ranks",
     )
     parser.add_argument(
         "--second-deaths",
         type=shared.count_or_none,
         default=2,
         metavar="N",
-        help="per recording, kill N of the resumed runs a second time (2)",
+        help="kill N of the resumed runs of each recording a second time (2)",
     )
     parser.add_argument(
-        "--seconds", type=shared.count, default=600, metavar="S", help="limit for one recording under one storage (600)"
+        "--seconds",
+        type=shared.count,
+        default=600,
+        metavar="S",
+        help="time limit for each recording under each storage, in seconds (600)",
     )
 
 
@@ -124,15 +128,15 @@ def run(options: argparse.Namespace) -> int:
         jobs: list[Job | DrillJob] = [*_jobs(options, implementation, level), *_drill_jobs(options, implementation)]
         if not jobs:
             raise CannotJudge(_nothing_to_do(options, implementation))
-        means = _means(jobs, place.recorder, options.n)
+        setup = _setup(jobs, place.recorder, options.n)
         out.mkdir(parents=True, exist_ok=True)
-        done, means = _finished(jobs, options.n, place, means)
+        done, setup = _finished(jobs, options.n, place, setup)
     results = tuple(one for one in done if isinstance(one, Result))
     drilled = tuple(one for one in done if isinstance(one, Drilled))
     again = shlex.join(_same_manager(options))
-    report = Report(implementation, level, results, drilled, again, out, means)
+    report = Report(implementation, level, results, drilled, again, out, setup)
     scripts = write(render.scripts(report), out)
-    if options.check_replays and not means.interrupted:
+    if options.check_replays and not setup.interrupted:
         report = _with_replays(report, manager)
     kept = f"{out}/replay-*.py ({len(scripts)})" if scripts else ""
     return shared.publish(render.console(report), render.files(report), out, report.status, kept)
@@ -167,8 +171,8 @@ def _nothing_to_do(options: argparse.Namespace, implementation: Implementation) 
 
 
 def _finished(
-    jobs: Sequence["Job | DrillJob"], side_by_side: int, place: "Place", means: Means
-) -> tuple[list[Result | Drilled], Means]:
+    jobs: Sequence["Job | DrillJob"], side_by_side: int, place: "Place", setup: RecordingSetup
+) -> tuple[list[Result | Drilled], RecordingSetup]:
     """What came of all jobs, or of those until it was interrupted."""
     done: list[Result | Drilled] = []
     try:
@@ -177,14 +181,14 @@ def _finished(
     except KeyboardInterrupt:
         if not done:
             raise
-        means = replace(means, interrupted=f"after {len(done)} of {len(jobs)} recordings and drills")
+        setup = replace(setup, interrupted=f"after {len(done)} of {len(jobs)} recordings and drills")
     except BrokenProcessPool:
         ended = f"one of its processes ended, after {len(done)} of {len(jobs)} recordings and drills"
-        means = replace(means, interrupted=ended)
-    return done, means
+        setup = replace(setup, interrupted=ended)
+    return done, setup
 
 
-def _means(jobs: Sequence["Job | DrillJob"], recorder: Backend, side_by_side: int) -> Means:
+def _setup(jobs: Sequence["Job | DrillJob"], recorder: Backend, side_by_side: int) -> RecordingSetup:
     """`CannotJudge` where the recorder can say nothing of what is asked for."""
     storages = next((job.storages for job in jobs if isinstance(job, Job)), ())
     unreached = tuple(name for name in storages if name != KILL) if recorder.is_coarse else ()
@@ -193,7 +197,7 @@ def _means(jobs: Sequence["Job | DrillJob"], recorder: Backend, side_by_side: in
             f"{', '.join(unreached)}: nothing can be explored with {recorder.says}: {recorder.unseen}. "
             f"Ask for --storage {KILL}, or record with another --recorder."
         )
-    return Means(recorder, unreached, side_by_side=side_by_side)
+    return RecordingSetup(recorder, unreached, side_by_side=side_by_side)
 
 
 def _same_manager(options: argparse.Namespace) -> list[str]:
@@ -214,10 +218,10 @@ def _modes(options: argparse.Namespace, implementation: Implementation) -> list[
 def _drill_jobs(options: argparse.Namespace, implementation: Implementation) -> Iterator["DrillJob"]:
     modes = _modes(options, implementation)
     situations = options.scenario or list(SITUATIONS)
-    asked = Asked(options.every, options.point or "")
+    selection = DrillSelection(options.every, options.point or "")
     for drill in drills(_tiers(options), situations, modes, implementation.capabilities):
-        if asked.point.startswith(f"{drill.name}/") or not asked.point:
-            yield DrillJob(drill, asked)
+        if selection.point.startswith(f"{drill.name}/") or not selection.point:
+            yield DrillJob(drill, selection)
 
 
 def _jobs(options: argparse.Namespace, implementation: Implementation, level: Level) -> Iterator[Job]:
@@ -228,7 +232,7 @@ def _jobs(options: argparse.Namespace, implementation: Implementation, level: Le
     for name in options.scenario or SCENARIOS:
         if SCENARIOS[name].needs <= implementation.capabilities:
             effort = Effort(not options.every_write, options.going_on, options.seconds, options.second_deaths)
-            effort = effort if SCENARIOS[name].shape == ALONE else effort.quarter
+            effort = effort if SCENARIOS[name].shape == ALONE else effort.reduced
             for mode in _modes(options, implementation):
                 yield Job(name, mode, storages, effort)
 
@@ -266,10 +270,10 @@ def _with_replays(report: Report, manager: Manager) -> Report:
         return replace(result, found=tuple(map(check, result.found)))
 
     try:
-        with ThreadPoolExecutor(report.means.side_by_side) as pool:
+        with ThreadPoolExecutor(report.setup.side_by_side) as pool:
             return replace(report, results=tuple(pool.map(check_all, report.results)))
     except KeyboardInterrupt:
-        return replace(report, means=replace(report.means, interrupted="while the replay scripts were checked"))
+        return replace(report, setup=replace(report.setup, interrupted="while the replay scripts were checked"))
 
 
 class _Progress(shared.Progress):
@@ -309,7 +313,7 @@ _place: Place | Exception | None = None
 def _done(job: Job | DrillJob, place: Place) -> Result | Drilled:
     """What came of a job; an error of ours costs no more than this one."""
     try:
-        return drilled(job.drill, place, job.asked) if isinstance(job, DrillJob) else explore(job, place)
+        return drilled(job.drill, place, job.selection) if isinstance(job, DrillJob) else explore(job, place)
     except MachineLacks:
         raise
     except Exception:

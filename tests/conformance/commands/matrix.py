@@ -1,6 +1,6 @@
 """`forge-conformance matrix`: every mutant by the tests that its clauses select, the base by all of them.
 
-Mutants are tried side by side, each bench with a warm server of its own.  The
+Mutants are tried side by side, each runner with a warm server of its own.  The
 base, which has to be right in all that its mutants are wrong in, is judged
 afterwards by `forge-conformance run`.  Other bases, and all of them where only
 some mutants were asked for, are tried among the mutants, by the clauses of those.
@@ -25,7 +25,7 @@ from forge_conformance.matrix import mutants as fixtures
 from forge_conformance.matrix.assertions import assertions
 from forge_conformance.matrix.mutants import BadMutant, Mutant
 from forge_conformance.matrix.outcome import Base, Matrix, Outcome, in_order
-from forge_conformance.matrix.trial import Bench, Trial
+from forge_conformance.matrix.trial import Trial, TrialRunner
 from forge_conformance.plugin import SUITE
 from forge_conformance.report import matrix as render
 from forge_conformance.runs.sources import fingerprint
@@ -33,8 +33,8 @@ from forge_spec.clauses import Level
 
 HELP = "judge the suite: managers with one mistake each have to fail"
 
-_bench: Bench | CannotJudge | None = None
-"""The bench of a process that tries mutants, or why it has none."""
+_runner: TrialRunner | CannotJudge | None = None
+"""The runner of a process that tries mutants, or why it has none."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -160,20 +160,20 @@ def _trials(mutants: Sequence[Mutant], options: argparse.Namespace) -> Iterator[
 
 def _begin(base: str, until_killed: bool) -> None:
     """In each process that tries mutants, once."""
-    global _bench
+    global _runner
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command hears it, and ends us
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
-        _bench = Bench(base, until_killed)
+        _runner = TrialRunner(base, until_killed)
     except CannotJudge as reason:  # raised here, another process would begin instead, and another
-        _bench = reason
+        _runner = reason
 
 
 def _judge(mutant: Mutant) -> Trial:
-    assert _bench is not None, "a process begins before it judges"
-    if isinstance(_bench, CannotJudge):
-        raise CannotJudge(f"--base: {_bench}")
-    return _bench.judge(mutant)
+    assert _runner is not None, "a process begins before it judges"
+    if isinstance(_runner, CannotJudge):
+        raise CannotJudge(f"--base: {_runner}")
+    return _runner.judge(mutant)
 
 
 def _ending(trial: Trial) -> str:

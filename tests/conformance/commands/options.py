@@ -50,7 +50,7 @@ def add_manager(parser: argparse.ArgumentParser) -> None:
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Where state lives."""
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where model and optimizer live (cpu)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device of model and optimizer (cpu)")
 
 
 def add_level(parser: argparse.ArgumentParser) -> None:

@@ -33,7 +33,7 @@ from forge_spec.clauses import Level
 from forge_spec.disk import STORAGES
 
 POWER = "power"
-HELP = "any training script, without an adapter: every disk that its death can leave, and what a restart does"
+HELP = "judge a training script by its restarts, without an adapter"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,21 +44,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="-- COMMAND",
         help="how the script is started; {dir} stands for the folder of its checkpoints",
     )
-    parser.add_argument("--resume", metavar="COMMAND", help="how it is started again (the same command)")
+    parser.add_argument(
+        "--resume", metavar="COMMAND", help="command that restarts the script (default: the same command)"
+    )
     parser.add_argument(
         "--dir",
         type=Path,
         metavar="PATH",
-        help="where its checkpoints are, if the command does not say so; another folder takes its place meanwhile",
+        help="folder of the checkpoints, if it is not in the command; for the test, another folder is mounted in its "
+        "place",
     )
     parser.add_argument("--xfail-file", type=Path, metavar="FILE", help="expected failures, one `slug: reason` a line")
     parser.add_argument(
         "--progress",
         default="",
         metavar="REGEX",
-        help="its progress lines: group `step`, and `value` to compare",
+        help='regular expression for progress lines, with a group "step" and a group "value" that is compared',
     )
-    parser.add_argument("--saved", default="", metavar="REGEX", help="lines that acknowledge a save")
+    parser.add_argument(
+        "--saved", default="", metavar="REGEX", help="regular expression for lines that acknowledge a save"
+    )
     parser.add_argument("--result", default="", metavar="GLOB", help="files of {dir} that have to be equal at the end")
     parser.add_argument("--result-command", default="", metavar="COMMAND", help="its output has to be equal at the end")
     parser.add_argument(
@@ -69,7 +74,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="relative difference of equal numbers (0)",
     )
     parser.add_argument(
-        "--ranks", type=shared.count, default=1, metavar="N", help="processes, as torchrun starts them (1)"
+        "--ranks",
+        type=shared.count,
+        default=1,
+        metavar="N",
+        help="number of processes, started as torchrun starts them (1)",
     )
     shared.add_storages(parser, KILL)
     parser.add_argument(
@@ -79,16 +88,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A,B",
         help="kill, power (as --storage all), term and int: a signal, and time for its handler (kill,term,int)",
     )
-    parser.add_argument("--grace", type=shared.seconds, default=30.0, metavar="S", help="time after a signal (30)")
+    parser.add_argument(
+        "--grace", type=shared.seconds, default=30.0, metavar="S", help="seconds between a signal and SIGKILL (30)"
+    )
     parser.add_argument("--level", help="core, strict or durable (core; with another --storage than kill, durable)")
-    parser.add_argument("--cold", action="store_true", help="start new processes, not forks with imports done")
     parser.add_argument(
-        "--timeout", type=shared.seconds, metavar="S", help="silence of a hung restart (5 times the longest)"
+        "--cold",
+        action="store_true",
+        help="start a new process for each restart, not a fork with the imports done",
     )
     parser.add_argument(
-        "--start-timeout", type=shared.seconds, default=600.0, metavar="S", help="the same for undisturbed runs (600)"
+        "--timeout",
+        type=shared.seconds,
+        metavar="S",
+        help="seconds without output until a restart counts as hung (5 times the longest silence of the undisturbed "
+        "runs)",
     )
-    parser.add_argument("--seconds", type=shared.count, default=600, metavar="S", help="time for each storage (600)")
+    parser.add_argument(
+        "--start-timeout",
+        type=shared.seconds,
+        default=600.0,
+        metavar="S",
+        help="the same limit for the undisturbed runs (600)",
+    )
+    parser.add_argument(
+        "--seconds", type=shared.count, default=600, metavar="S", help="time limit for each storage, in seconds (600)"
+    )
     shared.add_out(parser, "./reports/script")
     shared.add_jobs(parser, "kinds of death that are explored")
 

@@ -1,4 +1,4 @@
-"""`forge-conformance smoke`: a first contact. Does the manager import, save, and come back after a kill?"""
+"""`forge-conformance smoke`: a first contact. Does the manager import, save, and resume after a kill?"""
 
 import argparse
 import contextlib

@@ -1,4 +1,4 @@
-"""Death after death over one folder: each life resumes, saves, and dies at a random operation of that save.
+"""Death after death over one folder: each process resumes, saves, and dies at a random operation of that save.
 
 After each death it is looked at what has piled up beside the complete
 checkpoints, as `forge_spec.retention` allows it.  The dice are thrown the same
@@ -7,7 +7,7 @@ way in each run, so the n-th death is reached again by dying the same n times.
 
 import random
 
-from forge_conformance.deaths.drills import Injection, Stage, Tried
+from forge_conformance.deaths.drills import Injection, PreparedSituation, Tried
 from forge_conformance.runs.folder import Folder, together
 from forge_conformance.runs.ledger import Ledger, next_saved
 from forge_conformance.runs.process import Hung, ManagerFault, Raised
@@ -20,10 +20,10 @@ from forge_spec.retention import Room, may_stand_beside
 class Chain:
     """A run that dies again and again."""
 
-    def __init__(self, stage: Stage, seed: int = 0) -> None:
-        self._stage = stage
+    def __init__(self, prepared: PreparedSituation, seed: int = 0) -> None:
+        self._prepared = prepared
         self._dice = random.Random(seed)
-        self._folder = Folder(stage.team.here, stage.team.server.implementation.layout)
+        self._folder = Folder(prepared.team.here, prepared.team.server.implementation.layout)
         self._ledger = self._begin()
         self._one = self._folder.largest()
         self._excused: set[str] = set()
@@ -31,16 +31,16 @@ class Chain:
         """The most that was seen beside the complete checkpoints."""
 
     def _begin(self) -> Ledger:
-        return self._stage.begin()
+        return self._prepared.begin()
 
     def die(self, number: int) -> Tried:
         """Resume, save, die; whether the resume was right, and what is left."""
-        stage, control = self._stage, Control()
-        operation = self._dice.randint(1, len(stage.operations))
-        before = Disk.read(stage.team.here)
-        with stage.team.unopened(stage.settings, self._ledger, [control]) as life:
+        prepared, control = self._prepared, Control()
+        operation = self._dice.randint(1, len(prepared.operations))
+        before = Disk.read(prepared.team.here)
+        with prepared.team.unopened(prepared.settings, self._ledger, [control]) as life:
             landing = life.land()
-            verdict = stage.verdict(self._ledger, landing)
+            verdict = prepared.verdict(self._ledger, landing)
             if not verdict.is_good:
                 self._ledger = self._begin()
                 return Tried(verdict, f"the resume before death {number} in a row", left=before)
@@ -62,15 +62,15 @@ class Chain:
         if not control.is_dead:
             injection.number = len(injection.done) + 1
             happened = f"death {number} in a row, after a save of {len(injection.done)} operations"
-        return injection.tried(self._verdict(), happened, Disk.read(stage.team.here))
+        return injection.tried(self._verdict(), happened, Disk.read(prepared.team.here))
 
     def _excuse(self, warnings: list[str]) -> None:
         """What was warned of, by name, is no pile that grows unseen."""
-        self._excused |= {name for name in self._folder.debris() if any(name in text for text in warnings)}
+        self._excused |= {name for name in self._folder.leftovers() if any(name in text for text in warnings)}
 
     def _verdict(self) -> Verdict:
         folder = self._folder
-        found = {name: room for name, room in folder.debris().items() if name not in self._excused}
+        found = {name: room for name, room in folder.leftovers().items() if name not in self._excused}
         torn = [step for step in folder.torn() if folder.of(step).name in found]
         beside, complete = together(found.values()), folder.complete()
         self.most = max(self.most, beside, key=lambda room: room.size_bytes)

@@ -183,7 +183,7 @@ def _around(operations: Sequence[str], at: int) -> Iterator[str]:
     yield from ["      ..."] if len(later) > _LATER else []
 
 
-class Stage:
+class PreparedSituation:
     """A situation, ready to be gone through as often as there are points."""
 
     def __init__(self, team: Team, drill: Drill, has_limit: bool, is_watched: bool = True) -> None:
@@ -264,7 +264,7 @@ class Stage:
                 life.load()
             if life.step != (self.situation.before or (0,))[-1]:
                 raise CannotJudge(
-                    f"A resume after saves of steps {', '.join(map(str, self.situation.before))} came back at step "
+                    f"A resume after saves of steps {', '.join(map(str, self.situation.before))} landed on step "
                     f"{life.step}, with nothing gone wrong yet."
                 )
             life.train_to(self.situation.trains_to)
@@ -374,7 +374,7 @@ class Injection:
         """What came of it."""
         return Tried(verdict, happened, tuple(self.done), self.number, left, went_on)
 
-    def heal(self) -> None:
+    def stop_failing(self) -> None:
         """From now on nothing happens."""
         self.control.fails = lambda operation: 0
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from forge_conformance.deaths.drills import Injection, Stage, Tried
+from forge_conformance.deaths.drills import Injection, PreparedSituation, Tried
 from forge_conformance.runs.folder import Folder
 from forge_conformance.runs.landing import GoingOn, word_of
 from forge_conformance.runs.ledger import next_saved
@@ -69,31 +69,31 @@ def goes_on_failing(operation: Operation, error: int, folder: Path) -> bool:
     return error == errno.EROFS and may_fail(operation, error, folder)
 
 
-def fail(stage: Stage, number: int, error: int) -> Tried:
+def fail(prepared: PreparedSituation, number: int, error: int) -> Tried:
     """An operation fails, and what has the same cause after it; then the cause is gone, and the run goes on."""
-    control, folder = Control(), stage.team.here
-    with stage.about_to_save([control]) as life:
+    control, folder = Control(), prepared.team.here
+    with prepared.about_to_save([control]) as life:
         injection = Injection(
             control,
             number,
             lambda operation: error if may_fail(operation, error, folder) else 0,
             lambda operation: error if injection.failed and goes_on_failing(operation, error, folder) else 0,
         )
-        return suffer(stage, life, injection.heal, lambda: _failure(stage, injection, error))
+        return try_failure(prepared, life, injection.stop_failing, lambda: _failure(prepared, injection, error))
 
 
-def _failure(stage: Stage, injection: Injection, error: int) -> "Failure | None":
+def _failure(prepared: PreparedSituation, injection: Injection, error: int) -> "Failure | None":
     if injection.failed is None:
         return None
     happened = f"{errno.errorcode[error]} at operation {injection.number}, {injection.failed}"
-    is_clearing, done = _is_clearing(stage, injection.failed), tuple(injection.done)
+    is_clearing, done = _is_clearing(prepared, injection.failed), tuple(injection.done)
     return Failure(happened, done, injection.number, is_clearing, error == errno.EROFS)
 
 
-def _is_clearing(stage: Stage, operation: Operation) -> bool:
+def _is_clearing(prepared: PreparedSituation, operation: Operation) -> bool:
     """Whether a directory or a checkpoint was to be deleted; a single file beside them is the commit's own."""
-    path, layout = operation.paths[0], stage.team.server.implementation.layout
-    is_of_one = "/" in path or re.fullmatch(layout.checkpoint, path) is not None or (stage.team.here / path).is_dir()
+    path, layout = operation.paths[0], prepared.team.server.implementation.layout
+    is_of_one = "/" in path or re.fullmatch(layout.checkpoint, path) is not None or (prepared.team.here / path).is_dir()
     return operation.name == "unlinkat" and is_of_one
 
 
@@ -111,11 +111,13 @@ class Failure:
     """Whether nothing in the folder can be changed any more, back included."""
 
 
-def suffer(stage: Stage, life: TeamLife, heal: Callable[[], None], failed: Callable[[], Failure | None]) -> Tried:
+def try_failure(
+    prepared: PreparedSituation, life: TeamLife, stop_failing: Callable[[], None], failed: Callable[[], Failure | None]
+) -> Tried:
     """A save under a failure, the cause gone, the next save; and what each of them leaves."""
     raised: list[str] = []
-    clause = "commit.failed-save" if stage.drill.mode == "sync" else "commit.failed-flush"
-    for call in (partial(stage.save, life), life.wait):
+    clause = "commit.failed-save" if prepared.drill.mode == "sync" else "commit.failed-flush"
+    for call in (partial(prepared.save, life), life.wait):
         try:
             call()
         except Raised as error:
@@ -123,16 +125,16 @@ def suffer(stage: Stage, life: TeamLife, heal: Callable[[], None], failed: Calla
         except (Died, Hung) as fault:
             verdict = Verdict(word_of(fault), clause, str(fault), "an error, and a process that goes on")
             return _tried(failed(), verdict)
-    heal()
+    stop_failing()
     failure = failed()
     if failure is None:
         return Tried(None)
-    left, then = Disk.read(stage.team.here), life.ledger.copy()
+    left, then = Disk.read(prepared.team.here), life.ledger.copy()
     if failure.is_final:
         then.marks = [mark for mark in then.marks if mark.word != "raised"]
     if len(raised) > 1:
         return _tried(failure, Verdict("repeated", clause, "; then ".join(raised), "one error"), left)
-    later = _saves_again(stage, life, resumes=stage.is_new(left))
+    later = _saves_again(prepared, life, resumes=prepared.is_new(left))
     life.kill()
     if later.trouble:
         said = (f"{raised[0]}; then, with the cause gone, " if raised else "") + later.trouble
@@ -141,9 +143,9 @@ def suffer(stage: Stage, life: TeamLife, heal: Callable[[], None], failed: Calla
             Verdict("hung" if later.word == "hung" else "repeated", clause, said, "the next save to work"),
             left,
         )
-    stage.team.rebuild(left)
-    landing, _ = stage.team.resume(stage.settings, then, goes_on=False)
-    return _tried(failure, _by_clause(stage.verdict(then, landing), raised, clause, failure), left)
+    prepared.team.rebuild(left)
+    landing, _ = prepared.team.resume(prepared.settings, then, goes_on=False)
+    return _tried(failure, _by_clause(prepared.verdict(then, landing), raised, clause, failure), left)
 
 
 def _tried(failure: Failure | None, verdict: Verdict, left: Disk | None = None) -> Tried:
@@ -164,7 +166,7 @@ def _by_clause(verdict: Verdict, raised: list[str], clause: str, failure: Failur
     return Verdict(verdict.word, clause, seen, verdict.expected)
 
 
-def _saves_again(stage: Stage, life: TeamLife, resumes: bool) -> GoingOn:
+def _saves_again(prepared: PreparedSituation, life: TeamLife, resumes: bool) -> GoingOn:
     """The next save of the same process, and a resume after it; or just a look at what stands in the folder then."""
     step = next_saved(life.step)
     try:
@@ -174,7 +176,7 @@ def _saves_again(stage: Stage, life: TeamLife, resumes: bool) -> GoingOn:
     except ManagerFault as fault:
         return GoingOn(str(fault), "hung" if isinstance(fault, Hung) else "stuck")
     life.kill()
-    folder = Folder(stage.team.here, stage.team.server.implementation.layout)
+    folder = Folder(prepared.team.here, prepared.team.server.implementation.layout)
     if step not in folder.complete() or folder.latest_or_newest() != step:
         return GoingOn(f"step {step} was saved, and is not committed: {folder}")
-    return GoingOn() if not resumes else stage.team.comes_back(stage.settings, life.ledger, step)
+    return GoingOn() if not resumes else prepared.team.comes_back(prepared.settings, life.ledger, step)

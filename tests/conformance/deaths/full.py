@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from forge_conformance.deaths import small
-from forge_conformance.deaths.drills import Drill, Stage, Tried, team_of
-from forge_conformance.deaths.failures import Failure, suffer
+from forge_conformance.deaths.drills import Drill, PreparedSituation, Tried, team_of
+from forge_conformance.deaths.failures import Failure, try_failure
 from forge_conformance.judging.judge import CannotJudge
 from forge_conformance.runs.folder import Folder
 from forge_conformance.runs.team import Team
@@ -42,7 +42,7 @@ def small_disk(place: Place) -> Iterator[Team]:
 
 
 @dataclass
-class Ballast:
+class FillerFile:
     """Takes the room away on the disk that a team's folder is on."""
 
     beside: Path
@@ -65,9 +65,9 @@ class FullDisk:
     """Saves on a disk with ever more room."""
 
     def __init__(self, team: Team, drill: Drill, has_limit: bool) -> None:
-        self._ballast = Ballast(team.here.parent / "ballast")
-        self._ballast.remove()
-        self.stage = Stage(team, drill, has_limit, is_watched=False)
+        self._filler = FillerFile(team.here.parent / "filler")
+        self._filler.remove()
+        self.prepared = PreparedSituation(team, drill, has_limit, is_watched=False)
         folder = Folder(team.here, team.server.implementation.layout)
         largest = folder.largest()
         self._need_bytes = largest.size_bytes + largest.entries * _PAGE
@@ -77,10 +77,10 @@ class FullDisk:
     def fill(self, number: int) -> Tried:
         """One amount of room, counted from 1: from none to half more than a checkpoint takes."""
         room_bytes = (number - 1) * self._need_bytes * 3 // 2 // (POINTS - 1) // _PAGE * _PAGE
-        with self.stage.about_to_save() as life:
-            self._ballast.leave(room_bytes)
+        with self.prepared.about_to_save() as life:
+            self._filler.leave(room_bytes)
             happened = f"the disk has room for {room_bytes:,} bytes, about {self._need_bytes:,} are needed"
             try:
-                return suffer(self.stage, life, self._ballast.remove, lambda: Failure(happened))
+                return try_failure(self.prepared, life, self._filler.remove, lambda: Failure(happened))
             finally:
-                self._ballast.remove()
+                self._filler.remove()

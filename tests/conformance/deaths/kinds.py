@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from forge_conformance.deaths.drills import Drill, Injection, Stage, Tried
+from forge_conformance.deaths.drills import Drill, Injection, PreparedSituation, Tried
 from forge_conformance.runs.group import OnRank
 from forge_conformance.runs.process import A_WHILE_S, Hung, ManagerFault, replies_while_held, settle
 from forge_conformance.runs.team import TeamLife, is_interrupt
@@ -31,7 +31,7 @@ class Death:
 
     name: str
     says: str
-    dies: Callable[[Stage, int], Tried]
+    dies: Callable[[PreparedSituation, int], Tried]
     most: int = 0
     """How many points are enough, if nobody says otherwise; 0 means all."""
     is_of_several: bool = False
@@ -43,58 +43,58 @@ class Death:
         """Whether it can happen in this drill."""
         return (drill.ranks > 1) == self.is_of_several and not (self.is_in_background and drill.mode == "sync")
 
-    def numbers(self, stage: Stage) -> list[int]:
+    def numbers(self, prepared: PreparedSituation) -> list[int]:
         """The operations of the save, counted from 1, at which it can happen."""
         return [
             number
-            for number, operation in enumerate(stage.operations, start=1)
+            for number, operation in enumerate(prepared.operations, start=1)
             if not (self.is_in_background and operation.is_main)
         ]
 
 
-def kill(stage: Stage, number: int) -> Tried:
+def kill(prepared: PreparedSituation, number: int) -> Tried:
     """All processes are killed before an operation."""
     control = Control()
-    with stage.about_to_save([control]) as life:
+    with prepared.about_to_save([control]) as life:
         injection = Injection(control, number)
         control.dies_at = control.done + number
-        fault = _through(stage, life)
+        fault = _through(prepared, life)
     if control.died_before is None:
-        return _missed(stage, injection, fault)
-    return _judged(stage, life, f"SIGKILL before {_named(stage, injection, control.died_before)}", injection)
+        return _missed(prepared, injection, fault)
+    return _judged(prepared, life, f"SIGKILL before {_named(prepared, injection, control.died_before)}", injection)
 
 
-def kill_one(stage: Stage, number: int) -> Tried:
+def kill_one(prepared: PreparedSituation, number: int) -> Tried:
     """One rank is killed before an operation; the others are killed when they have come to an end."""
-    controls = [Control() for _ in range(stage.team.shape.ranks)]
-    rank = stage.operations[number - 1].rank
-    own = sum(operation.rank == rank for operation in stage.operations[:number])
-    with stage.about_to_save(controls) as life:
+    controls = [Control() for _ in range(prepared.team.shape.ranks)]
+    rank = prepared.operations[number - 1].rank
+    own = sum(operation.rank == rank for operation in prepared.operations[:number])
+    with prepared.about_to_save(controls) as life:
         injection = Injection(controls[rank], own)
         controls[rank].dies_at = controls[rank].done + own
-        fault = _through(stage, life)
+        fault = _through(prepared, life)
     if controls[rank].died_before is None:
-        return _missed(stage, injection, fault)
+        return _missed(prepared, injection, fault)
     happened = f"SIGKILL to rank {rank} alone before its operation {own}, {controls[rank].died_before}"
     if isinstance(fault, Hung):
         verdict = Verdict("hung", "commit.rank-failure", str(fault), "every other rank to raise, or to return")
         return injection.tried(verdict, happened)
-    return _judged(stage, life, happened, injection)
+    return _judged(prepared, life, happened, injection)
 
 
-def terminate(stage: Stage, number: int) -> Tried:
+def terminate(prepared: PreparedSituation, number: int) -> Tried:
     """The process gets SIGTERM, for which Python has no handler unless the manager has made one."""
-    return _terminated(stage, number, handles=False)
+    return _terminated(prepared, number, handles=False)
 
 
-def terminate_handled(stage: Stage, number: int) -> Tried:
+def terminate_handled(prepared: PreparedSituation, number: int) -> Tried:
     """The same, in a script that ends itself then."""
-    return _terminated(stage, number, handles=True)
+    return _terminated(prepared, number, handles=True)
 
 
-def _terminated(stage: Stage, number: int, handles: bool) -> Tried:
+def _terminated(prepared: PreparedSituation, number: int, handles: bool) -> Tried:
     control = Control()
-    with stage.about_to_save([control]) as life:
+    with prepared.about_to_save([control]) as life:
         (worker,) = life.workers
         if handles:
             life.call("exit_at_sigterm")
@@ -104,29 +104,29 @@ def _terminated(stage: Stage, number: int, handles: bool) -> Tried:
             return 0
 
         injection = Injection(control, number, tell)
-        fault = _through(stage, life)
+        fault = _through(prepared, life)
     if injection.met is None:
-        return _missed(stage, injection, fault)
+        return _missed(prepared, injection, fault)
     handled = ", with a handler that calls sys.exit" if handles else ""
-    happened = f"SIGTERM before {_named(stage, injection, injection.met)}{handled}"
+    happened = f"SIGTERM before {_named(prepared, injection, injection.met)}{handled}"
     if isinstance(fault, Hung):
         return injection.tried(_does_not_end(str(fault)), happened)
-    return _judged(stage, life, happened, injection)
+    return _judged(prepared, life, happened, injection)
 
 
-def exit_in_flight(stage: Stage, number: int) -> Tried:
+def exit_in_flight(prepared: PreparedSituation, number: int) -> Tried:
     """The script comes to its end while its flush is held at an operation, which then goes on."""
     control = Control()
-    with stage.about_to_save([control]) as life:
+    with prepared.about_to_save([control]) as life:
         (worker,), (recorder,) = life.workers, life.recorders
         injection, before = Injection(control, number), control.done
         control.holds = lambda operation: not operation.is_main and operation.number >= before + number
-        life.begin_save(stage.step())
+        life.begin_save(prepared.step())
         has_replied, _ = replies_while_held(worker, recorder.held, recorder.release)
         life.end_save()
         if not has_replied or not _is_held(recorder):
             return Tried(None)
-        happened = f"sys.exit while the flush was held before {_named(stage, injection, recorder.held()[0])}"
+        happened = f"sys.exit while the flush was held before {_named(prepared, injection, recorder.held()[0])}"
         worker.begin("exit")
         replies_while_held(worker, recorder.held, recorder.release)
         worker.reply()
@@ -141,22 +141,22 @@ def exit_in_flight(stage: Stage, number: int) -> Tried:
     if status:
         verdict = Verdict("died", "commit.exit", f"exit status {status}: {worker.output()[-500:]}", "exit status 0")
         return injection.tried(verdict, happened)
-    return _judged(stage, life, happened, injection)
+    return _judged(prepared, life, happened, injection)
 
 
-def stop(stage: Stage, number: int) -> Tried:
+def stop(prepared: PreparedSituation, number: int) -> Tried:
     """The process is stopped; another one resumes meanwhile; it goes on, and another one resumes after it."""
     control = Control()
-    with stage.about_to_save([control]) as life:
+    with prepared.about_to_save([control]) as life:
         (worker,), (recorder,) = life.workers, life.recorders
         injection, before = Injection(control, number), control.done
         control.holds = lambda operation: operation.number == before + number
-        life.begin_save(stage.step())
+        life.begin_save(prepared.step())
         if not _is_held(recorder):
             return Tried(None)
-        happened = f"SIGSTOP before {_named(stage, injection, recorder.held()[0])}, while another process resumed"
+        happened = f"SIGSTOP before {_named(prepared, injection, recorder.held()[0])}, while another process resumed"
         worker.strike(signal.SIGSTOP)
-        seen, meanwhile = Disk.read(stage.team.here), stage.meanwhile(life)
+        seen, meanwhile = Disk.read(prepared.team.here), prepared.meanwhile(life)
         if not meanwhile.is_good:
             return injection.tried(meanwhile, happened, seen)
         worker.strike(signal.SIGCONT)
@@ -165,32 +165,32 @@ def stop(stage: Stage, number: int) -> Tried:
             life.end_save()
             life.wait()
         except ManagerFault as fault:
-            clause = "commit.sync" if stage.drill.mode == "sync" else "commit.no-later-than"
+            clause = "commit.sync" if prepared.drill.mode == "sync" else "commit.no-later-than"
             word = "hung" if isinstance(fault, Hung) else "disturbed"
             verdict = Verdict(word, clause, str(fault), "the save to go on, and to be committed")
             return injection.tried(verdict, happened, seen)
-    return _judged(stage, life, f"{happened}; SIGCONT, and the save came to its end", injection)
+    return _judged(prepared, life, f"{happened}; SIGCONT, and the save came to its end", injection)
 
 
-def interrupt(stage: Stage, number: int) -> Tried:
+def interrupt(prepared: PreparedSituation, number: int) -> Tried:
     """SIGINT comes at an operation; the script catches it, makes an emergency save, and is killed after that.
 
     A flush that waits at the operation is let go as late as the emergency save allows.
     """
     control = Control()
-    with stage.about_to_save([control]) as life:
+    with prepared.about_to_save([control]) as life:
         (recorder,) = life.recorders
         life.call("heed_interrupts", how="raise")
         injection, before = Injection(control, number), control.done
         control.holds = lambda operation: operation.number >= before + number
-        faults = [_ended(life, lambda: life.begin_save(stage.step()), life.end_save, control)]
+        faults = [_ended(life, lambda: life.begin_save(prepared.step()), life.end_save, control)]
         faults.append(_ended(life, life.begin_wait, life.end_wait, control))
         (taken,) = life.call("interrupts")
         if not taken["raised"]:  # it came too late, or not at all
             recorder.release()
             return Tried(None)
         assert injection.met is not None, "it was interrupted while that was held"
-        operation = _named(stage, injection, injection.met)
+        operation = _named(prepared, injection, injection.met)
         happened = f"SIGINT before {operation}, caught by the script, which saved again and was killed"
         unheard = [fault for fault in faults if fault is not None and not is_interrupt(fault)]
         if unheard or not any(faults):
@@ -206,7 +206,7 @@ def interrupt(stage: Stage, number: int) -> Tried:
             seen = "; ".join(str(fault) for fault in again if fault is not None)
             verdict = Verdict(_word(again, "stuck"), _NOTHING_LOST, seen, "the next save to succeed")
             return injection.tried(verdict, happened)
-    tried = _judged(stage, life, happened, injection)
+    tried = _judged(prepared, life, happened, injection)
     assert tried.verdict is not None, "it was judged"
     return tried if tried.verdict.is_good else replace(tried, verdict=replace(tried.verdict, clause=_NOTHING_LOST))
 
@@ -241,10 +241,10 @@ def _ended(
     return None
 
 
-def _through(stage: Stage, life: TeamLife) -> ManagerFault | None:
+def _through(prepared: PreparedSituation, life: TeamLife) -> ManagerFault | None:
     """Save and wait; what came in between."""
     try:
-        stage.save(life)
+        prepared.save(life)
         life.wait()
     except OnRank as fault:  # the others hear of the one that died; those that live come to their ends
         try:
@@ -259,16 +259,16 @@ def _through(stage: Stage, life: TeamLife) -> ManagerFault | None:
     return None
 
 
-def _judged(stage: Stage, life: TeamLife, happened: str, injection: Injection) -> Tried:
-    verdict, left, went_on = stage.judged(life)
+def _judged(prepared: PreparedSituation, life: TeamLife, happened: str, injection: Injection) -> Tried:
+    verdict, left, went_on = prepared.judged(life)
     return injection.tried(verdict, happened, left, went_on)
 
 
-def _missed(stage: Stage, injection: Injection, fault: ManagerFault | None) -> Tried:
+def _missed(prepared: PreparedSituation, injection: Injection, fault: ManagerFault | None) -> Tried:
     """The save had no such operation: it did other ones than in the rehearsal, or came to no end."""
     if not isinstance(fault, Hung):
         return Tried(None)
-    clause = "commit.sync" if stage.drill.mode == "sync" else "commit.no-later-than"
+    clause = "commit.sync" if prepared.drill.mode == "sync" else "commit.no-later-than"
     injection.number = len(injection.done) + 1
     return injection.tried(Verdict("hung", clause, str(fault), "the save to return"), "nothing had happened to it")
 
@@ -277,10 +277,10 @@ def _word(faults: Sequence[ManagerFault | None], otherwise: str) -> str:
     return "hung" if any(isinstance(fault, Hung) for fault in faults) else otherwise
 
 
-def _named(stage: Stage, injection: Injection, operation: Operation) -> str:
+def _named(prepared: PreparedSituation, injection: Injection, operation: Operation) -> str:
     """The operation before which something happens; from here on the injection has its number."""
     injection.number = injection.number_of(operation)
-    return f"operation {injection.number} of {len(stage.operations)}, {operation}"
+    return f"operation {injection.number} of {len(prepared.operations)}, {operation}"
 
 
 def _does_not_end(said: str) -> Verdict:

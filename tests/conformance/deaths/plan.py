@@ -10,7 +10,7 @@ from forge_conformance.deaths.drills import (
     SITUATIONS,
     Drill,
     Drilled,
-    Stage,
+    PreparedSituation,
     Tried,
     ends_of_bursts,
     spread,
@@ -32,7 +32,7 @@ _AGAIN_SAYS = "death after death over one folder, at random operations"
 
 
 @dataclass(frozen=True)
-class Asked:
+class DrillSelection:
     """What of a drill is tried."""
 
     every: int = 0
@@ -65,11 +65,11 @@ def _deaths(situation: str, mode: str, capabilities: frozenset[str]) -> Iterator
         yield Drill(DEATHS_TIER, "again", situation, mode)
 
 
-def drilled(drill: Drill, place: Place, asked: Asked) -> Drilled:
+def drilled(drill: Drill, place: Place, selection: DrillSelection) -> Drilled:
     """What came of a drill; refused with a reason where it can't be gone through."""
     run = {"fail": _fail, "full": _full, "again": _again}.get(drill.kind, _die)
     try:
-        return run(drill, place, asked)
+        return run(drill, place, selection)
     except CannotJudge as reason:
         return Drilled(drill, says(drill), refusal=str(reason), is_blocked=is_block(reason))
 
@@ -85,55 +85,65 @@ def _has_limit(place: Place) -> bool:
 
 
 def _tally(
-    stage: Stage, asked: Asked, names: Sequence[str], attempt: Callable[[str], Tried], chosen: Sequence[str]
+    prepared: PreparedSituation,
+    selection: DrillSelection,
+    names: Sequence[str],
+    attempt: Callable[[str], Tried],
+    chosen: Sequence[str],
 ) -> Drilled:
-    if asked.point and asked.point not in names:
-        raise CannotJudge(f"There is no point {asked.point}; those of this drill go from {names[0]} to {names[-1]}.")
-    points = [asked.point] if asked.point else chosen
-    left_out = 0 if asked.point else len(names) - len(points)
-    return tally(stage.drill, says(stage.drill), points, attempt, left_out, stage.changed)
+    if selection.point and selection.point not in names:
+        raise CannotJudge(
+            f"There is no point {selection.point}; those of this drill go from {names[0]} to {names[-1]}."
+        )
+    points = [selection.point] if selection.point else chosen
+    left_out = 0 if selection.point else len(names) - len(points)
+    return tally(prepared.drill, says(prepared.drill), points, attempt, left_out, prepared.changed)
 
 
-def _die(drill: Drill, place: Place, asked: Asked) -> Drilled:
+def _die(drill: Drill, place: Place, selection: DrillSelection) -> Drilled:
     death = DEATHS[drill.kind]
-    stage = Stage(team_of(place, drill.ranks), drill, _has_limit(place))
-    numbers = death.numbers(stage)
+    prepared = PreparedSituation(team_of(place, drill.ranks), drill, _has_limit(place))
+    numbers = death.numbers(prepared)
     if not numbers:
         raise CannotJudge("Nothing of a save is done in the background, so no process can end meanwhile.")
-    every = asked.every or (-(-len(numbers) // death.most) if death.most else 1)
+    every = selection.every or (-(-len(numbers) // death.most) if death.most else 1)
     points = {f"{drill.name}/{number}": number for number in numbers}
     chosen = [f"{drill.name}/{numbers[at - 1]}" for at in spread(len(numbers), every)]
-    found = _tally(stage, asked, list(points), lambda name: death.dies(stage, points[name]), chosen)
-    return replace(found, outside=stage.outside)
+    found = _tally(prepared, selection, list(points), lambda name: death.dies(prepared, points[name]), chosen)
+    return replace(found, outside=prepared.outside)
 
 
-def _fail(drill: Drill, place: Place, asked: Asked) -> Drilled:
-    stage = Stage(team_of(place, 1), drill, _has_limit(place))
+def _fail(drill: Drill, place: Place, selection: DrillSelection) -> Drilled:
+    prepared = PreparedSituation(team_of(place, 1), drill, _has_limit(place))
     points = {
         f"{drill.name}/{number}/{errno.errorcode[error]}": (number, error)
-        for number, operation in enumerate(stage.operations, start=1)
+        for number, operation in enumerate(prepared.operations, start=1)
         for error in failures.MAY_FAIL.get(operation.name, ())
     }
     names = list(points)
-    every = range(1, len(stage.operations) + 1, asked.every) if asked.every else ends_of_bursts(stage.operations)
+    every = (
+        range(1, len(prepared.operations) + 1, selection.every)
+        if selection.every
+        else ends_of_bursts(prepared.operations)
+    )
     chosen = [name for name in names if points[name][0] in every]
-    found = _tally(stage, asked, names, lambda name: failures.fail(stage, *points[name]), chosen)
-    return replace(found, outside=stage.outside)
+    found = _tally(prepared, selection, names, lambda name: failures.fail(prepared, *points[name]), chosen)
+    return replace(found, outside=prepared.outside)
 
 
-def _full(drill: Drill, place: Place, asked: Asked) -> Drilled:
+def _full(drill: Drill, place: Place, selection: DrillSelection) -> Drilled:
     with small_disk(place) as team:
         disk = FullDisk(team, drill, _has_limit(place))
         points = {f"{drill.name}/{number}": number for number in range(1, POINTS + 1)}
-        chosen = [f"{drill.name}/{number}" for number in spread(POINTS, asked.every or 1)]
-        return _tally(disk.stage, asked, list(points), lambda name: disk.fill(points[name]), chosen)
+        chosen = [f"{drill.name}/{number}" for number in spread(POINTS, selection.every or 1)]
+        return _tally(disk.prepared, selection, list(points), lambda name: disk.fill(points[name]), chosen)
 
 
-def _again(drill: Drill, place: Place, asked: Asked) -> Drilled:
+def _again(drill: Drill, place: Place, selection: DrillSelection) -> Drilled:
     """To come to one death again, all those before it are died first."""
-    stage = Stage(team_of(place, 1), drill, _has_limit(place))
-    chain = Chain(stage)
-    points = {f"{drill.name}/{number}": number for number in range(1, asked.in_a_row + 1)}
-    until = points.get(asked.point, len(points))
+    prepared = PreparedSituation(team_of(place, 1), drill, _has_limit(place))
+    chain = Chain(prepared)
+    points = {f"{drill.name}/{number}": number for number in range(1, selection.in_a_row + 1)}
+    until = points.get(selection.point, len(points))
     names = list(points)[:until]
-    return tally(drill, says(drill), names, lambda name: chain.die(points[name]), 0, stage.changed)
+    return tally(drill, says(drill), names, lambda name: chain.die(points[name]), 0, prepared.changed)

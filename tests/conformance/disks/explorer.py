@@ -99,7 +99,7 @@ class Effort:
     """Resumed runs that are recorded, to be killed in their turn."""
 
     @property
-    def quarter(self) -> "Effort":
+    def reduced(self) -> "Effort":
         """The same, with a quarter of the runs that go on: what is tried here was tried much like it before."""
         return replace(self, goes_on=-(-self.goes_on // 4))
 

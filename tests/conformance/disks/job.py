@@ -61,7 +61,7 @@ def _explored(job: Job, place: Place) -> Result:
     explored = []
     for order in (recorded, *recorded.others):
         whole = exploration.of(order)
-        less = replace(whole, effort=job.effort.quarter)
+        less = replace(whole, effort=job.effort.reduced)
         explored += [(whole if name == KILL else less).under(STORAGES.get(name)) for name in reached]
     again, refusals = _second_deaths(job, place, exploration)
     refusals += [] if stopped is None else [stopped]
@@ -94,18 +94,21 @@ def _second_deaths(
 ) -> tuple[list[tuple[Explored, list[Found]]], list[CannotJudge]]:
     """What came of runs that resumed and were killed again, and why others could not be explored."""
     again, refusals = [], []
-    for disk, landing in exploration.deaths(job.effort.deaths_again):
+    for number, (disk, landing) in enumerate(exploration.deaths(job.effort.deaths_again), start=1):
         try:
-            again.append(explore_again(job, place, exploration, disk, landing))
+            again.append(explore_again(job, place, exploration, disk, landing, number))
         except CannotJudge as reason:
             refusals.append(reason)
     return again, refusals
 
 
 def explore_again(
-    job: Job, place: Place, before: Exploration, disk: Disk, landing: Landing
+    job: Job, place: Place, before: Exploration, disk: Disk, landing: Landing, number: int
 ) -> tuple[Explored, list[Found]]:
-    """A second death: the run that resumes from a disk and goes on is killed as well, at each of its operations."""
+    """A second death: the run that resumes from a disk and goes on is killed as well, at each of its operations.
+
+    `number` distinguishes the disks of a recording from which runs are killed a second time.
+    """
     before.resumer.rebuild(disk)
     recorded = before.recorded
     recording = Recording(
@@ -125,22 +128,22 @@ def explore_again(
         ManagerFault
     ) as reason:  # explored is how far it got; that a run can't go on is judged where it is killed once
         fault = reason
-    special = f"second death from {_resumed(landing)}"
+    special = f"second death on disk {number}, {_resumed(landing)}"
     if isinstance(fault, Hung) or (fault is not None and recorded.is_hooked):
-        raise CannotJudge(f"The {special} could not be explored. {fault}") from fault
+        raise CannotJudge(f"The {special}, could not be explored. {fault}") from fault
     try:
         second = replace(recording.end(), special=special)
     except CannotJudge as reason:
-        raise CannotJudge(f"The {special} could not be explored. {fault or reason}") from fault
+        raise CannotJudge(f"The {special}, could not be explored. {fault or reason}") from fault
     fresh, ignored = place.fresh(second.shape), before.resumer.ignored
     resumer = Resumer(place.server, place.folder, second, place.kinds, fresh, place.recorder, ignored)
-    exploration = Exploration(second, resumer, job.effort.quarter)
+    exploration = Exploration(second, resumer, job.effort.reduced)
     explored = exploration.under(None)
     return explored, list(_found(job, place, exploration, explored))
 
 
 def _resumed(landing: Landing) -> str:
-    return f"step {landing.step}" if landing.step else "nothing"
+    return f"from step {landing.step}" if landing.step else "a fresh start"
 
 
 def record(scenario: str, mode: str, place: Place) -> tuple[Recorded, float, CannotJudge | None]:

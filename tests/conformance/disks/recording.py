@@ -1,6 +1,6 @@
-"""One run of a manager, recorded: what it did to its folder, and what each of its saves has to bring back.
+"""One run of a manager, recorded: what it did to its folder, and the state of each of its saves.
 
-A scenario drives a few process lives over one folder.  Beginnings, returns and
+A scenario drives a few processes over one folder.  Beginnings, returns and
 failures of its saves become marks in the same order as the file operations; the
 manager does not know.
 """

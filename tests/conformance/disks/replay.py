@@ -82,7 +82,7 @@ def main() -> int:
         rebuild(FOLDER, packed["disk"])
     except OSError as error:
         return lacks(f"The disk can't be rebuilt in {{FOLDER}}: {{error}}.")
-    print("rebuilt", FOLDER, "with", len(packed["disk"]), "paths; it should come back at", {expected!r})
+    print("rebuilt", FOLDER, "with", len(packed["disk"]), "paths; expected:", {expected!r})
     said = processes([None] * SHAPE["ranks"])
     lacking = [one["goal"] for one in said if one["word"] == "lacks"]
     if lacking:
@@ -148,7 +148,7 @@ def live(texts: dict, rank: int, rendezvous: str, goal: dict) -> int:
         traceback.print_exc()
         return say("refused" if goal is None else "stuck")
     state = named(run, rank)
-    print("came back at step", loaded.step)
+    print("landed on step", loaded.step)
     if goal is not None:
         same = loaded.step == goal["step"] and all(state.get(name) == value for name, value in goal["state"].items())
         return say("good" if same else "stuck")
@@ -208,7 +208,7 @@ def go_on(manager, run, rank: int) -> int:
     except BaseException:
         traceback.print_exc()
         return say("stuck")
-    wrong = amiss() if STANDS else "good"
+    wrong = deviation() if STANDS else "good"
     if wrong != "good":
         return say(wrong)
     names = SAVES[0][1] if SAVES else ()
@@ -217,7 +217,7 @@ def go_on(manager, run, rank: int) -> int:
     return say(WENT_ON, run.step, {{"step": run.step, "state": state}})
 
 
-def amiss() -> str:
+def deviation() -> str:
     """Whether other steps are complete than have to be."""
     steps, pattern, required = STANDS
     found = {{name: re.fullmatch(pattern, name) for name in os.listdir(CHECKPOINTS)}}

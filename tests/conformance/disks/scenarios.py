@@ -132,11 +132,11 @@ def disk_full(run: Recording) -> None:
         life.save_at(2)
         life.wait()
         life.train_to(4)
-        room = _Room(until=run.control.done + 4)
-        with life.failing(room.error), life.refusing():
+        space = _Space(until=run.control.done + 4)
+        with life.failing(space.error), life.refusing():
             life.save()
             life.wait()
-        if run.is_recorded and not room.was_missed:
+        if run.is_recorded and not space.ran_out:
             raise CannotJudge(
                 "The disk of scenario 'disk-full' fills from the fourth operation of a save on, and after that nothing "
                 "in that save needed room in the folder: it was written elsewhere, or in fewer operations."
@@ -213,17 +213,17 @@ def _hooks(**settings: Any) -> dict[str, Any]:
 
 
 @dataclass
-class _Room:
+class _Space:
     """There is room until an operation, and none from there on."""
 
     until: int
-    was_missed: bool = False
+    ran_out: bool = False
 
     def error(self, operation: Operation) -> int:
         """What an operation fails with."""
         if operation.number < self.until or not CALLS[operation.name].takes_room:
             return 0
-        self.was_missed = True
+        self.ran_out = True
         return errno.ENOSPC
 
 
@@ -249,7 +249,7 @@ SCENARIOS: dict[str, Scenario] = {
     for scenario in (
         Scenario("first-save", first_save, "the first save ever, into an empty folder"),
         Scenario("new-folder", new_folder, "the first save ever, into a folder that is made with the two above it"),
-        Scenario("steady", steady, "five saves with a limit of two, so that each deletes an older one"),
+        Scenario("steady", steady, "five saves, with a limit of two where the manager has one"),
         Scenario("keep-one", keep_one, "three saves with a limit of one", frozenset({"retention"})),
         Scenario("resave", resave, "a step is saved again with another state, and the run goes on"),
         Scenario("fallback", fallback, "a run dies in a save; the next one resumes and saves that step again"),

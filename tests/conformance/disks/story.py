@@ -1,5 +1,6 @@
-"""Tells of a bad disk: shrunk to what matters, with the operations around the death and the sync that was missing."""
+"""Describes a bad disk: shrunk to what matters, with the operations around the death and the sync that was missing."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -79,12 +80,12 @@ def tell(
     if missing:
         lines += ["", "  what did not reach the disk", *(f"    {line}" for line in missing)]
     lines += ["", "  the folder as it is left", *(f"    {line}" for line in disk.listing())]
-    lines += ["", wrapped(f"the resume: {verdict.seen}", 2, 4), wrapped(f"it should have: {_should(verdict)}", 2, 4)]
+    lines += ["", wrapped(f"seen: {verdict.seen}", 2, 4), wrapped(f"expected: {_should(verdict)}", 2, 4)]
     return Story(state, disk, verdict, missing, "\n".join(lines))
 
 
 def _should(verdict: Verdict) -> str:
-    return verdict.expected if verdict.came_back else f"come back at {verdict.expected}"
+    return verdict.expected if verdict.came_back else re.sub(r"\bstep ", "a resume from step ", verdict.expected)
 
 
 def around(trace: Trace, state: State, named: Callable[[int], str]) -> Iterator[str]:
@@ -122,7 +123,7 @@ def sentence(mark: Mark, steps: Sequence[int]) -> str:
     """What a mark says; `steps` are the steps of the saves."""
     match mark.word:
         case "start":
-            return f"processes start{f', told to load step {mark.step}' if mark.step else ''}"
+            return f"processes start{f', with a load of step {mark.step}' if mark.step else ''}"
         case "lands":
             return f"the run goes on from step {mark.step}"
         case "kill":

@@ -8,7 +8,14 @@ _WIDTH = 110
 def wrapped(text: str, indent: int = 0, hanging: int = 4) -> str:
     """Paragraphs of a text: the first is wrapped, and the others, which may be tracebacks, are kept as they are."""
     first, *others = text.splitlines() or [""]
-    filled = textwrap.fill(first, _WIDTH, initial_indent=" " * indent, subsequent_indent=" " * hanging)
+    filled = textwrap.fill(
+        first,
+        _WIDTH,
+        initial_indent=" " * indent,
+        subsequent_indent=" " * hanging,
+        break_long_words=False,
+        break_on_hyphens=False,  # names of tests, clauses and options are copied from a report
+    )
     return "\n".join([filled, *(" " * hanging + line for line in others)])
 
 

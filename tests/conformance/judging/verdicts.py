@@ -298,7 +298,7 @@ def root_of(clause: Clause, failures: Sequence[Finding], findings: Sequence[Find
 
 
 def causes(judged: Sequence[Judged]) -> tuple[Cause, ...]:
-    """Group the clauses that failed unexpectedly by what has to be mended; the cause of most failed tests first."""
+    """Group the clauses that failed unexpectedly by what has to be fixed; the cause of most failed tests first."""
     failed = {one.clause.slug: one for one in judged if one.verdict is Verdict.FAIL}
     resting: dict[str, list[Judged]] = {slug: [] for slug in failed}
     for one in failed.values():

@@ -1,7 +1,7 @@
-"""What became of each mutant, and what that says of the suite.
+"""What became of each mutant, and what that says about the suite.
 
-Five things are reported, each in a line of its own.  Three of them are holes in the
-suite and fail the gate: a mutant that survives, a mutant that dies of another
+Five things are reported, each in a line of its own.  Three of them are gaps in the
+suite and fail the command: a mutant that survives, a mutant that fails by another
 clause than its own, and a clause that no mutant breaks.  The others may be
 chance: a test that was tried and has never killed anything, and an assertion
 that was never seen to fail.
@@ -34,7 +34,7 @@ class End(StrEnum):
     """How a mutant ends."""
 
     KILLED = "killed"
-    ELSEWHERE = "dies of another clause"
+    ELSEWHERE = "fails by another clause"
     SURVIVES = "survives"
     NOT_JUDGED = "not judged here"
     ERROR = "error"
@@ -134,7 +134,7 @@ class Outcome:
 
     @property
     def is_hang(self) -> bool:
-        """Whether all that it dies of is a call that does not return."""
+        """Whether all that it fails by is a call that does not return."""
         own = self.failed.get(self.mutant.own.slug, [])
         return bool(own) and all(finding.case in self.trial.hung for finding in own)
 
@@ -201,12 +201,12 @@ class Matrix:
             clause for clause in CLAUSES if clause.slug in claimed and (self.asked is None or clause.slug in self.asked)
         ]
 
-    def killers(self, slug: str) -> list[Outcome]:
-        """The mutants that break this clause, say so, and die of it."""
+    def killed_by(self, slug: str) -> list[Outcome]:
+        """The mutants that break this clause, say so, and fail by it."""
         return [one for one in self.outcomes if slug in one.mutant.clauses and slug in one.failed and not one.errors]
 
     @cached_property
-    def idle_tests(self) -> list[str]:
+    def tests_that_killed_nothing(self) -> list[str]:
         """Tests that were tried on mutants and in which nothing ever failed, each named without its parameters.
 
         Those that could never be tried, as without a GPU, have the reason behind the name.
@@ -222,7 +222,7 @@ class Matrix:
 
     @cached_property
     def lines(self) -> list[Line]:
-        """What there is to tell, what fails the gate first."""
+        """Everything to report, with what fails the command first."""
         cut = [Line("interrupted", f"{self.interrupted}; nothing is said of the rest")] if self.interrupted else []
         return [*cut, *self._about_bases(), *self._about_mutants(), *self._about_clauses(), *self._about_tests()]
 
@@ -247,7 +247,7 @@ class Matrix:
         if self.is_partial:
             return
         for clause in self.clauses:
-            if self.killers(clause.slug):
+            if self.killed_by(clause.slug):
                 continue
             waiting = [one for one in self.outcomes if one.end is End.NOT_JUDGED and clause.slug in one.mutant.clauses]
             if not waiting:
@@ -256,7 +256,7 @@ class Matrix:
     def _about_tests(self) -> Iterable[Line]:
         if self.is_partial or self.asked is not None or self.until_killed:
             return
-        yield from (Line(IDLE_TEST, test, fails=False) for test in self.idle_tests)
+        yield from (Line(IDLE_TEST, test, fails=False) for test in self.tests_that_killed_nothing)
         at = [at for one in self.outcomes for at in one.failed_at]
         yield from (Line(IDLE_ASSERTION, str(one), fails=False) for one in never_failed(self.assertions, at))
 

@@ -55,7 +55,7 @@ class Trial:
     wall_s: float = 0
 
 
-class Bench:
+class TrialRunner:
     """A place for one trial after the other, with a warm server of its own; `close` ends that."""
 
     def __init__(self, base: str, until_killed: bool = False) -> None:

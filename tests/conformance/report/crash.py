@@ -32,7 +32,7 @@ _SHOWN = 3
 """Stories on a terminal."""
 _CAUSES = 12
 """Causes on a terminal."""
-_COLUMNS = "{:<14}{:<7}{:<32}{:>9}{:>8}{:>6}{:>9}{:>10}"
+_COLUMNS = "{:<14}{:<7}{:<44}{:>9}{:>8}{:>6}{:>9}{:>10}"
 _DRILLS = "{:<12}{:<12}{:<7}{:>6}{:>8}{:>6}{:>9}{:>7}{:>9}"
 
 
@@ -41,7 +41,7 @@ _BY_THEIR_TEXT = ("refused", "died", "hung", "stuck")
 
 
 @dataclass(frozen=True)
-class Means:
+class RecordingSetup:
     """How it was recorded, and what that left out."""
 
     recorder: Backend
@@ -114,7 +114,7 @@ class Report:
     """The command that runs against the same manager, at a level yet to be said."""
     out: Path
     """The directory of the report's files."""
-    means: Means
+    setup: RecordingSetup
 
     @property
     def found(self) -> list[Found]:
@@ -171,7 +171,7 @@ class Report:
         jobs: list[Result | Drilled] = [*self.results, *self.drilled]
         counted_ones = [cause for cause in self.causes if self.counts(cause)]
         seen: tuple[tuple[bool, Status, str], ...] = (
-            (bool(self.means.interrupted), Status.OUR_ERROR, "it was interrupted"),
+            (bool(self.setup.interrupted), Status.OUR_ERROR, "it was interrupted"),
             (any(job.error for job in jobs), Status.OUR_ERROR, "the suite itself failed"),
             (
                 any(one.contradiction for one in explored),
@@ -190,7 +190,7 @@ class Report:
             ),
             (any(job.is_blocked for job in jobs), Status.FAILED, "a run without any death hung"),
             (any(job.refusal for job in jobs), Status.NOTHING_JUDGED, "not everything could be explored or tried"),
-            (self.means.recorder.is_coarse, Status.NOTHING_JUDGED, "the recorder does not see everything"),
+            (self.setup.recorder.is_coarse, Status.NOTHING_JUDGED, "the recorder does not see everything"),
             (any(one.totals.states == 0 for one in explored), Status.NOTHING_JUDGED, "there was nothing to explore"),
         )
         found = [(status, why) for is_so, status, why in seen if is_so]
@@ -219,11 +219,11 @@ def level_of(verdict: Verdict) -> Level:
 
 def console(report: Report) -> str:
     """A summary on one screen: how it ended, the causes, what was not tried, and sums; below it, the details."""
-    means = report.means
+    setup = report.setup
     lines = [
-        f"crash exploration of {report.implementation.name}, level {report.level}; recorded by {means.recorder.says}"
+        f"crash exploration of {report.implementation.name}, level {report.level}; recorded by {setup.recorder.says}"
     ]
-    lines += [*map(wrapped, means.sentences()), "", *_summary(report), "", "details"]
+    lines += [*map(wrapped, setup.sentences()), "", *_summary(report), "", "details"]
     if report.results:
         lines += ["", *_of_disks(report)]
     if report.drilled:
@@ -236,7 +236,7 @@ def _summary(report: Report) -> Iterator[str]:
     yield f"exit status {status:d}: {why}"
     for cause in report.causes[:_CAUSES]:
         yield wrapped(f"FAILED {_in_a_line(cause)}{_beyond(report, cause)}")
-        yield f"    replay: {cause.example.replay}"
+        yield f"    reproduce: {cause.example.replay}"
     if len(report.causes) > _CAUSES:
         yield f"and {counted(len(report.causes) - _CAUSES, 'more cause')}, each explained in {report.out}/crash.html"
     beyond = sum(not report.counts(cause) for cause in report.causes)
@@ -275,7 +275,7 @@ def _of_disks(report: Report) -> Iterator[str]:
 def _stories(report: Report) -> Iterator[str]:
     """The simplest story of a few causes."""
     for cause in report.causes[:_SHOWN]:
-        yield from ("", cause.example.story, "", f"  replay: {cause.example.replay}")
+        yield from ("", cause.example.story, "", f"  reproduce: {cause.example.replay}")
     if len(report.causes) > _SHOWN:
         yield from ("", f"{len(report.causes)} causes in all, each explained in {report.out}/crash.html")
 
@@ -316,14 +316,14 @@ def _notes_of_drills(report: Report) -> Iterator[str]:
 
 def _sum_of_drills(report: Report) -> str:
     drilled = report.drilled
-    points, seconds = sum(one.points for one in drilled), report.means.took_s(drilled)
+    points, seconds = sum(one.points for one in drilled), report.setup.took_s(drilled)
     bad = sum(found.points for one in drilled for found in one.bad)
     each = f", {seconds / points:.3f} s a point" if points else ""
-    return f"{counted(points, 'point')} on real processes, {bad:,} bad; {seconds:.0f} s{each}{_beside(report.means)}"
+    return f"{counted(points, 'point')} on real processes, {bad:,} bad; {seconds:.0f} s{each}{_beside(report.setup)}"
 
 
-def _beside(means: Means) -> str:
-    return f" ({means.side_by_side} at the same time)" if means.side_by_side > 1 else ""
+def _beside(setup: RecordingSetup) -> str:
+    return f" ({setup.side_by_side} at the same time)" if setup.side_by_side > 1 else ""
 
 
 def _line(result: Result, explored: Explored) -> str:
@@ -395,13 +395,13 @@ def _replays(report: Report) -> Iterator[str]:
 
 
 def _sums(report: Report) -> Iterator[str]:
-    totals, seconds = report.totals, max(1e-9, report.means.took_s(report.results))
+    totals, seconds = report.totals, max(1e-9, report.setup.took_s(report.results))
     plain = sum(result.unrecorded_s for result in report.results)
     recorded = sum(result.recorded_s for result in report.results if result.unrecorded_s)
     cost = f"; recording took {recorded / plain:.1f} times as long as not recording" if plain else ""
     yield (
         f"{totals.new:,} distinct disks out of {totals.states:,} states, {totals.new_bad:,} bad; {seconds:.0f} s, "
-        f"{totals.new / seconds:,.0f} distinct disks judged a second{_beside(report.means)}"
+        f"{totals.new / seconds:,.0f} distinct disks judged a second{_beside(report.setup)}"
     )
     again = f"{totals.confirmed:,} shared outcomes were tried again and confirmed"
     yield f"{totals.resumes:,} processes resumed; {again}{cost}"
@@ -422,26 +422,26 @@ def scripts(report: Report) -> dict[str, str]:
 
 def as_json(report: Report) -> dict[str, Any]:
     """The report as plain values."""
-    means = report.means
+    setup = report.setup
     return {
         "version": __version__,
         "implementation": report.implementation.name,
         "environment": report.implementation.environment,
         "level": str(report.level),
         "recorder": {
-            "name": means.recorder.name,
-            "says": means.recorder.says,
-            "is_coarse": means.recorder.is_coarse,
-            "unseen": means.recorder.unseen,
-            "unreached": list(means.unreached),
+            "name": setup.recorder.name,
+            "says": setup.recorder.says,
+            "is_coarse": setup.recorder.is_coarse,
+            "unseen": setup.recorder.unseen,
+            "unreached": list(setup.unreached),
         },
-        "interrupted": means.interrupted,
+        "interrupted": setup.interrupted,
         "exit": {"status": int(report.status), "why": report.outcome[1]},
         "causes": [_cause_json(cause, report) for cause in report.causes],
-        "side_by_side": means.side_by_side,
+        "side_by_side": setup.side_by_side,
         "totals": asdict(report.totals),
         "recordings": [_recording_json(result) for result in report.results],
-        "seconds": round(means.took_s(report.results) + means.took_s(report.drilled), 3),
+        "seconds": round(setup.took_s(report.results) + setup.took_s(report.drilled), 3),
         "drills": [_drilled_json(one, report) for one in report.drilled],
     }
 
@@ -533,8 +533,8 @@ def html_page(report: Report) -> str:
     """What was tried on real processes, and each recording's operations with what a death after each of them leaves."""
     body = [f"<h1>Crash exploration of {html.escape(report.implementation.name)}</h1>"]
     body.append(f"<p>Judged at level {report.level}; failures of clauses above it are shown, and not counted.</p>")
-    body.append(f"<p>Recorded by {html.escape(report.means.recorder.says)}.</p>")
-    body += [f"<p><b>{html.escape(said)}</b></p>" for said in report.means.sentences()]
+    body.append(f"<p>Recorded by {html.escape(report.setup.recorder.says)}.</p>")
+    body += [f"<p><b>{html.escape(said)}</b></p>" for said in report.setup.sentences()]
     body += _causes_section(report)
     body += _drills_section(report) if report.drilled else []
     if report.results:
@@ -570,7 +570,7 @@ def _drills_section(report: Report) -> Iterator[str]:
     yield "</table>"
     for bad in (bad for one in report.drilled for bad in one.bad):
         head = f"{bad.verdict.word} [{bad.verdict.clause}], {bad.point}, {counted(bad.points, 'point')}"
-        yield unfolded(head, f"{bad.text}\n\n  replay: {report.replay(bad)}")
+        yield unfolded(head, f"{bad.text}\n\n  reproduce: {report.replay(bad)}")
 
 
 def _section(result: Result) -> Iterator[str]:

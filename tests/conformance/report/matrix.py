@@ -35,7 +35,7 @@ def _shortened(text: str) -> str:
 def totals(matrix: Matrix) -> str:
     """One sentence with all counts."""
     words = [f"{matrix.count(end)} {end}" for end in End if matrix.count(end)]
-    covered = sum(bool(matrix.killers(clause.slug)) for clause in matrix.clauses)
+    covered = sum(bool(matrix.killed_by(clause.slug)) for clause in matrix.clauses)
     cpu_s = sum(one.trial.cpu_s for one in matrix.outcomes)
     clauses = "" if matrix.is_partial else f" {covered} of {len(matrix.clauses)} clauses are broken by a mutant;"
     taken = f"{cpu_s:.0f} s of processor time for mutants, {matrix.seconds:.0f} s in all"
@@ -62,7 +62,7 @@ def _line(one: Outcome) -> str:
 
 
 def as_json(matrix: Matrix) -> dict[str, Any]:
-    """Plain values: bases, mutants with everything that failed in them, clauses with their killers, and the lines."""
+    """Plain values: bases, mutants with everything that failed in them, clauses with what they kill, and the lines."""
     return {
         "suite_version": __version__,
         "is_partial": matrix.is_partial,
@@ -73,7 +73,9 @@ def as_json(matrix: Matrix) -> dict[str, Any]:
             for base in (matrix.base, *matrix.other_bases)
         ],
         "mutants": [_mutant_json(one) for one in matrix.outcomes],
-        "clauses": {clause.slug: [one.mutant.name for one in matrix.killers(clause.slug)] for clause in matrix.clauses},
+        "clauses": {
+            clause.slug: [one.mutant.name for one in matrix.killed_by(clause.slug)] for clause in matrix.clauses
+        },
         "lines": [{"kind": line.kind, "text": line.text, "fails": line.fails} for line in matrix.lines],
     }
 
@@ -134,7 +136,7 @@ def _grid(matrix: Matrix) -> Iterator[str]:
     names = "".join(f"<th class=head title='{mistake}'><span>{name}</span></th>" for name, mistake in heads)
     yield f"<tr><th class='head side'></th>{names}</tr>"
     for clause in matrix.clauses:
-        bare = "" if matrix.is_partial or matrix.killers(clause.slug) else " bare"
+        bare = "" if matrix.is_partial or matrix.killed_by(clause.slug) else " bare"
         cells = "".join(_mark(one, clause.slug) for one in matrix.outcomes)
         yield f"<tr><th class='side{bare}' title='{_quoted(clause.sentence)}'>{clause.slug}</th>{cells}</tr>"
 

@@ -78,7 +78,7 @@ def console(report: Report) -> str:
         lines.append(_COLUMNS.format(one.storage, *map("{:,}".format, counts)))
     lines += ["", *_notes(report), *_causes(report)]
     for found in result.found[:_SHOWN]:
-        lines += ["", found.text, "", f"  replay: python {report.out}/{found.name}"]
+        lines += ["", found.text, "", f"  reproduce: python {report.out}/{found.name}"]
     if len(result.found) > _SHOWN:
         lines += ["", f"{len(result.found)} causes in all, each explained in {report.out}/script.html"]
     return "\n".join([*lines, "", *_sums(report)])
@@ -213,5 +213,5 @@ def html_page(report: Report) -> str:
     body = [f"<h1>{html.escape(report.result.command)}</h1>", f"<pre>{html.escape(console(report))}</pre>"]
     for found in report.result.found:
         head = f"{found.bad.verdict.word} [{found.clause}], {found.counts}"
-        body.append(unfolded(head, f"{found.text}\n\n  replay: python {report.out}/{found.name}"))
+        body.append(unfolded(head, f"{found.text}\n\n  reproduce: python {report.out}/{found.name}"))
     return page("restarts of a training script", body)

@@ -7,13 +7,13 @@ folder     the checkpoint folder, looked at without the manager
 cases      checkpoint folders that others wrote
 state      fingerprints of training state
 timeline   the run that nothing disturbs
-life       process lives of a scenario, which tell what they do
+life       the processes of a scenario, and the story of what they did
 hooks      processes whose training loop calls hooks, which save and remove
-scenario   what a test gets: lives, folder, timeline and judge in one hand
-ledger     what was saved, what became of it, and what may come back
-landing    where a resume came back
+scenario   what a test gets: processes, folder, timeline and judge in one hand
+ledger     what was saved, what became of it, and what may be resumed from
+landing    where a resume landed
 verdict    what that is worth, and which clause fails
-team       lives over one folder that save, die, resume and go on
+team       processes over one folder that save, die, resume and go on
 workplace  a warm server, a folder and the undisturbed run, to try a manager in
 ways       which way of working an adapter names, and what a test then does
 machine    whether this machine has what it takes to judge

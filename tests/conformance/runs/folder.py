@@ -147,7 +147,7 @@ class Folder:
             for name in names
         )
 
-    def debris(self) -> dict[str, Room]:
+    def leftovers(self) -> dict[str, Room]:
         """What stands in the folder and is neither a complete checkpoint nor the pointer, by name."""
         complete = {path.name for path in map(self.of, self.complete())}
         names = [entry.name for entry in os.scandir(self.path)]
@@ -168,10 +168,20 @@ class Folder:
         shutil.copytree(source, self.path, symlinks=True)
 
     def __str__(self) -> str:
-        torn = [f"{step} (without {', '.join(self.missing(self.of(step)))})" for step in sorted(self.torn())]
+        torn = [f"{step} ({self._why_torn(self.of(step))})" for step in sorted(self.torn())]
         said = [f"complete {sorted(self.complete())}", f"torn {', '.join(torn)}" if torn else ""]
         said += [f"{self.layout.pointer} -> {self.pointer_target()}" if self.layout.pointer else "", self.unlike()]
         return ", ".join(part for part in said if part)
+
+    def _why_torn(self, path: Path) -> str:
+        """What this entry lacks to be complete, in words: files that are not there, and files without content."""
+        if not self.layout.is_dir:
+            return f"{path.name} is empty"
+        missing = self.missing(path)
+        absent = [name for name in missing if _size(path / name) < 0]
+        empty = [name for name in missing if name not in absent]
+        said = [f"without {', '.join(absent)}"] if absent else []
+        return ", ".join([*said, *(f"{name} is empty" for name in empty)])
 
     def unlike(self) -> str:
         """Of a folder that has no checkpoint by its layout, what it holds and what was looked for; else nothing."""

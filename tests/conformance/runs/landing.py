@@ -1,4 +1,4 @@
-"""Where a resume comes back, and whether what it brings back is, bit for bit, a save that was made."""
+"""Where a resume landed, and whether the restored state equals a save, bit for bit."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ OTHER_SEED = 999
 
 @dataclass(frozen=True)
 class Landing:
-    """Where a resume came back."""
+    """Where a resume landed."""
 
     word: str
     """`fresh`, `landed`, `mixed` (at a step, with no state that was saved there), `apart` (each rank at a step of its

@@ -1,8 +1,7 @@
-"""Process lives of a scenario: a `Life` is one process, a `World` the ranks of one run.
+"""The processes of a scenario: a `Life` is one process, a `World` the ranks of one run.
 
-Both have a memory: whatever they are told becomes a sentence of the story that
-a failure prints.  `Worker` says what each command does and raises; a command of
-a `World` that goes wrong on any rank raises `OnRank`.
+Each command to them becomes a sentence of the story that a failure prints.
+`Worker` says what each command does and raises; a command of a `World` that goes wrong on any rank raises `OnRank`.
 """
 
 import time
@@ -32,7 +31,7 @@ from forge_conformance.watch.gate import Gate, Picks, in_background
 
 
 class Surroundings(Protocol):
-    """What a life needs of its scenario."""
+    """What a process needs of its scenario."""
 
     server: Server
     folder: Folder
@@ -40,7 +39,7 @@ class Surroundings(Protocol):
     patience_s: float
 
     def make_way(self, saver: "AnyLife") -> None:
-        """End the other lives over the folder of one that is about to save."""
+        """End the other processes over the folder of one that is about to save."""
 
 
 class WrongStep(ManagerFault):
@@ -48,7 +47,7 @@ class WrongStep(ManagerFault):
 
 
 class AnyLife(ABC):
-    """What a life has on one rank or on several."""
+    """What a run has on one rank or on several."""
 
     def __init__(self, scenario: Surroundings, ranks: Ranks, name: str, settings: dict[str, Any]) -> None:
         self.scenario = scenario
@@ -164,7 +163,7 @@ class AnyLife(ABC):
 
 
 class Life(AnyLife):
-    """One process life; see `Worker` for what each call does and raises."""
+    """One process; see `Worker` for what each call does and raises."""
 
     @property
     def worker(self) -> Worker:
@@ -173,7 +172,7 @@ class Life(AnyLife):
 
     @property
     def gate(self) -> Gate:
-        """Picks and observes the file operations of this life."""
+        """Picks and observes the file operations of this process."""
         assert self.worker.gate is not None, "start(gated=True) asks for a gate"
         return self.worker.gate
 
@@ -230,7 +229,7 @@ class Life(AnyLife):
     def flush(self) -> None:
         """`flush_pending_save`."""
         self.require_usable()
-        self.tell("flushes its pending save")
+        self.tell("flushes its save in flight")
         self.note(self.clause_of_commit(is_save=False))
         self.worker.flush()
 
@@ -251,12 +250,12 @@ class Life(AnyLife):
         self.require_usable()
         loaded = self.worker.load(path, exclude, freeze_expected, parts)
         self.step = loaded.step
-        self.tell(f"comes back at step {loaded.step}" + (", as from a fresh start" if loaded.is_fresh else ""))
+        self.tell("starts fresh" if loaded.is_fresh else f"resumes from step {loaded.step}")
         return loaded
 
     def close_gate(self, holds: Picks = in_background, saying: str = "its background file operations are held") -> Gate:
         """From now on hold what `holds` picks."""
-        self.tell(f"goes on, but from here {saying}")
+        self.tell(f"continues; from now on {saying}")
         self.scenario.judge.happens("a held operation")
         return self.worker.close_gate(holds)
 
@@ -313,7 +312,7 @@ class Life(AnyLife):
 
     def interrupt(self) -> None:
         """SIGINT to the process, whatever it is doing."""
-        held = f" while {self.gate.held()[0]} is about to happen" if self.worker.gate and self.gate.held() else ""
+        held = f" before {self.gate.held()[0]}" if self.worker.gate and self.gate.held() else ""
         self.tell(f"gets SIGINT{held}")
         self.scenario.judge.happens("an interrupt")
         self.worker.interrupt()
@@ -360,7 +359,7 @@ class Life(AnyLife):
 
     def kill(self) -> None:
         """SIGKILL."""
-        held = f" while {self.gate.held()[0]} is about to happen" if self.worker.gate and self.gate.held() else ""
+        held = f" before {self.gate.held()[0]}" if self.worker.gate and self.gate.held() else ""
         self.tell(f"is killed{held}")
         self.scenario.judge.happens("a kill")
         self.worker.kill()
@@ -484,7 +483,7 @@ class World(AnyLife):
         return found
 
     def load(self, path: Path | str | None = None) -> list[Loaded]:
-        """Resume; where each rank came back."""
+        """Resume; where each rank landed."""
         landed: list[Loaded] = values(self.load_outcomes(path))
         return landed
 
@@ -502,7 +501,7 @@ class World(AnyLife):
 
     def strike(self, rank: int, number: int) -> None:
         """Send a signal other than SIGKILL to one rank."""
-        assert number != SIGKILL, "kill() buries what it kills"
+        assert number != SIGKILL, "kill() also reaps"
         self.scenario.judge.happens("a signal")
         self.ranks.workers[rank].strike(number)
 
@@ -511,4 +510,4 @@ def _landing(outcome: Outcome) -> str:
     if outcome.fault is not None:
         return f"rank {outcome.rank}: {str(outcome.fault)[:160]}"
     loaded = outcome.value
-    return f"rank {outcome.rank} " + ("comes back fresh" if loaded.is_fresh else f"comes back at step {loaded.step}")
+    return f"rank {outcome.rank} " + ("starts fresh" if loaded.is_fresh else f"resumes from step {loaded.step}")

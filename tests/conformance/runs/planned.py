@@ -33,7 +33,7 @@ def _counted(step: int, recorded: str, is_collected: bool, plan: Plan) -> str:
     return PERMANENT if step == 0 or is_permanent_step(step, plan) or recorded == PERMANENT else "kept"
 
 
-def amiss(expected: Collection[int], complete: Collection[int], kinds: Mapping[int, str], plan: Plan) -> GoingOn:
+def deviation(expected: Collection[int], complete: Collection[int], kinds: Mapping[int, str], plan: Plan) -> GoingOn:
     """What is wrong with the complete steps that a run has left; `kinds` are what each was saved as."""
     gone, left = sorted(set(expected) - set(complete)), sorted(set(complete) - set(expected))
     if gone:

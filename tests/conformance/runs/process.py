@@ -1,4 +1,4 @@
-"""One process life of a training run, seen from the suite.
+"""One process of a training run, seen from the suite.
 
 Every call is a command to the worker and blocks until its reply.  What can go
 wrong is the manager's doing and has a type: `Raised` (it raised), `WrongAnswer`
@@ -39,10 +39,14 @@ class Raised(ManagerFault):
     """The manager raised; `kinds` are the names of the exception's classes, most specific first."""
 
     def __init__(self, doing: str, error: dict[str, Any]) -> None:
-        super().__init__(f"{doing} raised {error['type']}: {error['message'] or '(without a message)'}")
+        super().__init__(f"{doing} raised {_named(error)}")
         self.kinds: tuple[str, ...] = tuple(error["kinds"])
         self.message: str = error["message"]
         self.traceback: str = error["traceback"]
+
+
+def _named(error: dict[str, Any]) -> str:
+    return f"{error['type']}: {error['message']}" if error["message"] else f"{error['type']} (no message)"
 
 
 class WrongAnswer(ManagerFault):
@@ -77,7 +81,7 @@ class Died(ManagerFault):
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a load came back with."""
+    """What a load returned."""
 
     step: int
     tokens_seen: int
@@ -144,7 +148,7 @@ class Worker:
         """SIGKILL, as a preemption or the memory killer would: the process and what it started, at once."""
         if self._status is None:
             self.strike()
-            self._bury()
+            self._reap_and_close()
 
     def strike(self, number: int = signal.SIGKILL) -> None:
         """Send a signal to the process and what it started, and do not wait for what comes of it."""
@@ -172,9 +176,9 @@ class Worker:
         """The exit status of a process that is about to end by itself; `Hung` if it does not."""
         if not self._ends_within(self._timeout_s()):
             raise self.hang("the interpreter's normal exit")
-        return self._bury()
+        return self._reap_and_close()
 
-    def _bury(self) -> int:
+    def _reap_and_close(self) -> int:
         if self._status is None:
             self._status = self._reap(self.pid)  # with everything that it started
             if self._supervisor is not None:
@@ -334,7 +338,7 @@ class Worker:
         except Closed:
             if self._status is None and not self._ends_within(timeout_s):
                 raise self.hang(doing) from None
-            raise Died(doing, self._bury(), self.output()[-2000:]) from None
+            raise Died(doing, self._reap_and_close(), self.output()[-2000:]) from None
 
     def _await_word(self, timeout_s: float) -> None:
         """Return when there is something to receive; `Closed` if the process has ended without a word."""

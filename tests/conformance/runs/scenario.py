@@ -1,4 +1,4 @@
-"""What a test gets: process lives over one folder, the undisturbed run, and the means to judge them."""
+"""What a test gets: processes over one folder, the undisturbed run, and the means to judge them."""
 
 import contextlib
 import os
@@ -319,7 +319,7 @@ class Scenario:
         because: str = "",
         reaches: bool = True,
     ) -> None:
-        """A resume came back, on every rank, at the same one of these steps.
+        """A resume landed, on every rank, on the same one of these steps.
 
         None stands for a fresh start, which can't be distinguished from step 0.
         """
@@ -331,7 +331,7 @@ class Scenario:
         self.expect(
             clause,
             len(set(seen)) == 1 and set(seen) <= steps,
-            expected=f"{who}to come back at {_steps(steps)}{because and ', because ' + because}",
+            expected=f"{who}to land on {_steps(steps)}{because and ', because ' + because}",
             seen=f"{', '.join(_steps({one}) for one in seen)}; the folder holds: {self.folder}",
             reaches=reaches,
         )

@@ -38,7 +38,7 @@ class _Process(Protocol):
 
 
 class _Fork:
-    """A server's process that another server has forked, and that only that one can bury."""
+    """A server's process that another server has forked, and that only that one can reap."""
 
     def __init__(self, pid: int, host: "Server") -> None:
         self.pid = pid
@@ -247,7 +247,7 @@ class Server:
         watch: str | None = None,
         supervise: Callable[[int, Path, int], Supervisor] = Gate,
     ) -> Worker:
-        """A fresh process life; with a folder, its file operations pass through a gate, or another supervisor."""
+        """A new process; with a folder, its file operations pass through a gate, or another supervisor."""
         ours, theirs = connect()
         self._lives += 1
         log = self._directory / f"worker-{self._lives}.log"

@@ -239,7 +239,7 @@ class Team:
         landing, _ = self.resume(settings, ledger, goes_on=False)
         if landing.word == "landed" and landing.saves & ledger.allowed:
             return GoingOn()
-        where = landing.said or (f"came back at step {landing.step}" if landing.step else "came back fresh")
+        where = landing.said or (f"landed on step {landing.step}" if landing.step else "a fresh start")
         return GoingOn(
             f"after going on to step {step}, the next resume: {where}", "hung" if landing.word == "hung" else "stuck"
         )
@@ -315,7 +315,7 @@ class TeamLife(SavingLife):
         if self.plan:
             new = {saved.step: saved.kind for saved in self.ledger.saves[made:]}
             expected = planned.stands(before, landing.step, new, self.plan)
-            wrong = planned.amiss(expected, self._folder.complete(), {**before, **new}, self.plan)
+            wrong = planned.deviation(expected, self._folder.complete(), {**before, **new}, self.plan)
             if wrong.trouble:
                 return wrong
         return self.team.comes_back(self.settings, self.ledger, self.step)

@@ -4,7 +4,7 @@ A message is whatever a rank sends that another process could get: on a socket,
 or by changing something outside the folder, such as the file through which
 ranks find each other.  Of a connection over TCP it is known which rank is at its other end;
 anything else may reach all.  What a rank was given when it started leads to
-the suite, which is no rank and tells each one the same, whatever the others do.
+the suite, which is not a rank and gives each rank the same values.
 
 Ranks that share memory talk unseen; `Journal.unseen` says so where they map it
 from a file.

@@ -121,7 +121,7 @@ class Gate:
             self._fails = (picks, error)
             self.failed.clear()
 
-    def heal(self) -> None:
+    def stop_failing(self) -> None:
         """From now on no operation fails."""
         with self._changed:
             self._fails = None

@@ -11,9 +11,8 @@ Operations are numbered from 1 over all that is recorded, failed ones included.
 At an operation the recorder can hold the caller, make it fail with an errno
 before anything has happened, or call `dies`, after which nothing is let go.
 
-Changes through a shared writable map are seen at the next operation, and said
-to be (`Journal.unseen`).  Calls that
-copy inside the kernel, and io_uring, are not implemented for a watched process,
+Changes through a shared writable map are seen at the next operation, and
+listed in `Journal.unseen`.  Calls that copy inside the kernel, and io_uring, are not implemented for a watched process,
 so programs fall back to plain writes.
 """
 

@@ -13,7 +13,11 @@ import platform
 from dataclasses import KW_ONLY, dataclass
 
 CHANGES, STORES, LOOKS, SENDS, REFUSED = "changes", "stores", "looks", "sends", "refused"
-"""Kinds of calls: changes a file (or may, as an open does); stores data or maps it; only looks; sends to others."""
+"""Kinds of calls.
+
+`changes`: may change a file or directory.  `stores`: brings data to storage, or maps a file.  `looks`: only queries.
+`sends`: sends a message to another process.  `refused`: returns ENOSYS in a watched process.
+"""
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 """Flags of an open that may change a file."""
 AT_FDCWD = -100

@@ -1,4 +1,4 @@
-"""A life of another user: what befalls a plain user's run, where the suite itself is root.
+"""Runs the process as another user, without root's file permissions.
 
 The process keeps root's capabilities and gives away its user id alone.  So it
 still finds whatever the suite's own user finds, the manager's environment and

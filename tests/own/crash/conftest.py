@@ -11,7 +11,7 @@ import pytest
 from forge_conformance.adapter import Layout, Traits
 from forge_conformance.deaths.drills import Drilled
 from forge_conformance.disks.result import Result
-from forge_conformance.report.crash import Means, Report
+from forge_conformance.report.crash import RecordingSetup, Report
 from forge_conformance.runs.server import Implementation
 from forge_conformance.watch.backends import RECORDERS
 from forge_conformance.watch.gate import is_supported
@@ -39,7 +39,7 @@ def reported(*done: Result | Drilled, level: Level = Level.CORE) -> Report:
     results = tuple(one for one in done if isinstance(one, Result))
     drilled = tuple(one for one in done if isinstance(one, Drilled))
     again = "forge-conformance crash --impl honest"
-    return Report(about, level, results, drilled, again, Path("out"), Means(RECORDERS["seccomp"]))
+    return Report(about, level, results, drilled, again, Path("out"), RecordingSetup(RECORDERS["seccomp"]))
 
 
 CAREFUL = Path(managers.__file__).with_name("careful.py")

@@ -16,7 +16,7 @@ from forge_conformance.deaths import full
 from forge_conformance.deaths.drills import SITUATIONS, Drill, Drilled
 from forge_conformance.deaths.failures import MAY_FAIL, NAMES
 from forge_conformance.deaths.kinds import DEATHS
-from forge_conformance.deaths.plan import Asked, drilled, drills
+from forge_conformance.deaths.plan import DrillSelection, drilled, drills
 from forge_conformance.deaths.small import REFUSED
 from forge_conformance.judging.verdicts import Status
 from forge_conformance.report import crash as report
@@ -28,7 +28,7 @@ from .conftest import CAREFUL, expect_numbers_to_agree, needs_recorder, reported
 pytestmark = needs_recorder
 CARELESS = CAREFUL.with_name("careless.py")
 RANKED = CAREFUL.with_name("ranked.py")
-FEW = Asked(every=7)
+FEW = DrillSelection(every=7)
 
 
 Tries = Callable[..., Drilled]
@@ -41,9 +41,9 @@ def place_of(impl: str, timeout_s: float = 20) -> Iterator[Place]:
         yield place
 
 
-def tried(impl: str, drill: Drill, asked: Asked = FEW) -> Drilled:
+def tried(impl: str, drill: Drill, selection: DrillSelection = FEW) -> Drilled:
     with place_of(impl) as place:
-        return drilled(drill, place, asked)
+        return drilled(drill, place, selection)
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +51,9 @@ def tries() -> Iterator[Tries]:
     """One of the managers in `careless.py` goes through a drill; all share one server."""
     with place_of(f"{CARELESS}:Chosen", timeout_s=10) as place:
 
-        def goes_through(name: str, drill: Drill, asked: Asked = FEW) -> Drilled:
+        def goes_through(name: str, drill: Drill, selection: DrillSelection = FEW) -> Drilled:
             place.folder.with_name("chosen").write_text(name)
-            return drilled(drill, place, asked)
+            return drilled(drill, place, selection)
 
         yield goes_through
 
@@ -76,7 +76,7 @@ def test_a_right_manager_survives_each_kind_of_death(tries: Tries, kind: str, mo
     if not DEATHS[kind].suits(drill):
         assert (kind, mode) == ("exit", "sync")
         return
-    result = tries({"sync": "Careful", "async": "Background"}[mode], drill, Asked(every=9))
+    result = tries({"sync": "Careful", "async": "Background"}[mode], drill, DrillSelection(every=9))
     assert [bad.text for bad in result.bad] == []
     assert result.refusal == ""
     assert result.points >= 2
@@ -84,7 +84,7 @@ def test_a_right_manager_survives_each_kind_of_death(tries: Tries, kind: str, mo
 
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_killed_at_each_operation_a_right_manager_comes_back(tries: Tries, situation: str) -> None:
-    result = tries("Careful", Drill("deaths", "kill", situation, "sync"), Asked())
+    result = tries("Careful", Drill("deaths", "kill", situation, "sync"), DrillSelection())
     assert [bad.text for bad in result.bad] == []
     assert result.points > 12
     assert result.left_out == result.not_possible == 0
@@ -107,7 +107,7 @@ LETHAL = [
 def test_each_mistake_in_dying_is_caught_by_its_clause(
     tries: Tries, name: str, kind: str, situation: str, mode: str, word: str, clause: str
 ) -> None:
-    result = tries(name, Drill("deaths", kind, situation, mode), Asked(every=1))
+    result = tries(name, Drill("deaths", kind, situation, mode), DrillSelection(every=1))
     assert {(one, clause) for one in word.split(" or ")} & found(result)
     for bad in result.bad:
         expect_numbers_to_agree(bad.text)
@@ -117,7 +117,7 @@ def test_each_mistake_in_dying_is_caught_by_its_clause(
     "drill", [Drill("deaths", "kill", "steady", "sync"), Drill("errors", "fail", "steady", "sync")]
 )
 def test_what_never_comes_back_is_told_once_and_is_not_the_fault_of_what_happened(tries: Tries, drill: Drill) -> None:
-    result = tries("LosesOne", drill, Asked(every=9))
+    result = tries("LosesOne", drill, DrillSelection(every=9))
     (changed,) = [bad for bad in result.bad if bad.verdict.word == "changed"]
     assert (changed.verdict.clause, changed.points) == ("resume.exact", 1)
     assert "1 item differing (buffer/" in changed.text
@@ -125,7 +125,7 @@ def test_what_never_comes_back_is_told_once_and_is_not_the_fault_of_what_happene
 
 
 def test_a_process_that_does_not_end_is_told(tries: Tries) -> None:
-    result = tries("NeverEnds", Drill("deaths", "exit", "first-save", "async"), Asked(every=99))
+    result = tries("NeverEnds", Drill("deaths", "exit", "first-save", "async"), DrillSelection(every=99))
     assert found(result) == {("hung", "commit.exit")}
     assert "normal exit did not return within" in result.bad[0].text
 
@@ -133,13 +133,13 @@ def test_a_process_that_does_not_end_is_told(tries: Tries) -> None:
 def test_of_two_ranks_one_or_all_die() -> None:
     with place_of(f"{RANKED}:Ranked") as place:
         for kind in ("kill-all", "kill-one"):
-            result = drilled(Drill("deaths", kind, "steady", "sync", 2), place, Asked(every=9))
+            result = drilled(Drill("deaths", kind, "steady", "sync", 2), place, DrillSelection(every=9))
             assert found(result) == set()
 
 
 def test_a_checkpoint_that_one_rank_is_missing_from_is_found() -> None:
     drill = Drill("deaths", "kill-one", "steady", "sync", 2)
-    result = tried(f"{RANKED}:Hasty", drill, Asked(every=4))
+    result = tried(f"{RANKED}:Hasty", drill, DrillSelection(every=4))
     assert ("refused", "resume.after-kill") in found(result)
     for bad in result.bad:
         expect_numbers_to_agree(bad.text)
@@ -152,25 +152,25 @@ AGAIN = Drill("deaths", "again", "steady", "sync")
 
 
 def test_debris_that_piles_up_is_caught_and_named(tries: Tries) -> None:
-    result = tries("Piles", AGAIN, Asked(in_a_row=15))
+    result = tries("Piles", AGAIN, DrillSelection(in_a_row=15))
     assert found(result) == {("piled", "retention.debris")}
     assert re.search(r"\.staged-\d, \.staged-\d", result.bad[0].text), "each directory of a dead save is named"
     expect_numbers_to_agree(result.bad[0].text)
 
 
 def test_debris_that_is_told_of_may_stand(tries: Tries) -> None:
-    assert found(tries("PilesAndSays", AGAIN, Asked(in_a_row=15))) == set()
+    assert found(tries("PilesAndSays", AGAIN, DrillSelection(in_a_row=15))) == set()
 
 
 def test_a_right_manager_piles_nothing_up(tries: Tries) -> None:
-    assert found(tries("Careful", AGAIN, Asked(in_a_row=30))) == set()
+    assert found(tries("Careful", AGAIN, DrillSelection(in_a_row=30))) == set()
 
 
 # -- failing calls --------------------------------------------------------------------
 
 
 def test_every_errno_is_tried_at_every_call_that_can_return_it(tries: Tries) -> None:
-    result = tries("Careful", Drill("errors", "fail", "first-save", "sync"), Asked())
+    result = tries("Careful", Drill("errors", "fail", "first-save", "sync"), DrillSelection())
     assert result.points > 30
     words = {bad.verdict.word for bad in result.bad}
     assert words == {"phantom"}, "Careful does not take back a commit whose last sync fails; all else is right"
@@ -195,7 +195,7 @@ FAILING = [
 def test_each_mistake_in_failing_is_caught_by_its_clause(
     tries: Tries, name: str, situation: str, mode: str, word: str, clause: str
 ) -> None:
-    result = tries(name, Drill("errors", "fail", situation, mode), Asked(every=1))
+    result = tries(name, Drill("errors", "fail", situation, mode), DrillSelection(every=1))
     for bad in result.bad:
         expect_numbers_to_agree(bad.text)
     either = {(one, clause) for one in word.split(" or ")}
@@ -209,7 +209,7 @@ def test_a_disk_that_is_really_full_and_then_has_room(
     tries: Tries, monkeypatch: pytest.MonkeyPatch, name: str, words: set[str]
 ) -> None:
     monkeypatch.setenv("CHOSEN", name)
-    result = tries(name, Drill("errors", "full", "steady", "sync"), Asked(every=5))
+    result = tries(name, Drill("errors", "full", "steady", "sync"), DrillSelection(every=5))
     if "can't be mounted here" in result.refusal:
         pytest.skip(result.refusal)
     assert found(result) == {(word, "commit.failed-save") for word in words}
@@ -285,12 +285,12 @@ def test_a_bad_point_is_reported_and_its_replay_tries_it_alone(
 def test_a_manager_that_counts_the_steps_saves_one_again_after_a_rewind() -> None:
     drill = Drill("deaths", "kill", "resave", "sync")
     for name, words in (("CountsItsOwnSteps", set()), ("MixesItsOwnSteps", {("mixed", "commit.resave")})):
-        assert found(tried(f"{CAREFUL}:{name}", drill, Asked(every=2))) == words
+        assert found(tried(f"{CAREFUL}:{name}", drill, DrillSelection(every=2))) == words
     assert "loads no step that is named" in tried(f"{CAREFUL}:NamesNoStep", drill).refusal
 
 
 def test_what_is_beyond_the_level_is_told_and_not_counted(tries: Tries) -> None:
-    result = tries("Swallows", Drill("errors", "fail", "first-save", "sync"), Asked(every=9))
+    result = tries("Swallows", Drill("errors", "fail", "first-save", "sync"), DrillSelection(every=9))
     found = reported(result)
     assert {report.level_of(cause.example.verdict) for cause in found.causes} == {Level.STRICT}
     assert found.status == Status.PASSED

@@ -75,7 +75,7 @@ def test_a_second_death_that_changes_nothing_is_reported_beside_the_rest(
     ended, report = crash(tmp_path, f"careful.py:{name}", *options)
     assert ended == status
     (recording,) = report["recordings"]
-    assert "The second death from nothing could not be explored. save" in recording["refusal"]
+    assert "The second death on disk 1, a fresh start, could not be explored. save" in recording["refusal"]
     assert recording["storages"][0]["totals"]["disks"] > 5
     assert "1 recording of 1 could not be gone through as a whole" in capsys.readouterr().out
 

@@ -323,7 +323,7 @@ def test_a_story_names_the_death_and_its_replay_shows_the_same_without_the_suite
     result = explored("NoSyncOfPointer", "steady", "posix-strict")
     stale = next(one for one in result.found if one.verdict.word == "stale")
     assert "---- here ----" in stale.text
-    assert f"the resume: {stale.verdict.seen}" in stale.text
+    assert f"seen: {stale.verdict.seen}" in stale.text
     script = tmp_path / "replay.py"
     script.write_text(stale.replay)
     alone = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
@@ -333,7 +333,7 @@ def test_a_story_names_the_death_and_its_replay_shows_the_same_without_the_suite
     (rebuilt,) = re.findall(r"^FOLDER = '(.*)'", stale.replay, re.M)
     shutil.rmtree(Path(rebuilt).parent)
     assert done.returncode == 1, done.stderr
-    assert f"came back at {stale.verdict.seen}" in done.stdout
+    assert f"landed on {stale.verdict.seen}" in done.stdout
     assert "the same, bit for bit" in done.stdout
 
 

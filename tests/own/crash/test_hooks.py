@@ -10,7 +10,7 @@ from forge_conformance.disks.explorer import Effort
 from forge_conformance.disks.job import Job, explore
 from forge_conformance.disks.scenarios import SCENARIOS
 from forge_conformance.disks.states import KILL
-from forge_conformance.runs.planned import amiss, stands
+from forge_conformance.runs.planned import deviation, stands
 from forge_conformance.runs.workplace import Manager, workplace
 from forge_spec.ephemeral import EPHEMERAL, PERMANENT, Plan
 
@@ -72,9 +72,9 @@ def test_what_stands_follows_from_what_stood_there_and_was_saved(
 
 def test_what_is_amiss_falls_by_the_clause_about_it() -> None:
     kinds = {2: EPHEMERAL, 3: PERMANENT, 4: PERMANENT, 6: EPHEMERAL}
-    assert amiss({4, 6}, {4, 6}, kinds, Plan(4, 2)).trouble == ""
-    assert amiss({4, 6}, {6}, kinds, Plan(4, 2)).clause == "ephemeral.keeps"
-    assert amiss({4, 6}, {6}, kinds, Plan(4, 2, max_checkpoints=1)).clause == "ephemeral.limit"
-    assert amiss({3, 6}, {6}, kinds, Plan(4, 2)).clause == "ephemeral.class-recorded"
-    assert amiss({4, 6}, {2, 4, 6}, kinds, Plan(4, 2)).clause == "ephemeral.nothing-left"
-    assert amiss({6}, {4, 6}, kinds, Plan(4, 2)).clause == "ephemeral.limit-restart"
+    assert deviation({4, 6}, {4, 6}, kinds, Plan(4, 2)).trouble == ""
+    assert deviation({4, 6}, {6}, kinds, Plan(4, 2)).clause == "ephemeral.keeps"
+    assert deviation({4, 6}, {6}, kinds, Plan(4, 2, max_checkpoints=1)).clause == "ephemeral.limit"
+    assert deviation({3, 6}, {6}, kinds, Plan(4, 2)).clause == "ephemeral.class-recorded"
+    assert deviation({4, 6}, {2, 4, 6}, kinds, Plan(4, 2)).clause == "ephemeral.nothing-left"
+    assert deviation({6}, {4, 6}, kinds, Plan(4, 2)).clause == "ephemeral.limit-restart"

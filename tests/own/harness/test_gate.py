@@ -148,7 +148,7 @@ def test_an_operation_that_is_to_fail_fails_with_that_errno_and_changes_nothing(
     assert f"[Errno {number}] {os.strerror(number)}" in caught.value.message
     assert [operation.paths for operation in gate.failed] == [("two",)]
     assert names(folder) == {"one"}
-    gate.heal()
+    gate.stop_failing()
     do(life, "write_by", "python", "two")
     assert names(folder) == {"one", "two"}
 

@@ -1,4 +1,4 @@
-"""The matrix: whatever it finds out about the suite is a line, and what is a hole in it fails the gate.
+"""The matrix: whatever it finds out about the suite is a line, and each gap fails the command.
 
 One run over managers made for it has every kind of line; the rest is about findings that are written down here.
 """
@@ -51,7 +51,7 @@ MADE = {
 }
 
 
-def test_every_hole_in_the_suite_is_a_line_and_what_is_no_mutant_is_our_error(forge: Command) -> None:
+def test_every_gap_in_the_suite_is_a_line_and_what_is_no_mutant_is_our_error(forge: Command) -> None:
     folder = forge.folder / "mutants"
     folder.mkdir()
     for name, source in MADE.items():
@@ -64,7 +64,7 @@ def test_every_hole_in_the_suite_is_a_line_and_what_is_no_mutant_is_our_error(fo
     says_nothing = next(text for text in found if "says_nothing.py" in text)
     assert found == {
         "alive": "a mutant survives",
-        "elsewhere": "a mutant dies of another clause",
+        "elsewhere": "a mutant fails by another clause",
         "fails_to_load": "an error of the suite",
         "slips": "an error of the suite",
         says_nothing: "an error of the suite",
@@ -123,10 +123,10 @@ SURVIVES = (finding("resume/a-step[sync]"),)
     [
         (matrix(KILLS), set(), Status.PASSED),
         (matrix(KILLS, SURVIVES), {"a mutant survives"}, Status.FAILED),
-        (matrix(KILLS, (finding("x", failing=OTHER),)), {"a mutant dies of another clause"}, Status.FAILED),
+        (matrix(KILLS, (finding("x", failing=OTHER),)), {"a mutant fails by another clause"}, Status.FAILED),
         (
             matrix((finding("x", failing=OTHER),)),
-            {"a mutant dies of another clause", "a clause that no mutant breaks"},
+            {"a mutant fails by another clause", "a clause that no mutant breaks"},
             1,
         ),
         (matrix(), {"a clause that no mutant breaks"}, Status.FAILED),
@@ -136,7 +136,7 @@ SURVIVES = (finding("resume/a-step[sync]"),)
     ],
     ids=["killed", "survivor", "elsewhere", "elsewhere-alone", "uncovered", "idle-test", "error", "slip"],
 )
-def test_each_hole_has_its_line_and_fails_the_gate(found: Matrix, kinds: set[str], status: int) -> None:
+def test_each_gap_has_its_line_and_fails_the_command(found: Matrix, kinds: set[str], status: int) -> None:
     assert {line.kind for line in found.lines} >= kinds
     assert {line.kind for line in found.lines if line.fails} == kinds - {"a test that has never killed anything"}
     assert found.status == status
@@ -152,7 +152,7 @@ def test_what_nobody_can_reach_here_is_neither_killed_nor_a_survivor() -> None:
 
 def test_a_test_that_could_never_be_tried_says_why() -> None:
     reason = replace(finding("gpu/pinned[async]", outcome="unreached"), reason="there is no GPU")
-    assert matrix(KILLS, (reason, finding("resume/idle[sync]"))).idle_tests == [
+    assert matrix(KILLS, (reason, finding("resume/idle[sync]"))).tests_that_killed_nothing == [
         "gpu/pinned (unreached: there is no GPU)",
         "resume/idle",
     ]

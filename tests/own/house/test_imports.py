@@ -52,7 +52,6 @@ ROOMS = (
     Room(f"{SUITE}/worker/ranks.py", "forge_conformance.worker.ranks", (*WORKER, "torch")),
     Room(f"{SUITE}/worker/gpu.py", "forge_conformance.worker.gpu", (*WORKER, "torch")),
     Room(f"{SUITE}/worker/job.py", "forge_conformance.worker.job", (*WORKER, "torch")),
-    Room(f"{SUITE}/worker/odd.py", "forge_conformance.worker.odd", (*WORKER, "torch")),
     Room(f"{SUITE}/worker/server.py", "forge_conformance.worker.server", (*WORKER, "torch")),
     Room(f"{SUITE}/worker/", "forge_conformance.worker", WORKER),
     Room(

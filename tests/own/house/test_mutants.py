@@ -1,4 +1,4 @@
-"""Every mutant can be judged, and tells its mistake, what comes of it, and the clause that it breaks."""
+"""Every mutant can be judged, and states its mistake, its consequence and the clause that it breaks."""
 
 import ast
 import subprocess

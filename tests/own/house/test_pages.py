@@ -15,6 +15,10 @@ from urllib.parse import unquote
 
 import pytest
 
+from forge_conformance.runs.verdict import WORDS
+from forge_spec import CLAUSES
+from forge_spec.clauses import Level
+
 ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "tox.ini").is_file())
 MUTATION = "tests/own/mutation/run.py"
 BOOK = ROOT / "spec" / "BOOK.md"
@@ -170,7 +174,8 @@ def test_every_path_that_a_page_names_exists(page: Path) -> None:
     """In code, and as an argument of pytest or Python."""
     words = [word for code in re.findall(r"`([^`\n]+)`", page.read_text()) for word in code.split()]
     words += [word for command in _commands(page) for word in command.split()]
-    named = {word for word in words if re.match(r"(tests|spec|fixtures|docs|benchmarks|forge_ref)/[\w/.-]*$", word)}
+    ours = r"(tests|spec|fixtures|docs|benchmarks|forge_ref)/[\w/.-]*$|[\w.-]+(/[\w.-]+)+\.py$"
+    named = {word for word in words if re.match(ours, word) and not word.startswith("reports/")}
     assert sorted(path for path in named if not (ROOT / path).exists()) == []
 
 
@@ -209,6 +214,19 @@ def test_the_readme_is_short_and_its_table_of_costs_has_every_environment() -> N
     named = {name for names in re.findall(r"`\./with-tox run -e ([\w,-]+)`", costs) for name in names.split(",")}
     assert named == _environments() - {"lint", "tests"}
     assert "`./with-tox`" in costs
+
+
+def test_the_changelog_counts_the_clauses() -> None:
+    durable = [clause for clause in CLAUSES if clause.level == Level.DURABLE]
+    chapters = {clause.slug.partition(".")[0] for clause in CLAUSES if clause.level < Level.DURABLE}
+    counted = f"{len(CLAUSES) - len(durable)} clauses at the levels core and strict in {len(chapters)} chapters"
+    assert f"{counted}, and {len(durable)} at level durable" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_page_about_crash_has_the_words_of_every_verdict() -> None:
+    page = (ROOT / "docs" / "crash.md").read_text()
+    table = page[page.index("| verdict | meaning |") :].partition("\n\n")[0].splitlines()[2:]
+    assert table == [f"| {word} | {meaning} |" for word, meaning in WORDS.items()]
 
 
 def test_the_picture_in_the_readme_is_what_the_suite_reports_today() -> None:

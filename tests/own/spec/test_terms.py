@@ -1,10 +1,12 @@
 """The specification has one word for one thing: clauses use the words of `terms`, and none that these replace."""
 
 import re
+from pathlib import Path
 
 import pytest
 
 from forge_conformance.judging.verdicts import Verdict
+from forge_conformance.matrix import mutants
 from forge_spec import CAPABILITIES, CLAUSES, Clause
 from forge_spec.clauses import LEVELS, Level
 from forge_spec.front import VERDICTS
@@ -32,6 +34,12 @@ def test_questions_capabilities_levels_and_verdicts_use_no_word_that_a_term_repl
     asked = [text for one in QUESTIONS for text in (one.asks, *one.given.values(), *one.expected.values())]
     texts = [*asked, *CAPABILITIES.values(), *LEVELS.values(), *VERDICTS.values(), *(term.meaning for term in TERMS)]
     assert [(text, words) for text in texts if (words := list(words_not_used(text)))] == []
+
+
+@pytest.mark.parametrize("path", mutants.files(mutants.HERE), ids=lambda path: path.stem)
+def test_the_first_sentence_of_a_mutant_uses_no_word_that_a_term_replaces(path: Path) -> None:
+    """`explain` and the book print it."""
+    assert list(words_not_used(mutants.read(path).mistake)) == []
 
 
 def test_no_term_is_defined_twice_and_each_meaning_is_a_sentence() -> None:
