@@ -24,6 +24,7 @@ from forge_conformance.scripts import remap
 from forge_conformance.scripts.command import FOLDER, Command, missing
 from forge_conformance.scripts.explorer import Explored
 from forge_conformance.scripts.judging import Effort, explore
+from forge_conformance.scripts.lost_rank import LOST_RANK
 from forge_conformance.scripts.preparation import Wishes, prepare
 from forge_conformance.scripts.replay import outcome
 from forge_conformance.scripts.signals import SIGNALS
@@ -77,7 +78,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_deaths,
         default=(),
         metavar="A,B",
-        help="kill, power (as --storage all), term and int: a signal, and time for its handler (kill,term,int)",
+        help="kill, power (as --storage all), rank: one rank alone is killed, term and int: a signal, and time for its "
+        "handler (kill,term,int, and rank with several ranks)",
     )
     parser.add_argument("--grace", type=shared.seconds, default=30.0, metavar="S", help="time after a signal (30)")
     parser.add_argument("--level", help="core, strict or durable (core; with another --storage than kill, durable)")
@@ -200,7 +202,7 @@ def _wishes(options: argparse.Namespace) -> Wishes:
 
 def _deaths(text: str) -> tuple[str, ...]:
     names = tuple(text.split(","))
-    known = (KILL, POWER, *SIGNALS)
+    known = (KILL, POWER, LOST_RANK, *SIGNALS)
     if wrong := [name for name in names if name not in known]:
         raise argparse.ArgumentTypeError(f"{', '.join(map(repr, wrong))}: there are {', '.join(known)}")
     return names
@@ -208,10 +210,13 @@ def _deaths(text: str) -> tuple[str, ...]:
 
 def _kinds(options: argparse.Namespace) -> tuple[str, ...]:
     """The kinds of death in order; kills are always tried, since they show what a restart can bring back."""
-    named = options.deaths or (KILL, *SIGNALS)
+    alone = (LOST_RANK,) if options.ranks > 1 else ()
+    named = options.deaths or (KILL, *alone, *SIGNALS)
+    if LOST_RANK in named and options.ranks == 1:
+        raise shared.BadArgument("--deaths rank kills one rank of several: give --ranks 2 or more.")
     chosen = options.storage or (["all"] if POWER in named or _level(options) >= Level.DURABLE else [])
     storages = STORAGES if "all" in chosen else [name for name in chosen if name != KILL]
-    return tuple(dict.fromkeys((KILL, *(name for name in named if name in SIGNALS), *storages)))
+    return tuple(dict.fromkeys((KILL, *(name for name in named if name in (LOST_RANK, *SIGNALS)), *storages)))
 
 
 def _level(options: argparse.Namespace) -> Level:

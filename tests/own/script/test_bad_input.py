@@ -139,7 +139,7 @@ def test_a_known_cause_is_expected_and_one_that_is_gone_is_stale(judged: Judged,
 def test_kinds_of_death_that_do_not_exist_are_refused_by_their_names(judged: Judged) -> None:
     ran = judged(RIGHT, "--deaths", "kill,lightning")
     assert ran.status == 2
-    assert "'lightning': there are kill, power, term, int" in ran.errors
+    assert "'lightning': there are kill, power, rank, term, int" in ran.errors
 
 
 def test_imports_that_start_threads_are_made_anew_by_each_start(judged: Judged, tmp_path: Path) -> None:
@@ -152,6 +152,19 @@ def test_imports_that_start_threads_are_made_anew_by_each_start(judged: Judged, 
     ran = judged(finds, "--deaths", "kill", environment={"PYTHONPATH": str(library)})
     assert ran.status == 0, ran.said + ran.errors
     assert "Each start is a new process, because its imports start threads." in ran.said
+
+
+def test_threads_that_end_before_each_fork_hinder_none(judged: Judged, tmp_path: Path) -> None:
+    """OpenBLAS, which numpy imports, starts its threads and ends them so."""
+    library = tmp_path / "library"
+    library.mkdir()
+    works = "import os, threading\nends = threading.Event()\nworks = threading.Thread(target=ends.wait, daemon=True)\n"
+    works += "works.start()\nos.register_at_fork(before=lambda: (ends.set(), works.join()))\n"
+    (library / "has_a_worker.py").write_text(works)
+    finds = "import has_a_worker\n" + RIGHT
+    ran = judged(finds, "--deaths", "kill", environment={"PYTHONPATH": str(library)})
+    assert ran.status == 0, ran.said + ran.errors
+    assert "restarts are warm" in ran.said
 
 
 def test_several_ranks_are_started_as_torchrun_does(judged: Judged) -> None:
