@@ -7,7 +7,7 @@ import argparse
 import contextlib
 import secrets
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -121,16 +121,16 @@ def run(options: argparse.Namespace) -> int:
     with (
         shared.temporary_folder(),
         janitor.folder("forge-script-", roomy(), f"{MARK}={mark}") as base,
-        _placed(base / "checkpoints", options.dir) as folder,
     ):
-        stage, progress = Stage(command, folder, mark, is_remapped=options.dir is not None), _Progress(len(kinds))
-        try:
-            prepared = prepare(stage, wishes, lambda line: print(line, flush=True))
-            effort = Effort(not options.every_write, options.seconds, options.grace, options.n)
-            result = explore(prepared, kinds, effort, progress.shows)
-        finally:
-            progress.end()
-            stage.close()
+        with _placed(base / "checkpoints", options.dir) as folder:
+            stage, progress = Stage(command, folder, mark, is_remapped=options.dir is not None), _Progress(len(kinds))
+            try:
+                prepared = prepare(stage, wishes, lambda line: print(line, flush=True))
+                effort = Effort(not options.every_write, options.seconds, options.grace, options.n)
+                result = explore(prepared, kinds, effort, progress.shows)
+            finally:
+                progress.end()
+                stage.close()
         report = Report(result, level, options.out or Path("reports") / "script", expected)
         scripts = write(render.scripts(report), report.out)
         if options.check_replays and not result.interrupted:
@@ -148,12 +148,25 @@ def _command(options: argparse.Namespace) -> Command:
     for words in (first, again):
         if reason := missing(words):
             raise shared.BadArgument(f"{shlex.join(words)}: {reason}.")
+    if options.dir is not None and (inside := _inside(options.dir, (first, again))):
+        raise shared.BadArgument(
+            f"--dir {options.dir}: {inside} is in this folder, whose place another one takes, so it is not found. "
+            "Start the command in a folder that holds nothing else, and name the script by its path."
+        )
     if options.dir is None and not command.names_folder:
         raise shared.BadArgument(
             f"the command does not say where its checkpoints are: write {FOLDER} in their place, as in "
             f"`-- python train.py --out {FOLDER}`, or name the folder with --dir."
         )
     return command
+
+
+def _inside(place: Path, commands: Iterable[Sequence[str]]) -> str:
+    """A file that a command names and that stands below the place; "" if there is none."""
+    words = (word for command in commands for word in command)
+    below = place.resolve()
+    scripts = (word for word in words if word.endswith((".py", ".sh")) and Path(word).is_file())
+    return next((word for word in scripts if below in Path(word).resolve().parents), "")
 
 
 def _enter(place: Path) -> None:

@@ -126,6 +126,35 @@ def test_a_fixed_folder_that_is_not_there_is_not_there_afterwards(judged: Judged
     assert not (tmp_path / "absent").exists()
 
 
+def test_the_folder_in_which_the_command_is_started_can_be_the_one(
+    judged: Judged, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Scripts of examples often write where they are started; relative names lead to the other folder, too."""
+    script = tmp_path_factory.mktemp("elsewhere") / "train.py"
+    script.write_text(IN_PLACE)
+    (tmp_path / "checkpoint.json").write_text("precious")
+    ran = judged(IN_PLACE, "--dir", ".", "--deaths", "kill", words=[sys.executable, str(script), "."])
+    assert ran.status == 1, ran.said + ran.errors
+    assert ran.verdicts >= {("script.starts", "refused", "kill")}
+    assert replayed(ran.out / "replay-1.py") == (1, "verdict: refused")
+    assert (tmp_path / "checkpoint.json").read_text() == "precious"
+
+
+def test_a_folder_with_the_script_in_it_can_not_be_replaced(judged: Judged) -> None:
+    ran = judged(RIGHT, "--dir", ".", words=[sys.executable, "train.py", "."])
+    assert ran.status == 2
+    assert "--dir .: train.py is in this folder" in ran.errors
+
+
+def test_a_progress_bar_is_named_as_one(judged: Judged) -> None:
+    bar = RIGHT.replace(
+        'print(f"step {step} loss {total:.4f}")', 'print(f"{step}%|###   | {step}/7 [loss={total:.4f}]")'
+    )
+    ran = judged(bar, "--deaths", "kill")
+    assert ran.status == 0, ran.said + ran.errors
+    assert "BAR: the progress lines are those of a progress bar" in " ".join(ran.said.split())
+
+
 def test_a_known_cause_is_expected_and_one_that_is_gone_is_stale(judged: Judged, tmp_path: Path) -> None:
     (tmp_path / "known").write_text("script.starts @ kill/refused: the file is overwritten in place\n")
     ran = judged(IN_PLACE, "--deaths", "kill", "--xfail-file", "known")
