@@ -7,7 +7,7 @@ import argparse
 import contextlib
 import secrets
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from forge_conformance.scripts import remap
 from forge_conformance.scripts.command import FOLDER, Command, missing
 from forge_conformance.scripts.explorer import Explored
 from forge_conformance.scripts.judging import Effort, explore
+from forge_conformance.scripts.lost_rank import LOST_RANK
 from forge_conformance.scripts.preparation import Wishes, prepare
 from forge_conformance.scripts.replay import outcome
 from forge_conformance.scripts.signals import SIGNALS
@@ -86,7 +87,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_deaths,
         default=(),
         metavar="A,B",
-        help="kill, power (as --storage all), term and int: a signal, and time for its handler (kill,term,int)",
+        help="kill, power (as --storage all), rank: one rank alone is killed, term and int: a signal, and time for its "
+        "handler (kill,term,int, and rank with several ranks)",
     )
     parser.add_argument(
         "--grace", type=shared.seconds, default=30.0, metavar="S", help="seconds between a signal and SIGKILL (30)"
@@ -144,16 +146,16 @@ def run(options: argparse.Namespace) -> int:
     with (
         shared.temporary_folder(),
         janitor.folder("forge-script-", roomy(), f"{MARK}={mark}") as base,
-        _placed(base / "checkpoints", options.dir) as folder,
     ):
-        stage, progress = Stage(command, folder, mark, is_remapped=options.dir is not None), _Progress(len(kinds))
-        try:
-            prepared = prepare(stage, wishes, lambda line: print(line, flush=True))
-            effort = Effort(not options.every_write, options.seconds, options.grace, options.n)
-            result = explore(prepared, kinds, effort, progress.shows)
-        finally:
-            progress.end()
-            stage.close()
+        with _placed(base / "checkpoints", options.dir) as folder:
+            stage, progress = Stage(command, folder, mark, is_remapped=options.dir is not None), _Progress(len(kinds))
+            try:
+                prepared = prepare(stage, wishes, lambda line: print(line, flush=True))
+                effort = Effort(not options.every_write, options.seconds, options.grace, options.n)
+                result = explore(prepared, kinds, effort, progress.shows)
+            finally:
+                progress.end()
+                stage.close()
         report = Report(result, level, options.out or Path("reports") / "script", expected)
         scripts = write(render.scripts(report), report.out)
         if options.check_replays and not result.interrupted:
@@ -171,12 +173,25 @@ def _command(options: argparse.Namespace) -> Command:
     for words in (first, again):
         if reason := missing(words):
             raise shared.BadArgument(f"{shlex.join(words)}: {reason}.")
+    if options.dir is not None and (inside := _inside(options.dir, (first, again))):
+        raise shared.BadArgument(
+            f"--dir {options.dir}: {inside} is in this folder, whose place another one takes, so it is not found. "
+            "Start the command in a folder that holds nothing else, and name the script by its path."
+        )
     if options.dir is None and not command.names_folder:
         raise shared.BadArgument(
             f"the command does not say where its checkpoints are: write {FOLDER} in their place, as in "
             f"`-- python train.py --out {FOLDER}`, or name the folder with --dir."
         )
     return command
+
+
+def _inside(place: Path, commands: Iterable[Sequence[str]]) -> str:
+    """A file that a command names and that stands below the place; "" if there is none."""
+    words = (word for command in commands for word in command)
+    below = place.resolve()
+    scripts = (word for word in words if word.endswith((".py", ".sh")) and Path(word).is_file())
+    return next((word for word in scripts if below in Path(word).resolve().parents), "")
 
 
 def _enter(place: Path) -> None:
@@ -225,7 +240,7 @@ def _wishes(options: argparse.Namespace) -> Wishes:
 
 def _deaths(text: str) -> tuple[str, ...]:
     names = tuple(text.split(","))
-    known = (KILL, POWER, *SIGNALS)
+    known = (KILL, POWER, LOST_RANK, *SIGNALS)
     if wrong := [name for name in names if name not in known]:
         raise argparse.ArgumentTypeError(f"{', '.join(map(repr, wrong))}: there are {', '.join(known)}")
     return names
@@ -233,10 +248,13 @@ def _deaths(text: str) -> tuple[str, ...]:
 
 def _kinds(options: argparse.Namespace) -> tuple[str, ...]:
     """The kinds of death in order; kills are always tried, since they show what a restart can bring back."""
-    named = options.deaths or (KILL, *SIGNALS)
+    alone = (LOST_RANK,) if options.ranks > 1 else ()
+    named = options.deaths or (KILL, *alone, *SIGNALS)
+    if LOST_RANK in named and options.ranks == 1:
+        raise shared.BadArgument("--deaths rank kills one rank of several: give --ranks 2 or more.")
     chosen = options.storage or (["all"] if POWER in named or _level(options) >= Level.DURABLE else [])
     storages = STORAGES if "all" in chosen else [name for name in chosen if name != KILL]
-    return tuple(dict.fromkeys((KILL, *(name for name in named if name in SIGNALS), *storages)))
+    return tuple(dict.fromkeys((KILL, *(name for name in named if name in (LOST_RANK, *SIGNALS)), *storages)))
 
 
 def _level(options: argparse.Namespace) -> Level:

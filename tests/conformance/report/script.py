@@ -121,11 +121,13 @@ def _sums(report: Report) -> Iterator[str]:
         if found.replayed != found.bad.verdict.word:
             yield f"NOT REPRODUCED: {found.name} says {found.replayed}, the exploration {found.bad.verdict.word}"
     totals = [one.totals for one in result.explored]
-    deaths, disks, bad = (sum(getattr(one, name) for one in totals) for name in ("states", "disks", "bad"))
-    restarts, confirmed = (sum(getattr(one, name) for one in totals) for name in ("restarts", "confirmed"))
+    deaths, restarts, confirmed = (
+        sum(getattr(one, name) for one in totals) for name in ("states", "restarts", "confirmed")
+    )
     yield (
-        f"{counted(deaths, 'death')}, {disks:,} distinct disks, {bad:,} bad; {restarts:,} were restarted from, and "
-        f"{confirmed:,} shared outcomes were tried again and confirmed; {result.seconds:.0f} s"
+        f"{counted(deaths, 'death')}, {result.disks:,} distinct disks, {result.bad_disks:,} bad; "
+        f"{restarts:,} were restarted from, and {confirmed:,} shared outcomes were tried again and confirmed; "
+        f"{result.seconds:.0f} s"
     )
     if report.status == Status.PASSED:
         beyond = sum(found.level > report.level for found in result.found)
@@ -180,6 +182,8 @@ def as_json(report: Report) -> dict[str, Any]:
         "status": int(report.status),
         "interrupted": report.result.interrupted,
         "notes": result.prepared.notes,
+        "disks": result.disks,
+        "bad_disks": result.bad_disks,
         "explored": [
             {
                 "storage": one.storage,

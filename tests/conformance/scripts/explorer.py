@@ -55,6 +55,8 @@ class Bad:
     verdict: Verdict
     states: int = 1
     """How many ways to end came out so."""
+    lost: str = ""
+    """Which rank alone was killed, in words; "" if all were."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,10 @@ class Explored:
     """The last place of a death that there was time for."""
     note: str = ""
     """What else was seen, in a sentence."""
+    disks: frozenset[bytes] = frozenset()
+    """The digests of the distinct disks; another kind of death may leave the same ones."""
+    bad_disks: frozenset[bytes] = frozenset()
+    """Those of them that had a bad verdict after this kind of death."""
 
 
 @dataclass
@@ -177,7 +183,7 @@ class _Walk:
         self._totals = Totals()
         self._bad: dict[tuple[str, ...], Bad] = {}
         self._bad_disks: set[Identity] = set()
-        self._known: set[Identity] = set()
+        self._known: dict[Identity, bytes] = {}
         self._contradiction = ""
         self._comes_back = False
         self._reached = 0
@@ -200,13 +206,18 @@ class _Walk:
         name = KILL if self._storage is None else self._storage.name
         bad = tuple(self._explained())
         totals.seconds = time.monotonic() - begun
-        return Explored(name, totals, bad, self._contradiction, is_cut_short, self._reached)
+        bad_disks = frozenset(self._known[identity] for identity in self._bad_disks)
+        disks = frozenset(self._known.values())
+        return Explored(
+            name, totals, bad, self._contradiction, is_cut_short, self._reached, disks=disks, bad_disks=bad_disks
+        )
 
     def _visit(self, states: States, state: State) -> None:
         self._totals.states += 1
         disk = states.disk(state)
         identity = states.identity(disk)
-        self._known.add(identity)
+        if identity not in self._known:
+            self._known[identity] = disk.digest
         task = self._all.task(state.cut, state.is_power_cut)
         outcome, contradiction = self._all.outcome(identity, disk, task.goal, self._totals)
         self._contradiction = self._contradiction or contradiction
@@ -230,6 +241,7 @@ class _Walk:
         outcome, _ = self._all.outcome(states.identity(disk), disk, task.goal, self._totals)
         verdict = judge(self._all.whole, task, outcome.last)
         if not verdict.is_fine:
+            self._known.setdefault(states.identity(disk), disk.digest)
             self._bad_disks.add(states.identity(disk))
             self._blame(Bad(KILL, end, disk, task, outcome, verdict))
 

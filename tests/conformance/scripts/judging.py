@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from forge_conformance.disks.states import KILL
-from forge_conformance.scripts import side_by_side, signals
+from forge_conformance.scripts import lost_rank, side_by_side, signals
 from forge_conformance.scripts.explorer import Bad, Exploration, Explored, Required, cause_of
 from forge_conformance.scripts.preparation import Prepared
 from forge_conformance.scripts.replay import script
@@ -68,6 +68,8 @@ def _each(exploration: Exploration, prepared: Prepared, deaths: Sequence[str], e
         exploration.deadline = time.monotonic() + effort.seconds
         if name in signals.SIGNALS:
             return signals.under(exploration, prepared, name, effort.grace_s)
+        if name == lost_rank.LOST_RANK:
+            return lost_rank.under(exploration, prepared, effort.grace_s)
         return exploration.under(STORAGES.get(name))
 
     first, *others = deaths

@@ -24,6 +24,8 @@ _LEAST_SILENCE_S = 20.0
 _TIMES_SILENCE = 5
 _NOTHING = Form("", (), ())
 """The form where no line is a progress line."""
+_BAR = r"\d%\|.*\|"
+"""What only a progress bar prints."""
 Say = Callable[[str], None]
 
 
@@ -86,6 +88,11 @@ def prepare(stage: Stage, wishes: Wishes, say: Say) -> Prepared:
         wishes.result_pattern, wishes.result_command, seconds=ended.seconds,
     )  # fmt: skip
     prepared.notes += [] if lines else [recognised]
+    if lines and not wishes.progress and re.search(_BAR, lines[-1].text):
+        prepared.notes.append(
+            "BAR: the progress lines are those of a progress bar, which leaves out steps and shows times. Let the "
+            "script print a line for each step, or name other lines with --progress."
+        )
     _compare(prepared, lines, second)
     if result and _result(stage, wishes) != result:
         prepared.whole = replace(prepared.whole, result="")

@@ -61,12 +61,13 @@ class Spoken:
             self.threads.append(thread)
             self.is_quiet = self.is_quiet or self.form is None or self.form.read(line) is not None
 
-    def changes(self, is_main: bool) -> None:
-        """The folder is about to be changed, by a rank's main thread or not; after a progress line a save begins."""
+    def may_change(self, operation: Operation) -> bool:
+        """Whether an operation that would change the folder may happen; after a progress line a save begins."""
         if self.is_quiet:
             self.journal.mark("begins", self.saves)
             self.saves += 1
             self.is_quiet = False
+        return True
 
 
 class ScriptRecorder(Recorder):
@@ -93,8 +94,8 @@ class ScriptRecorder(Recorder):
         super()._note_outside(caller, name, arguments, paths)
 
     def _make(self, identity: int, caller: Caller, name: str, arguments: Arguments, operation: Operation) -> None:
-        self._spoken.changes(operation.is_main)
-        super()._make(identity, caller, name, arguments, operation)
+        if self._spoken.may_change(operation):  # otherwise its caller is dead, and waits for no answer
+            super()._make(identity, caller, name, arguments, operation)
 
 
 def _written(caller: Caller, name: str, arguments: Arguments) -> str:
@@ -191,6 +192,18 @@ class Timeline:
         """Operations between this progress line, counted from 1, and the next one."""
         end = self.marks[lines][0] if lines < len(self.marks) else len(self.trace.effects)
         return len(self._operations(self.marks[lines - 1][0], end))
+
+    def saves_of(self, rank: int) -> list[list[int]]:
+        """The places of a rank's operations in each save, in order."""
+        marks = ((at, effect) for at, effect in enumerate(self.trace.effects) if isinstance(effect, Mark))
+        begins = [at for at, mark in marks if mark.word == "begins"]
+        own = [at for at in self._operations(0, len(self.trace.effects)) if self._rank_of(at) == rank]
+        ends = [*begins[1:], len(self.trace.effects)]
+        return [[at for at in own if begin < at < end] for begin, end in zip(begins, ends, strict=True)]
+
+    def _rank_of(self, at: int) -> int | None:
+        call = self.trace.calls[at]
+        return None if call is None else call.rank
 
     def place_of(self, mark: int, operations: int) -> int:
         """The cut before the n-th operation after a mark; for 0, the cut after the mark."""

@@ -26,13 +26,17 @@ def enter() -> None:
 
 
 def bind(folder: str, place: str) -> None:
-    """From now on `folder` stands at `place`, which has to be a directory."""
+    """From now on `folder` stands at `place`, which has to be a directory; who is in there is in `folder` then."""
+    here = os.getcwd()
     _call("mount", os.fsencode(folder), os.fsencode(place), None, ctypes.c_ulong(_BIND), None)
+    os.chdir(here)  # otherwise what is opened by a relative name would be what really stands there
 
 
 def unbind(place: str) -> None:
     """What really stands there is there again."""
+    here = os.getcwd()
     _call("umount2", os.fsencode(place), 2)  # also if somebody still looks at it
+    os.chdir(here)
 
 
 def _call(name: str, *arguments: object) -> None:

@@ -70,6 +70,16 @@ class Result:
     interrupted: str = ""
     """When it was, in words; "" if it came to its end."""
 
+    @property
+    def disks(self) -> int:
+        """Distinct disks; one that several kinds of death leave counts once."""
+        return len(frozenset[bytes]().union(*(one.disks for one in self.explored)))
+
+    @property
+    def bad_disks(self) -> int:
+        """Those of them that had a bad verdict after some kind of death."""
+        return len(frozenset[bytes]().union(*(one.bad_disks for one in self.explored)))
+
 
 def clause_of(bad: Bad) -> str:
     """The clause that a bad verdict is about."""

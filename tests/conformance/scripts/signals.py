@@ -19,7 +19,7 @@ from forge_conformance.scripts.preparation import Prepared
 from forge_conformance.scripts.recording import ScriptRecorder, Spoken, Timeline, streams_of
 from forge_conformance.scripts.restarts import Outcome, clear
 from forge_conformance.scripts.starts import Ended
-from forge_conformance.watch.recorder import Control
+from forge_conformance.watch.recorder import Control, Operation
 from forge_conformance.watch.trace import Disk, Journal
 
 SIGNALS = {"term": signal.SIGTERM, "int": signal.SIGINT}
@@ -62,13 +62,13 @@ class _Signalled(Spoken):
                 if self.progress == self.point.lines and not self.point.operations:
                     self._send()
 
-    def changes(self, is_main: bool) -> None:
-        super().changes(is_main)
-        self.has_saved = self.has_saved or (is_main and bool(self.sent_at))
+    def may_change(self, operation: Operation) -> bool:
+        self.has_saved = self.has_saved or (operation.is_main and bool(self.sent_at))
         if self.progress == self.point.lines and self.point.operations:
             self.operations += 1
             if self.operations == self.point.operations:
                 self._send()
+        return super().may_change(operation)
 
     def _send(self) -> None:
         self.sent_at = time.monotonic()
@@ -93,8 +93,8 @@ def under(exploration: Exploration, prepared: Prepared, name: str, grace_s: floa
     """End the script by this signal at each point; the kills have to have been explored before."""
     begun = time.monotonic()
     totals, found, notes = Totals(), dict[tuple[str, ...], Bad](), dict[str, None]()
-    known: set[frozenset[tuple[str, str, bytes]]] = set()
-    bad_disks: set[frozenset[tuple[str, str, bytes]]] = set()
+    known: set[bytes] = set()
+    bad_disks: set[bytes] = set()
     is_cut_short, reached = False, 0
     for point in points(prepared.line):
         is_cut_short = time.monotonic() > exploration.deadline
@@ -102,7 +102,7 @@ def under(exploration: Exploration, prepared: Prepared, name: str, grace_s: floa
             break
         state = _state(prepared.line, point)
         disk, task, note = _ended(exploration, prepared, SIGNALS[name], point, grace_s)
-        known.add(disk.identity)
+        known.add(disk.digest)
         notes[note] = None
         reached = state.cut
         totals.states += 1
@@ -110,13 +110,14 @@ def under(exploration: Exploration, prepared: Prepared, name: str, grace_s: floa
         outcome, _ = exploration.restarter.attempt(disk, task.goal)
         verdict = judge(prepared.whole, task, outcome.last)
         if not verdict.is_fine:
-            bad_disks.add(disk.identity)
+            bad_disks.add(disk.digest)
             key = cause_of(verdict)
             bad = Bad(name, state, disk, task, Outcome(outcome.starts), verdict)
             found[key] = replace(found[key], states=found[key].states + 1) if key in found else bad
     totals.disks, totals.bad, totals.seconds = len(known), len(bad_disks), time.monotonic() - begun
     note = " ".join(filter(None, notes))
-    return Explored(name, totals, tuple(found.values()), "", is_cut_short, reached, note)
+    disks, bad_ones = frozenset(known), frozenset(bad_disks)
+    return Explored(name, totals, tuple(found.values()), "", is_cut_short, reached, note, disks, bad_ones)
 
 
 def _state(line: Timeline, point: Point) -> State:

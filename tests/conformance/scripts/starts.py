@@ -168,9 +168,12 @@ class Running:
                 assert supervise is not None, "whoever watches has a recorder"
                 self._recorders.append(supervise(rank, _listener(ours), process.pid))
 
-    def follow(self, hears: Callable[[str], bool], silence_s: float) -> Ended:
-        """Give each line of output to `hears`, until that returns true, all has ended, or nothing comes for so long."""
-        ended = _Follower(self._processes, silence_s).follow(hears)
+    def follow(self, hears: Callable[[str], bool], silence_s: float, fails: Callable[[], None] | None = None) -> Ended:
+        """Give each line of output to `hears`, until that returns true, all has ended, or nothing comes for so long.
+
+        With `fails`, the other ranks are still followed after one has failed, and this is called after each such one.
+        """
+        ended = _Follower(self._processes, silence_s, fails).follow(hears)
         self.kill()
         return ended
 
@@ -200,9 +203,10 @@ class Running:
 class _Follower:
     """Reads the output of all ranks."""
 
-    def __init__(self, processes: Sequence[Process], silence_s: float) -> None:
+    def __init__(self, processes: Sequence[Process], silence_s: float, fails: Callable[[], None] | None) -> None:
         self._processes = processes
         self._silence_s = silence_s
+        self._fails = fails
         self._rests: dict[int, bytes] = {}
         self._statuses: dict[int, int] = {}
 
@@ -238,7 +242,9 @@ class _Follower:
                     if any([hears(line) for line in self._rest(process)]):
                         return Ended(None, False, now - begun, longest)
                     self._statuses[process.pid] = process.reap()
-                    if self._statuses[process.pid]:  # as torchrun, which then ends the other ranks
+                    if self._statuses[process.pid] and self._fails is not None:
+                        self._fails()
+                    elif self._statuses[process.pid]:  # as torchrun, which then ends the other ranks
                         ending.clear()
         status = next((status for status in self._statuses.values() if status), 0)
         return Ended(status, False, time.monotonic() - begun, longest)

@@ -39,6 +39,8 @@ def _death(bad: Bad) -> tuple[str, str]:
     """What happens, and what it takes away."""
     if bad.storage in SIGNALS:
         return f"{SIGNALS[bad.storage].name} comes", "the script had its grace time"
+    if bad.lost:
+        return bad.lost, "nothing is lost of what had happened"
     if bad.storage == KILL:
         return "the process is killed", "nothing is lost of what had happened"
     return "the power is cut", f"storage {bad.storage}"

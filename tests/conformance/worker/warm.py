@@ -68,7 +68,21 @@ class _Server:
         gc.freeze()
         torch = sys.modules.get("torch")
         has_gpu = torch is not None and torch.cuda.is_initialized()
-        return {"threads": len(os.listdir("/proc/self/task")), "has_gpu": has_gpu, "modules": len(sys.modules)}
+        if _threads() > 1:
+            _fork_once()
+        return {"threads": _threads(), "has_gpu": has_gpu, "modules": len(sys.modules)}
+
+
+def _threads() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+def _fork_once() -> None:
+    """Let those threads end that a library ends before each fork, and begins again in the fork, as OpenBLAS does."""
+    pid = os.fork()
+    if not pid:
+        os._exit(0)
+    os.waitpid(pid, 0)
 
 
 def _become(request: dict[str, Any], descriptors: Sequence[int]) -> None:

@@ -31,6 +31,7 @@ WRITTEN = [
 OF_OTHERS = {
     "cd": 1,
     "cp": 1,
+    "docker": 1,
     "git": 1,
     "pip": 1,
     "pytest": 1,

@@ -126,6 +126,35 @@ def test_a_fixed_folder_that_is_not_there_is_not_there_afterwards(judged: Judged
     assert not (tmp_path / "absent").exists()
 
 
+def test_the_folder_in_which_the_command_is_started_can_be_the_one(
+    judged: Judged, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Scripts of examples often write where they are started; relative names lead to the other folder, too."""
+    script = tmp_path_factory.mktemp("elsewhere") / "train.py"
+    script.write_text(IN_PLACE)
+    (tmp_path / "checkpoint.json").write_text("precious")
+    ran = judged(IN_PLACE, "--dir", ".", "--deaths", "kill", words=[sys.executable, str(script), "."])
+    assert ran.status == 1, ran.said + ran.errors
+    assert ran.verdicts >= {("script.starts", "refused", "kill")}
+    assert replayed(ran.out / "replay-1.py") == (1, "verdict: refused")
+    assert (tmp_path / "checkpoint.json").read_text() == "precious"
+
+
+def test_a_folder_with_the_script_in_it_can_not_be_replaced(judged: Judged) -> None:
+    ran = judged(RIGHT, "--dir", ".", words=[sys.executable, "train.py", "."])
+    assert ran.status == 2
+    assert "--dir .: train.py is in this folder" in ran.errors
+
+
+def test_a_progress_bar_is_named_as_one(judged: Judged) -> None:
+    bar = RIGHT.replace(
+        'print(f"step {step} loss {total:.4f}")', 'print(f"{step}%|###   | {step}/7 [loss={total:.4f}]")'
+    )
+    ran = judged(bar, "--deaths", "kill")
+    assert ran.status == 0, ran.said + ran.errors
+    assert "BAR: the progress lines are those of a progress bar" in " ".join(ran.said.split())
+
+
 def test_a_known_cause_is_expected_and_one_that_is_gone_is_stale(judged: Judged, tmp_path: Path) -> None:
     (tmp_path / "known").write_text("script.starts @ kill/refused: the file is overwritten in place\n")
     ran = judged(IN_PLACE, "--deaths", "kill", "--xfail-file", "known")
@@ -139,7 +168,7 @@ def test_a_known_cause_is_expected_and_one_that_is_gone_is_stale(judged: Judged,
 def test_kinds_of_death_that_do_not_exist_are_refused_by_their_names(judged: Judged) -> None:
     ran = judged(RIGHT, "--deaths", "kill,lightning")
     assert ran.status == 2
-    assert "'lightning': there are kill, power, term, int" in ran.errors
+    assert "'lightning': there are kill, power, rank, term, int" in ran.errors
 
 
 def test_imports_that_start_threads_are_made_anew_by_each_start(judged: Judged, tmp_path: Path) -> None:
@@ -152,6 +181,19 @@ def test_imports_that_start_threads_are_made_anew_by_each_start(judged: Judged, 
     ran = judged(finds, "--deaths", "kill", environment={"PYTHONPATH": str(library)})
     assert ran.status == 0, ran.said + ran.errors
     assert "Each start is a new process, because its imports start threads." in ran.said
+
+
+def test_threads_that_end_before_each_fork_hinder_none(judged: Judged, tmp_path: Path) -> None:
+    """OpenBLAS, which numpy imports, starts its threads and ends them so."""
+    library = tmp_path / "library"
+    library.mkdir()
+    works = "import os, threading\nends = threading.Event()\nworks = threading.Thread(target=ends.wait, daemon=True)\n"
+    works += "works.start()\nos.register_at_fork(before=lambda: (ends.set(), works.join()))\n"
+    (library / "has_a_worker.py").write_text(works)
+    finds = "import has_a_worker\n" + RIGHT
+    ran = judged(finds, "--deaths", "kill", environment={"PYTHONPATH": str(library)})
+    assert ran.status == 0, ran.said + ran.errors
+    assert "restarts are warm" in ran.said
 
 
 def test_several_ranks_are_started_as_torchrun_does(judged: Judged) -> None:
