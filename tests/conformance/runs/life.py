@@ -277,9 +277,10 @@ class Life(AnyLife):
             return False
         self.close_gate()
         self.begin_save(extra)
-        if not self._lets_go_until_replied() and not self.gate.held():
-            memory.add(self.settings["mode"])
+        was_let_go = not self._lets_go_until_replied()
         is_held = self._is_held_while_training_may_go_on()
+        if was_let_go and not is_held:  # on a slow machine an operation may be let go too early, and the next one held
+            memory.add(self.settings["mode"])
         held = ", ".join(str(operation) for operation in self.gate.held()) or "nothing"
         self.tell(f"has returned from save; held at the gate: {held}")
         return is_held

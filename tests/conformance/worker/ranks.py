@@ -69,6 +69,12 @@ def join(place: Place, device: torch.device) -> None:
     )
 
 
+def leave() -> None:
+    """Give up the group of all ranks, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 class Ticks(nn.Module):
     """A buffer that training changes, to the same value on all ranks."""
 
@@ -113,7 +119,7 @@ class RankWorkload(Workload):
     def __init__(self, seed: int, place: Place, device: str = "cpu") -> None:
         self.place = place
         where = torch.device(f"cuda:{place.rank % torch.cuda.device_count()}" if device == "cuda" else device)
-        join(place, where)
+        self._join(where)
         self._mesh = self._replicas(where.type)
         if place.is_alone:
             self.process_group = [dist.new_group([rank]) for rank in range(place.size)][place.rank]
@@ -121,6 +127,9 @@ class RankWorkload(Workload):
         own = 1000 * seed + 100 + (0 if place.kind == "tensor" else place.rank)
         seed_streams(own)
         self.dataloader = Loader(own)
+
+    def _join(self, device: torch.device) -> None:
+        join(self.place, device)
 
     def _replicas(self, device_type: str) -> DeviceMesh:
         """The ranks that share this one's layers; in a pipeline they have a group of their own."""
@@ -176,6 +185,15 @@ class RankWorkload(Workload):
             **{f"moment/{name}": value for name, value in self._moments().items()},
         }
         return {name: fingerprint(_full(value)) for name, value in sorted(values.items())}
+
+
+class UnheardRank(RankWorkload):
+    """A rank that is the only process of its run: nobody gets what it sends."""
+
+    def _join(self, device: torch.device) -> None:
+        from torch.testing._internal.distributed.fake_pg import FakeStore  # makes the group known to torch
+
+        dist.init_process_group("fake", rank=self.place.rank, world_size=self.place.size, store=FakeStore())
 
 
 def _full(value: Any) -> Any:

@@ -7,8 +7,9 @@ process; nothing that a worker started outlives it, whatever process group it
 moved to; and when the suite goes away it kills what is left and ends.
 
 *Rehearsal*: a child that nobody judges trains, saves and loads once and says
-which modules that made it import; the server imports those as well.  Workers
-then start warm without inheriting anything that a manager did.
+which modules that made it import; the server imports those as well, and trains
+a run of its own (`practice`).  Workers then start warm without inheriting
+anything that a manager did.
 """
 
 import argparse
@@ -20,6 +21,8 @@ import gc
 import importlib
 import importlib.metadata
 import importlib.util
+import json
+import linecache
 import os
 import platform
 import select
@@ -29,6 +32,7 @@ import socket
 import sys
 import tempfile
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -198,34 +202,50 @@ class Server:
                 os.waitpid(orphan, 0)
 
     def _rehearse(self, modes: list[str], timeout_s: float, with_ranks: bool) -> int:
-        before = set(sys.modules)
+        before, may_practise = set(sys.modules), bool(modes)
         for mode in modes:
-            for name in self._imported_by_a_life(mode, timeout_s, with_ranks):
+            learnt = self._learnt_from_a_life(mode, timeout_s, with_ranks)
+            may_practise = may_practise and learnt["may_practise"]
+            for name in learnt["imported"]:
                 if name not in sys.modules:
                     with contextlib.suppress(BaseException):  # a module that was made, not imported
                         importlib.import_module(name)
+            for file in learnt["read"]:
+                linecache.getlines(file)
+        if may_practise:
+            from .practice import practise  # the manager's own import comes first
+
+            practise(with_ranks)
         self._helpers = _children()
         self._is_settled = False
         return len(set(sys.modules) - before)
 
-    def _imported_by_a_life(self, mode: str, timeout_s: float, with_ranks: bool) -> list[str]:
-        """Names of the modules that a training, a save and a load import, learnt in a child; none if it hangs."""
+    def _learnt_from_a_life(self, mode: str, timeout_s: float, with_ranks: bool) -> dict[str, Any]:
+        """What a training, a save and a load import, and which source files they read for stack traces.
+
+        Learnt in a child, which also says whether this process may practise; nothing if it hangs.
+        """
         with tempfile.TemporaryFile() as learnt, tempfile.TemporaryDirectory() as folder:
             pid = os.fork()
             if pid == 0:
                 os.setpgid(0, 0)
+                may_practise = False
                 with contextlib.suppress(BaseException):
                     from .commands import rehearse
+                    from .practice import is_harmless, practise
 
+                    # A GPU that a process has woken is of no use to its forks.
+                    may_practise = self._device == "cpu" and is_harmless(partial(practise, with_ranks))
                     rehearse(self._adapter, self._device, folder, mode, timeout_s, with_ranks)
-                learnt.write("\n".join(sys.modules).encode())
+                found = {"imported": list(sys.modules), "read": list(linecache.cache), "may_practise": may_practise}
+                learnt.write(json.dumps(found).encode())
                 learnt.flush()
                 os._exit(0)
             if not _ends_within(pid, 10 * timeout_s):
                 _kill_group(pid)
             self._reap(pid)
             learnt.seek(0)
-            return learnt.read().decode().split()
+            return {"imported": [], "read": [], "may_practise": False, **json.loads(learnt.read() or b"{}")}
 
     def end_children(self) -> None:
         """Kill and reap every worker that is left, and what the import started."""

@@ -50,6 +50,7 @@ ROOMS = (
     Room(f"{SUITE}/worker/variety.py", "forge_conformance.worker.variety", (*WORKER, "torch")),
     Room(f"{SUITE}/worker/odd.py", "forge_conformance.worker.odd", (*WORKER, "torch")),
     Room(f"{SUITE}/worker/ranks.py", "forge_conformance.worker.ranks", (*WORKER, "torch")),
+    Room(f"{SUITE}/worker/practice.py", "forge_conformance.worker.practice", (*WORKER, "torch", "numpy")),
     Room(f"{SUITE}/worker/gpu.py", "forge_conformance.worker.gpu", (*WORKER, "torch")),
     Room(f"{SUITE}/worker/job.py", "forge_conformance.worker.job", (*WORKER, "torch")),
     Room(f"{SUITE}/worker/server.py", "forge_conformance.worker.server", (*WORKER, "torch")),
