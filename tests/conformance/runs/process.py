@@ -440,7 +440,8 @@ _FILE_OPERATIONS = frozenset(
     number for number, name in system_calls.names().items() if system_calls.CALLS[name].kind != system_calls.SENDS
 )
 _WORKS = re.compile(r"D \(disk sleep\)|in a file operation")
-_MOVES = re.compile(rf"R \(running\)|{_WORKS.pattern}")
+_RUNS = re.compile(r"R \(running\)")
+_MOVES = re.compile(rf"{_RUNS.pattern}|{_WORKS.pattern}")
 
 
 class _Polls:
@@ -464,6 +465,8 @@ class _Polls:
         lasted_s = time.monotonic() - self._since_s
         if self._begun is not None and lasted_s < self._WHILE_S and not _WORKS.search(activity):
             return False
+        if self._begun is not None and _RUNS.search(activity) and not _WORKS.search(activity):
+            return False  # it may wait for a processor, which the kernel counts only when it gets one
         before, now = self._begun, _scheduled(pids)
         self._begun, self._since_s = now, time.monotonic()
         if not before or before.keys() != now.keys() or _WORKS.search(activity):

@@ -162,6 +162,15 @@ def test_a_thread_that_works_is_not_taken_for_one_that_looks(life: Worker) -> No
         select.select([], [], [], 0.01)  # looks as far apart as those of `settle`
 
 
+def test_a_thread_that_waits_for_a_processor_is_not_taken_for_one_that_looks(life: Worker) -> None:
+    """The kernel counts the time only when the thread gets one: until then it seems to have done nothing."""
+    starved, looks = _Polls(), _Polls()
+    while not looks.and_nothing_else([life.pid], ""):
+        assert not starved.and_nothing_else([life.pid], "State:\tR (running)")
+        select.select([], [], [], 0.01)
+    assert not starved.and_nothing_else([life.pid], "State:\tR (running)")
+
+
 @pytest.fixture
 def heeding(life: Worker) -> Worker:
     """The same, in a script that catches interrupts."""
