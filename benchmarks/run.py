@@ -11,6 +11,7 @@
     python benchmarks/run.py crash      disks judged a second, of forge_ref and of stock DCP; what a death takes
     python benchmarks/run.py model      the exhaustive search of the specification's model: states, and states a second
     python benchmarks/run.py hooks      the second design: an idle hook, a start over 10,000 checkpoints, removals
+    python benchmarks/run.py script     `forge-conformance script` beside ckpt-chaos: states, and states a second
     python benchmarks/run.py scale      what coordination costs with many ranks; `--write docs/SCALE.md` to keep it
 
 Absolute times depend on the machine and on who else uses it; where two things
@@ -44,6 +45,7 @@ def main() -> None:
         "model": model,
         "hooks": hooks,
         "scale": scale,
+        "script": script,
     }
     parser.add_argument("what", nargs="*", choices=[*jobs, []], default=[])
     parser.add_argument("--write", type=Path, help="a file to write the study of scale to, too")
@@ -231,6 +233,13 @@ def model() -> None:
         found = [explore(design, design.scope_of(one), design.table_of(one)) for one in design.variants]
         seconds, states = time.process_time() - begun, sum(one.states for one in found)
         print(f"{len(found)} broken managers: {states:,} states until the shortest trace of each, {seconds:.1f} s")
+
+
+def script() -> None:
+    """`forge-conformance script` beside ckpt-chaos: how many distinct states each judges, and how fast."""
+    from script import beside
+
+    beside()
 
 
 def scale(kept: Path | None = None) -> None:

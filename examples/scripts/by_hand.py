@@ -9,6 +9,7 @@ import sys
 import torch
 
 folder = sys.argv[1]
+os.makedirs(folder, exist_ok=True)
 path = os.path.join(folder, "checkpoint.pt")
 torch.manual_seed(0)
 model = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.Dropout(0.1), torch.nn.Linear(64, 16))

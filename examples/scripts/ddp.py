@@ -21,6 +21,7 @@ def replace(state: object, path: str) -> None:
 
 dist.init_process_group("gloo")
 rank, folder = dist.get_rank(), sys.argv[1]
+os.makedirs(folder, exist_ok=True)
 path, own_path = os.path.join(folder, "checkpoint.pt"), os.path.join(folder, f"random-{rank}.pt")
 torch.manual_seed(0)
 model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(16, 16))

@@ -5,6 +5,7 @@ import sys
 
 import torch
 
+os.makedirs(sys.argv[1], exist_ok=True)
 path = os.path.join(sys.argv[1], "checkpoint.pt")
 torch.manual_seed(0)
 model = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.Dropout(0.1), torch.nn.Linear(64, 16))

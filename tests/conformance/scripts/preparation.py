@@ -19,6 +19,7 @@ from forge_conformance.scripts.judge import Form, Line, Undisturbed, result_of
 from forge_conformance.scripts.recording import Recorded, Timeline, record, timeline
 from forge_conformance.scripts.restarts import clear
 from forge_conformance.scripts.starts import Ended, Stage
+from forge_conformance.watch.trace import Disk
 
 _LEAST_SILENCE_S = 20.0
 _TIMES_SILENCE = 5
@@ -81,7 +82,9 @@ def prepare(stage: Stage, wishes: Wishes, say: Say) -> Prepared:
     if lines:
         say(recognised)
     result = _result(stage, wishes)
+    left = _left(stage)
     recorded = _recorded(stage, form, wishes)
+    left &= _left(stage)
     second = progress.read(form, recorded.output) if form.pattern else ()
     prepared = Prepared(
         stage, form, Undisturbed(lines, result), recorded, timeline(recorded, form, wishes.saved), 0.0,
@@ -91,7 +94,8 @@ def prepare(stage: Stage, wishes: Wishes, say: Say) -> Prepared:
     if lines and not wishes.progress and re.search(_BAR, lines[-1].text):
         prepared.notes.append(
             "BAR: the progress lines are those of a progress bar, which leaves out steps and shows times. Let the "
-            "script print a line for each step, or name other lines with --progress."
+            "script print a line for each step, or name other lines with --progress. tqdm shows each step with "
+            "TQDM_MININTERVAL=0 in the environment."
         )
     _compare(prepared, lines, second)
     if result and _result(stage, wishes) != result:
@@ -99,7 +103,7 @@ def prepare(stage: Stage, wishes: Wishes, say: Say) -> Prepared:
         prepared.notes.append("FLAKY: the results of two undisturbed runs differ, so results are not compared.")
     longest_s = max(ended.longest_silence_s, recorded.ended.longest_silence_s)
     prepared.silence_s = wishes.timeout_s or max(_LEAST_SILENCE_S, _TIMES_SILENCE * longest_s)
-    _warm(prepared, wishes)
+    _warm(prepared, wishes, left)
     for note in prepared.notes:
         say(note)
     say(_saves(prepared))
@@ -222,8 +226,8 @@ def _first_difference(first: Sequence[Line], second: Sequence[Line]) -> tuple[st
     return f"{len(first)} progress lines", f"{len(second)} progress lines"
 
 
-def _warm(prepared: Prepared, wishes: Wishes) -> None:
-    """Let later starts be forks, if they do what the command itself does."""
+def _warm(prepared: Prepared, wishes: Wishes, left: frozenset[tuple[str, str, int]]) -> None:
+    """Let later starts be forks, if they do what the command itself does, and leave what it leaves each time."""
     stage = prepared.stage
     if any(re.fullmatch(r"(.*/)?torchrun|torch\.distributed\.(run|launch)", word) for word in stage.command.again[:3]):
         prepared.notes.append("A launcher starts new processes; --ranks N starts the ranks as forks, in its place.")
@@ -239,13 +243,18 @@ def _warm(prepared: Prepared, wishes: Wishes) -> None:
         ended = stage.start(is_restart=False).follow(_into(output), wishes.start_timeout_s)
         lines = progress.read(prepared.form, output) if prepared.form.pattern else ()
         assert stage.warm is not None, "it was had"
-        if ended.status != 0 or not _is_same(prepared, lines):
+        if ended.status != 0 or not _is_same(prepared, lines) or not left <= _left(stage):
             stage.warm.close()
             raise CannotJudge("a fork did not do what the script itself does")
         stage.warm.learn()
     except CannotJudge as reason:
         stage.warm = None
         prepared.notes.append(f"Each start is a new process, because {reason}.")
+
+
+def _left(stage: Stage) -> frozenset[tuple[str, str, int]]:
+    """What a run has left in the folder: paths, kinds and sizes."""
+    return frozenset((path, node.kind, len(node.content)) for path, node in Disk.read(stage.folder).nodes.items())
 
 
 def _is_same(prepared: Prepared, lines: Sequence[Line]) -> bool:

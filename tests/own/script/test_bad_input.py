@@ -196,6 +196,34 @@ def test_threads_that_end_before_each_fork_hinder_none(judged: Judged, tmp_path:
     assert "restarts are warm" in ran.said
 
 
+def test_what_a_script_writes_at_its_very_end_is_written_by_a_restart(judged: Judged) -> None:
+    """A file that is never closed, an exit function, and a buffer of the C library."""
+    ends = "import atexit, ctypes\nlibc = ctypes.CDLL(None)\nlibc.fopen.restype = ctypes.c_void_p\n"
+    ends += "log = open(os.path.join(folder, 'end-open'), 'w')\nlog.write('written late')\n"
+    ends += "atexit.register(lambda: open(os.path.join(folder, 'end-exit'), 'w').write('later'))\n"
+    ends += "stream = libc.fopen(os.path.join(folder, 'end-c').encode(), b'w')\n"
+    ends += "libc.fputs(b'in C', ctypes.c_void_p(stream))\nsys.exit(None)\n"
+    ran = judged(RIGHT + ends, "--deaths", "kill", "--result", "end-*")
+    assert ran.status == 0, ran.said + ran.errors
+    assert "restarts are warm" in ran.said
+
+
+def test_what_only_the_end_of_the_interpreter_writes_is_written_by_a_cold_restart(
+    judged: Judged, tmp_path: Path
+) -> None:
+    """Here a library that was imported beforehand keeps the writer."""
+    library = tmp_path / "library" / "site-packages"
+    library.mkdir(parents=True)
+    keeps = "import os\nkept = None\nclass Writer:\n    def __init__(self, path):\n        self.path = path\n"
+    keeps += "    def __del__(self, os=os):\n        os.close(os.open(self.path, os.O_CREAT | os.O_WRONLY))\n"
+    (library / "keeps_a_writer.py").write_text(keeps)
+    uses = "import keeps_a_writer\n" + RIGHT
+    uses += "keeps_a_writer.kept = keeps_a_writer.Writer(os.path.join(folder, 'end'))\n"
+    ran = judged(uses, "--deaths", "kill", "--result", "end", environment={"PYTHONPATH": str(library)})
+    assert ran.status == 0, ran.said + ran.errors
+    assert "because a fork did not do what the script itself does" in ran.said
+
+
 def test_several_ranks_are_started_as_torchrun_does(judged: Judged) -> None:
     both = "import os, sys\nassert os.environ['WORLD_SIZE'] == '2' and os.environ['MASTER_PORT']\n"
     both += "open(os.path.join(sys.argv[1], 'rank-' + os.environ['RANK']), 'w').close()\n"
