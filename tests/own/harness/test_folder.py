@@ -37,3 +37,17 @@ def test_a_pointer_that_moves_between_two_looks_is_not_dangling(path: Path) -> N
 def test_a_pointer_whose_target_is_gone_dangles(path: Path) -> None:
     os.rmdir(path / "step_2")
     assert Folder(path, Layout()).latest() == DANGLING
+
+
+def test_a_torn_checkpoint_is_described_by_the_files_that_are_missing_and_those_that_are_empty(path: Path) -> None:
+    layout = Layout(required=("marker", "state", "metadata"), pointer=None)
+    for step, written in ((2, {"marker": b"", "state": b"1"}), (4, {"marker": b"1", "state": b"1", "metadata": b"1"})):
+        for name, content in written.items():
+            (path / f"step_{step}" / name).write_bytes(content)
+    assert str(Folder(path, layout)) == "complete [4], torn 2 (without metadata, marker is empty)"
+
+
+def test_a_torn_checkpoint_of_one_file_is_empty(tmp_path: Path) -> None:
+    layout = Layout(checkpoint=r"(?P<step>\d+)\.pt", is_dir=False, required=(), pointer=None, name="{step}.pt")
+    (tmp_path / "4.pt").touch()
+    assert str(Folder(tmp_path, layout)) == "complete [], torn 4 (4.pt is empty)"

@@ -168,6 +168,7 @@ def test_a_manager_that_kills_the_suites_own_process_is_an_error_and_no_verdict(
 def test_a_save_that_hangs_falls_with_the_line_where_it_was(forge: Command) -> None:
     ran = forge.run("liars.py:Stuck", "resume.train-state", options=("--timeout", "3", "--claims", "sync,train-state"))
     assert (ran.status, ran.verdicts) == (1, {"commit.sync": "fail", "resume.train-state": "unreached"})
+    assert "expected: the call to return" in ran.out
     assert "save() did not return within 3 s and was killed" in ran.said
     assert "in _sleep_for_ever" in ran.out
     assert "worker/commands.py" not in ran.out
