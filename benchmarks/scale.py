@@ -263,7 +263,7 @@ def talks(size: int, stages: int, source: Any) -> dict[str, Callable[[Channel], 
     def construct(channel: Channel) -> None:
         first = channel.rank // each * each
         row = (first // each if stages else -1, first, each, 0xC0FFEE11)
-        channel.merged(({row: (1, (channel.rank,))}, layout.new_token()), ranks._both_with_first_token)
+        channel.merged(lambda: ({row: (1, (channel.rank,))}, layout.new_token()), ranks._both_with_first_token)
         channel.together(lambda: None)
         channel.from_first(lambda: Path("/run/checkpoints"))
 

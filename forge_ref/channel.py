@@ -175,11 +175,15 @@ class Channel:
         message = self._attempted(job) if self.rank == 0 else self._receive_from(parent(self.rank))
         return _value_of(self._pass_on(message))  # type: ignore[no-any-return]
 
-    def merged(self, row: T, merge: Callable[[T, T], T]) -> T:
-        """Return the rows of all ranks merged, in their order, on all of them.  One collective."""
+    def merged(self, job: Callable[[], T], merge: Callable[[T, T], T]) -> T:
+        """Return what `job` returns on all ranks merged, in their order; what it raises on any is raised on all.
+
+        One collective.
+        """
         if self.group is None:
-            return row
-        return _value_of(self._agreed(_Message(row), merge, lambda rows: rows))  # type: ignore[no-any-return]
+            return job()
+        mine = self._attempted(job)
+        return _value_of(self._agreed(mine, merge, lambda rows: rows))  # type: ignore[no-any-return]
 
     def _agreed(self, mine: _Message, merge: Callable[[Any, Any], Any], conclude: Callable[[Any], Any]) -> _Message:
         below = (self._receive_from(child) for child in children(self.rank, self.size))

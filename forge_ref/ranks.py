@@ -17,6 +17,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from forge_ref import layout
+from forge_ref.arguments import check_integer
 from forge_ref.channel import Channel
 
 TIMEOUT = timedelta(minutes=10)
@@ -76,7 +77,8 @@ def join(process_group: dist.ProcessGroup | None, pp_rank: int | None, timeout: 
     """Make the groups of a new manager, and return its ranks; every rank of the job has to call this.
 
     `ValueError` on every rank if the process groups given to them, which may
-    be None for all ranks, do not divide the ranks into stages 0, 1, 2 and so on.
+    be None for all ranks, do not divide the ranks into stages 0, 1, 2 and so on,
+    and for a negative `pp_rank` on any of them; `TypeError` for one that is not an integer.
     """
     is_alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
     if not is_alone and importlib.util.find_spec("numpy") is None:
@@ -84,19 +86,24 @@ def join(process_group: dist.ProcessGroup | None, pp_rank: int | None, timeout: 
     rank, size = (0, 1) if is_alone else (dist.get_rank(), dist.get_world_size())
     calls = Channel() if is_alone else Channel(rank, size, _group(None, timeout, "calls"))
     peers, row = _place(rank, size, process_group, pp_rank)
-    own: tuple[_Rows, str] = {row: (1, (rank,))}, layout.new_token()
+
+    def own() -> tuple[_Rows, str]:
+        if pp_rank is not None:
+            check_integer(pp_rank, "pp_rank", at_least=0)  # below 0 is the row's mark for None
+        return {row: (1, (rank,))}, layout.new_token()
+
     rows, token = calls.merged(own, _both_with_first_token)
     first_ranks = _first_ranks(rows, size)
-    stages = 0 if pp_rank is None else len(first_ranks)
+    stage, stages = (None, 0) if pp_rank is None else (operator.index(pp_rank), len(first_ranks))
     if is_alone:
-        return Ranks(stage=pp_rank, stages=stages, token=token)
+        return Ranks(stage=stage, stages=stages, token=token)
     flushes = Channel(rank, size, _group(None, timeout, "flushes"))
     writers = flushes.group
     if stages > 1:
         # Every rank has to make each group; of a group that it is not in, it need not know all ranks.
-        each = [peers if stage == pp_rank else [first] for stage, first in enumerate(first_ranks)]
-        writers = [_group(ranks, timeout, f"stage {stage}") for stage, ranks in enumerate(each)][pp_rank or 0]
-    return Ranks(rank, size, pp_rank, stages, peers, token, calls, flushes, writers)
+        each = [peers if number == stage else [first] for number, first in enumerate(first_ranks)]
+        writers = [_group(ranks, timeout, f"stage {number}") for number, ranks in enumerate(each)][stage or 0]
+    return Ranks(rank, size, stage, stages, peers, token, calls, flushes, writers)
 
 
 def _group(members: Iterable[int] | None, timeout: timedelta, what: str) -> dist.ProcessGroup:

@@ -59,7 +59,8 @@ def _soft(path: Path) -> Iterator[None]:
 def _leaving(folder: Path, committed: int, keep_last_n: int, is_milestone: Callable[[int], bool]) -> list[StepDir]:
     """Return what is to be deleted: all but the newest `keep_last_n` complete checkpoints that are not milestones.
 
-    Torn ones are deleted and do not count; what may be a milestone is kept and does not count.
+    Torn ones are deleted and do not count; what may be a milestone is kept and does not count.  The committed
+    one stays, whatever it looks like: `latest` names it.
     """
     if keep_last_n <= 0:
         return []
@@ -71,7 +72,7 @@ def _leaving(folder: Path, committed: int, keep_last_n: int, is_milestone: Calla
     known.update(found.step for found in milestones if _is_recorded(found))
     ordinary = [found for found in complete if found not in milestones]
     spared = {*milestones, *ordinary[-keep_last_n:]}
-    return [found for found in due if found not in spared]
+    return [found for found in due if found not in spared and found.step != committed]
 
 
 def _lacks_a_file(found: StepDir) -> bool:

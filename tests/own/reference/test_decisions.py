@@ -375,6 +375,14 @@ def test_debris_below_a_commit_goes_and_above_it_stays(make: Callable[..., Path]
     assert standing(tmp_path) == ["step_3", "step_4", "step_5"]
 
 
+def test_the_step_just_committed_stays_also_if_it_looks_torn(make: Callable[..., Path], tmp_path: Path) -> None:
+    for name in ("step_1", "step_2"):
+        make(name, *WHOLE)
+    make("step_3", *WHOLE[1:])
+    retire.retire(bin_in(tmp_path), 3, 1, no_milestone)
+    assert standing(tmp_path) == ["step_2", "step_3"]
+
+
 @pytest.mark.parametrize("limit", [0, -1])
 def test_without_a_limit_nothing_goes(make: Callable[..., Path], tmp_path: Path, limit: int) -> None:
     for step in range(3):

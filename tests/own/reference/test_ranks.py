@@ -408,6 +408,8 @@ def test_groups_that_do_not_fit_are_refused_by_all(start: Start) -> None:
         ([[0, 1, 2, 3]], [0, 0, 1, 1], "ranks [0, 1] of 4 have pp_rank 0 and a process_group of 4 ranks"),
     ]:
         everywhere(run.each("open_with_groups", [((groups, stage), {}) for stage in stages]), "ValueError", says)
+    one_negative = [(([[0, 1], [2, 3]], stage), {}) for stage in (0, 0, 1, -1)]
+    everywhere(run.each("open_with_groups", one_negative), "ValueError", "rank 3", "pp_rank is -1")
     alone = "ranks [0, 1, 2, 3] of 4 have pp_rank 0 and no process_group with them in it"
     everywhere(run("open", process_group=None, pp_rank=0), "ValueError", alone)
     assert not run.folder.exists()

@@ -108,6 +108,21 @@ def test_a_stage_among_others_needs_its_ranks() -> None:
         forge_ref.CheckpointManager(CheckpointConfig(), parameter, torch.optim.SGD(parameter.parameters()), pp_rank=1)
 
 
+@pytest.mark.parametrize(
+    ("stage", "error", "says"),
+    [
+        (-1, ValueError, "^pp_rank is -1; it must be 0 or more$"),
+        (-2, ValueError, "^pp_rank is -2; it must be 0 or more$"),
+        (False, TypeError, "^pp_rank is False; it must be an integer$"),
+        (0.0, TypeError, "^pp_rank is 0.0; it must be an integer$"),
+    ],
+)
+def test_a_stage_has_to_be_a_number_from_0_on(stage: Any, error: type[Exception], says: str) -> None:
+    model = torch.nn.Linear(1, 1)
+    with pytest.raises(error, match=says):
+        forge_ref.CheckpointManager(CheckpointConfig(), model, torch.optim.SGD(model.parameters()), pp_rank=stage)
+
+
 def test_a_parameter_with_the_name_of_a_counter_can_be_excluded(tmp_path: Path) -> None:
     model = torch.nn.Linear(1, 1)
     model.register_buffer("step", torch.tensor(5.0))
