@@ -33,6 +33,7 @@ from forge_ref.ephemeral_folder import EPHEMERAL, PERMANENT, UNREADABLE
 from forge_ref.errors import SaveError
 from forge_ref.interrupts import Deferral, for_call
 from forge_ref.messages import log as _log
+from forge_ref.messages import some
 
 _PATIENCE_S = 30.0
 """How long a directory may take to look complete when its save has ended: a network file system shows it late."""
@@ -330,13 +331,7 @@ class CheckpointerCallback:
     def _look(self) -> tuple[_Steps, _Steps, list[Path]]:
         """On rank 0, what earlier runs left in the folder: ephemeral checkpoints, permanent ones, and debris."""
         contents = ephemeral_folder.contents(self.save_folder)
-        others = contents.others
-        if others:
-            _log.warning(
-                "%s holds checkpoints of another layout, such as %s; they are left alone, and no resume finds them",
-                self.save_folder,
-                others[0],
-            )
+        _say_what_stays(self.save_folder, contents)
         ephemerals: _Steps = {}
         permanents: _Steps = {}
         for found in contents.complete:
@@ -347,7 +342,12 @@ class CheckpointerCallback:
                 permanents[found.step] = found.path
         if self.remove == CheckpointRemovalStrategy.never:
             return {}, permanents, []
-        return ephemerals, permanents, [found.path for found in contents.debris if found.step <= self.step]
+        debris = [found.path for found in contents.debris if found.step <= self.step]
+        for path in debris:
+            _log.warning(
+                "%s is what a save or a removal that was cut short has left; it is removed after the next save", path
+            )
+        return ephemerals, permanents, debris
 
     def _kind_of(self, step: int, path: Path) -> str | None:
         """Return what a checkpoint of an earlier run counts as: the present configuration only adds permanent ones."""
@@ -423,6 +423,30 @@ class _Removals:
         """Return when nothing is being removed."""
         with self._changed:
             self._changed.wait_for(lambda: not self._running)
+
+
+def _say_what_stays(folder: Path, contents: ephemeral_folder.Contents) -> None:
+    """Warn of all that looks like a checkpoint here, and is neither used nor removed."""
+    if contents.others:
+        _log.warning(
+            "%s holds checkpoints of another layout, such as %s; they are left alone, and no resume finds them",
+            folder,
+            contents.others[0],
+        )
+    for found in contents.pruned:
+        _log.warning(
+            "%s is kept: %s is missing or empty, and a death leaves no %s beside that; put the file back, or delete "
+            "the directory by hand",
+            found.path,
+            ", ".join(ephemeral_folder.missing_files(found.path)),
+            ephemeral_folder.METADATA,
+        )
+    for found in contents.foreign:
+        _log.warning(
+            "%s holds %s of another tool; it is left alone, and no resume finds it",
+            found.path,
+            some(ephemeral_folder.foreign_names(found.path)),
+        )
 
 
 def _channel(trainer: Any) -> Channel:
