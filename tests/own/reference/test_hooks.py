@@ -237,6 +237,18 @@ def test_the_error_of_a_flush_is_raised_by_one_hook_and_its_step_is_not_saved(tm
     assert run.made == [(2, "permanent", "in the background"), (2, "permanent", "now")]
 
 
+@pytest.mark.parametrize("at_the_end", [False, True])
+def test_the_error_of_a_flush_of_any_run_says_which_step_it_was_and_where(tmp_path: Path, at_the_end: bool) -> None:
+    run = Run(tmp_path)
+    callback = begun(run, save_interval=2, save_async=True)
+    batches(callback, 2)
+    run.flushes[0].set_exception(OSError(28, "No space left on device"))
+    said = rf"^saving step 2 in {tmp_path}/step2 failed, and it replaces nothing: OSError: \[Errno 28\] No space"
+    with pytest.raises(SaveError, match=said) as raised:
+        callback.post_train() if at_the_end else batches(callback, 3)
+    assert isinstance(raised.value.__cause__, OSError)
+
+
 def test_a_save_waits_for_its_directory_to_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, waited = Run(tmp_path), list[float]()
 
