@@ -51,6 +51,12 @@ def step_name(step: int) -> str:
     return f"step{step}"
 
 
+def step_of(path: Path) -> int | None:
+    """The step that the name of a directory stands for; None for any other name."""
+    match = _STEP.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
 def rank_file(rank: int) -> str:
     """The file of a rank's train state, in a checkpoint."""
     return f"{TRAIN}/rank{rank}.pt"
@@ -181,6 +187,15 @@ def check_name_free(folder: Path, step: int) -> None:
         raise FileExistsError(f"{target} is not a directory, so step {step} can't be saved there; move it away")
 
 
+def check_step(path: Path, saved: int) -> None:
+    """`ValueError` if the directory has the name of another step than the one that was saved in it."""
+    if step_of(path) not in (None, saved):
+        raise ValueError(
+            f"{path} holds a checkpoint of step {saved}, so it is a copy, or was renamed; nothing was loaded; give it "
+            f"the name {step_name(saved)}, or one that is not a step's, or load another checkpoint"
+        )
+
+
 def tidy(staged: Path, step: int) -> None:
     """Remove what the save that has just been published there has replaced."""
     publish.abandon(staged)
@@ -193,14 +208,14 @@ def remove(path: Path) -> None:
 
     `OSError` if it fails; it can be tried again.
     """
-    match = _STEP.fullmatch(path.name)
-    assert match is not None, f"{path} is not the directory of a step"
+    step = step_of(path)
+    assert step is not None, f"{path} is not the directory of a step"
     if layout.is_real_dir(path):
         with suppress(FileNotFoundError):
             os.unlink(path / METADATA)
         publish.sync(path)
-        publish.move_away(path, int(match[1]))
-    for hidden in _hidden(path.parent, int(match[1]), "retired"):
+        publish.move_away(path, step)
+    for hidden in _hidden(path.parent, step, "retired"):
         shutil.rmtree(hidden)
 
 
