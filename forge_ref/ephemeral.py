@@ -8,7 +8,8 @@ and each goes when the next one is complete.  The order within a hook:
 Invariants: at most one save is pending, and while it is nothing is removed; a
 save replaces others only when it is complete; and with several ranks all come
 to one outcome in every hook, by one collective in a hook at which something is
-pending or due, and by none in others.
+pending or due, and by none in others; one more where the run is not ours, since
+nothing says that its save raises on all ranks what it raises on one.
 
 The callback saves through its `trainer`, which may be a `TrainingRun` or any
 object with the members that the callback uses.
@@ -18,6 +19,7 @@ import threading
 import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -30,9 +32,10 @@ from forge_ref import ephemeral_folder, ranks
 from forge_ref.arguments import check_boolean, check_integer
 from forge_ref.channel import Channel
 from forge_ref.ephemeral_folder import EPHEMERAL, PERMANENT, UNREADABLE
-from forge_ref.errors import SaveError
+from forge_ref.errors import RanksLostError, SaveError
 from forge_ref.interrupts import Deferral, for_call
 from forge_ref.messages import log as _log
+from forge_ref.messages import some
 
 _PATIENCE_S = 30.0
 """How long a directory may take to look complete when its save has ended: a network file system shows it late."""
@@ -96,6 +99,7 @@ class CheckpointerCallback:
         self._calls = Channel()
         self._has_begun = False
         self._pending: _Save | None = None
+        self._flush: Future[Any] | None = None
         self._last_saved: int | None = None
         self._ephemerals: _Steps = {}
         self._permanents: _Steps = {}
@@ -272,13 +276,22 @@ class CheckpointerCallback:
         step = self.step
         self._removals.wait_for(self.save_folder / ephemeral_folder.step_name(step))
         with Deferral(None if in_background or self._calls.size > 1 else 1):  # what was dispatched has to be known
-            if in_background:
-                path, future = self.trainer.save_checkpoint_async(ephemeral=is_ephemeral)
-            else:
-                path, future = self.trainer.save_checkpoint(ephemeral=is_ephemeral), _ended()
-            self._pending, self._last_saved = _Save(step, Path(path), is_ephemeral, future), step
+            dispatch = partial(self._dispatch, step, is_ephemeral, in_background)
+            self._pending = dispatch() if _agrees_by_itself(self.trainer) else self._calls.together(dispatch)
+            self._last_saved = step
         if not in_background:
             self._finish()
+
+    def _dispatch(self, step: int, is_ephemeral: bool, in_background: bool) -> _Save:
+        """Let the run save; first waits for a flush whose save another rank has refused, as nothing else has."""
+        if self._flush is not None:
+            with suppress(Exception):  # every rank has raised the error of that save
+                self._flush.result()
+        if in_background:
+            path, self._flush = self.trainer.save_checkpoint_async(ephemeral=is_ephemeral)
+        else:
+            path, self._flush = self.trainer.save_checkpoint(ephemeral=is_ephemeral), _ended()
+        return _Save(step, Path(path), is_ephemeral, self._flush)
 
     def _take_in(self) -> None:
         """Find out whether the pending save is finished, on all ranks; its error is raised, once."""
@@ -301,7 +314,7 @@ class CheckpointerCallback:
             return
         with for_call(0, self._calls.size > 1) as deferral:
             try:
-                self._calls.together(save.future.result, conclude=lambda _: _await_complete(save))
+                self._calls.together(partial(_await_flush, save), conclude=lambda _: _await_complete(save))
             except Exception:
                 self._forget()
                 raise
@@ -330,13 +343,7 @@ class CheckpointerCallback:
     def _look(self) -> tuple[_Steps, _Steps, list[Path]]:
         """On rank 0, what earlier runs left in the folder: ephemeral checkpoints, permanent ones, and debris."""
         contents = ephemeral_folder.contents(self.save_folder)
-        others = contents.others
-        if others:
-            _log.warning(
-                "%s holds checkpoints of another layout, such as %s; they are left alone, and no resume finds them",
-                self.save_folder,
-                others[0],
-            )
+        _say_what_stays(self.save_folder, contents)
         ephemerals: _Steps = {}
         permanents: _Steps = {}
         for found in contents.complete:
@@ -347,7 +354,12 @@ class CheckpointerCallback:
                 permanents[found.step] = found.path
         if self.remove == CheckpointRemovalStrategy.never:
             return {}, permanents, []
-        return ephemerals, permanents, [found.path for found in contents.debris if found.step <= self.step]
+        debris = [found.path for found in contents.debris if found.step <= self.step]
+        for path in debris:
+            _log.warning(
+                "%s is what a save or a removal that was cut short has left; it is removed after the next save", path
+            )
+        return ephemerals, permanents, debris
 
     def _kind_of(self, step: int, path: Path) -> str | None:
         """Return what a checkpoint of an earlier run counts as: the present configuration only adds permanent ones."""
@@ -425,10 +437,38 @@ class _Removals:
             self._changed.wait_for(lambda: not self._running)
 
 
+def _say_what_stays(folder: Path, contents: ephemeral_folder.Contents) -> None:
+    """Warn of all that looks like a checkpoint here, and is neither used nor removed."""
+    if contents.others:
+        _log.warning(
+            "%s holds checkpoints of another layout, such as %s; they are left alone, and no resume finds them",
+            folder,
+            contents.others[0],
+        )
+    for found in contents.pruned:
+        _log.warning(
+            "%s is kept: %s is missing or empty, and a death leaves no %s beside that; put the file back, or delete "
+            "the directory by hand",
+            found.path,
+            ", ".join(ephemeral_folder.missing_files(found.path)),
+            ephemeral_folder.METADATA,
+        )
+    for found in contents.foreign:
+        _log.warning(
+            "%s holds %s of another tool; it is left alone, and no resume finds it",
+            found.path,
+            some(ephemeral_folder.foreign_names(found.path)),
+        )
+
+
 def _channel(trainer: Any) -> Channel:
     """Return what the ranks agree through: the run's own where it has one, else a group of the callback's own."""
-    own = getattr(trainer, "calls", None)
-    return own if isinstance(own, Channel) else ranks.join(None, None).calls
+    return trainer.calls if _agrees_by_itself(trainer) else ranks.join(None, None).calls
+
+
+def _agrees_by_itself(trainer: Any) -> bool:
+    """Return whether the run is one of ours: what a save of it raises on one rank, it raises on all."""
+    return isinstance(getattr(trainer, "calls", None), Channel)
 
 
 def _ended() -> "Future[Any]":
@@ -441,8 +481,19 @@ def _has_ended(save: _Save) -> bool:
     """Return whether the flush has ended on this rank; raises its error."""
     has_ended = save.future.done()
     if has_ended:
-        save.future.result()
+        _await_flush(save)
     return has_ended
+
+
+def _await_flush(save: _Save) -> None:
+    """Wait until the flush has ended on this rank; raises its error with the step and the directory."""
+    try:
+        save.future.result()
+    except (SaveError, RanksLostError):  # of a run of ours, which has said both
+        raise
+    except Exception as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise SaveError(f"saving step {save.step} in {save.path} failed, and it replaces nothing: {problem}") from error
 
 
 def _stands(save: _Save, ended: frozenset[bool]) -> bool:

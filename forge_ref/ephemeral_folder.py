@@ -25,6 +25,7 @@ from forge_ref import layout, manifest, publish
 from forge_ref.errors import DamagedError
 from forge_ref.layout import StepDir
 from forge_ref.messages import log as _log
+from forge_ref.messages import some
 
 SHARDS, TRAIN, METADATA = "model_and_optim", "train", ".metadata.json"
 MARKER = f"{SHARDS}/{layout.MARKER}"
@@ -34,6 +35,12 @@ VERSION = "2.0"
 PERMANENT, EPHEMERAL, UNREADABLE = "permanent", "ephemeral", "unreadable"
 
 _STEP = re.compile(r"step(0|[1-9][0-9]*)")
+_OWN_NAMES = {
+    "": re.compile(rf"{re.escape(METADATA)}|tmp[a-z0-9_]{{8}}"),
+    SHARDS: re.compile(rf"{re.escape(layout.MARKER)}|.*\.(distcp|tmp)"),
+    TRAIN: re.compile(r"rank(0|[1-9][0-9]*)\.pt"),
+}
+"""The files that writers of this layout put into each directory of a checkpoint, temporary ones included."""
 _OF_OTHERS = re.compile(
     r"latest|step_\d+|(checkpoint|global_step|epoch|iter)[-_=]?\d+.*|.*\.(ckpt|pt|pth|safetensors)", re.IGNORECASE
 )
@@ -42,6 +49,12 @@ _OF_OTHERS = re.compile(
 def step_name(step: int) -> str:
     """The name of a step's directory."""
     return f"step{step}"
+
+
+def step_of(path: Path) -> int | None:
+    """The step that the name of a directory stands for; None for any other name."""
+    match = _STEP.fullmatch(path.name)
+    return int(match[1]) if match else None
 
 
 def rank_file(rank: int) -> str:
@@ -79,8 +92,40 @@ class Contents:
 
     @property
     def debris(self) -> list[StepDir]:
-        """What a death has left under the name of a step; imported weights, which have a bare marker, are not."""
-        return [one for one in self.torn if not (one.path / layout.MARKER).exists()]
+        """What the death of a save or of a removal has left under the name of a step."""
+        return [one for one in self.torn if not _has_record(one.path) and not foreign_names(one.path)]
+
+    @property
+    def pruned(self) -> list[StepDir]:
+        """Torn ones with a `.metadata.json`, which a save writes last and a removal takes first: no death left them."""
+        return [one for one in self.torn if _has_record(one.path)]
+
+    @property
+    def foreign(self) -> list[StepDir]:
+        """Torn ones that hold what no writer of this layout puts there, except for imported weights."""
+        found = [one for one in self.torn if not _has_record(one.path) and foreign_names(one.path)]
+        return [one for one in found if not (one.path / layout.MARKER).exists()]
+
+
+def _has_record(path: Path) -> bool:
+    return os.path.lexists(path / METADATA)
+
+
+def foreign_names(path: Path) -> list[str]:
+    """What is in the directory of a step that no writer of this layout puts there."""
+    return sorted(
+        str(Path(part, entry.name))
+        for part, own in _OWN_NAMES.items()
+        for entry in _entries(path / part)
+        if not (entry.name in _OWN_NAMES and not part and entry.is_dir(follow_symlinks=False))
+        and not (own.fullmatch(entry.name) and entry.is_file(follow_symlinks=False))
+    )
+
+
+def _is_of_this_layout(path: Path) -> bool:
+    """Whether a save may replace the directory: it is empty, or has a name of this layout in it."""
+    names = {entry.name for entry in _entries(path)}
+    return not names or not names.isdisjoint({SHARDS, TRAIN, METADATA})
 
 
 def contents(folder: Path) -> Contents:
@@ -105,9 +150,13 @@ def contents(folder: Path) -> Contents:
 
 def _listed(folder: Path) -> list[tuple[str, bool]]:
     """Each name in the folder, and whether it is a directory; links are not."""
+    return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in _entries(folder)]
+
+
+def _entries(folder: Path) -> list["os.DirEntry[str]"]:
     try:
         with os.scandir(folder) as entries:
-            return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+            return list(entries)
     except (FileNotFoundError, NotADirectoryError):
         return []
 
@@ -127,10 +176,24 @@ def recorded(path: Path) -> str | None:
 
 
 def check_name_free(folder: Path, step: int) -> None:
-    """`FileExistsError` if something that is not a directory has the name that a save of `step` needs."""
+    """`FileExistsError` if what has the name that a save of `step` needs is not a directory of this layout."""
     target = folder / step_name(step)
+    if layout.is_real_dir(target) and not _is_of_this_layout(target):
+        raise FileExistsError(
+            f"{target} holds {some(foreign_names(target))} of another tool, so step {step} can't be saved there; "
+            "move it away"
+        )
     if os.path.lexists(target) and not layout.is_real_dir(target):
         raise FileExistsError(f"{target} is not a directory, so step {step} can't be saved there; move it away")
+
+
+def check_step(path: Path, saved: int) -> None:
+    """`ValueError` if the directory has the name of another step than the one that was saved in it."""
+    if step_of(path) not in (None, saved):
+        raise ValueError(
+            f"{path} holds a checkpoint of step {saved}, so it is a copy, or was renamed; nothing was loaded; give it "
+            f"the name {step_name(saved)}, or one that is not a step's, or load another checkpoint"
+        )
 
 
 def tidy(staged: Path, step: int) -> None:
@@ -145,14 +208,14 @@ def remove(path: Path) -> None:
 
     `OSError` if it fails; it can be tried again.
     """
-    match = _STEP.fullmatch(path.name)
-    assert match is not None, f"{path} is not the directory of a step"
+    step = step_of(path)
+    assert step is not None, f"{path} is not the directory of a step"
     if layout.is_real_dir(path):
         with suppress(FileNotFoundError):
             os.unlink(path / METADATA)
         publish.sync(path)
-        publish.move_away(path, int(match[1]))
-    for hidden in _hidden(path.parent, int(match[1]), "retired"):
+        publish.move_away(path, step)
+    for hidden in _hidden(path.parent, step, "retired"):
         shutil.rmtree(hidden)
 
 

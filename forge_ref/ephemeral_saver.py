@@ -11,9 +11,9 @@ and only rank 0 looks at the folder and changes names in it.
 
 import operator
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -273,8 +273,9 @@ class Checkpointer:
     def _prepare(self, undo: ExitStack, deferral: Deferral, source: _Source) -> tuple[list[Copy], Resumed]:
         """Read, and put in all that may fail, so that it can be undone; return the copies that are left to do."""
         live = weights.model_state(self.model)
-        saved = self._read(source, live)
-        train_state = {} if source.is_import else self._train_state(source)
+        with _naming_the_odd_one(source, self._ranks.rank):
+            saved = self._read(source, live)
+            train_state = {} if source.is_import else self._train_state(source)
         model = weights.match_model(self.model, live, saved[weights.MODEL], source.path, source.is_import)
         optimizer = saved.get(weights.OPTIMIZER)
         if optimizer is not None:
@@ -312,8 +313,9 @@ class Checkpointer:
             _log.warning("%s has no %s; this rank reads that of rank 0", source.path, name)
         else:
             raise FileNotFoundError(f"{source.path} has no {ephemeral_folder.rank_file(0)}; resume from another one")
-        train_state = storage.loads_dict(blob, source.path / name, name in seals)
+        train_state = _stepped(storage.loads_dict(blob, source.path / name, name in seals), source.path / name)
         state.check_counters(train_state, source.path / name)
+        ephemeral_folder.check_step(source.path, train_state["step"])
         state.check_streams(train_state, source.path / name)
         if number == rank or "rng" not in train_state:
             return train_state
@@ -339,6 +341,40 @@ def _described(path: Path) -> dict[str, Any]:
             ) from None
         _log.warning("%s can't be read, so no file is compared with its checksum: %s", path / METADATA, error)
         return {}
+
+
+def _stepped(train_state: Mapping[str, Any], file: Path) -> Mapping[str, Any]:
+    """Return the train state with its step under our name; `ValueError` if it has none."""
+    if "step" in train_state:
+        return train_state
+    if "global_step" not in train_state:
+        raise ValueError(
+            f"{file} has neither step nor global_step, so nothing says where to go on; nothing was loaded; name "
+            f"{file.parent.parent / SHARDS} to load its weights alone"
+        )
+    rest = {key: value for key, value in train_state.items() if key != "global_step"}
+    return {**rest, "step": train_state["global_step"]}
+
+
+@contextmanager
+def _naming_the_odd_one(source: _Source, rank: int) -> Iterator[None]:
+    """Name `.metadata.json` if it says another step, or vouches for none of the files beside it."""
+    try:
+        yield
+    except DamagedError as error:
+        seals = manifest.seals(source.metadata)
+        names = {MARKER, ephemeral_folder.rank_file(0), ephemeral_folder.rank_file(rank)} & seals.keys()
+        said, named = source.metadata.get("step"), ephemeral_folder.step_of(source.path)
+        if seals and None not in (said, named) and said != named:
+            reason = f"it says step {said}, and not all files beside it are of that step"
+        elif not names or any(seals[name].fits(source.path / name) for name in names):
+            raise
+        else:
+            reason = "the hashes in it match none of the files beside it"
+        raise DamagedError(
+            f"{source.path / METADATA} belongs to another save: {reason}; put the right file back, or resume from "
+            "another checkpoint"
+        ) from error
 
 
 def _check_same(steps: frozenset[int]) -> None:

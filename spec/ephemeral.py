@@ -21,6 +21,7 @@ was saved as permanent is ever taken for ephemeral; and a directory that is
 complete by its names can be loaded, at every instant.
 """
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -393,11 +394,17 @@ CLAUSES: tuple[Clause, ...] = (
     Clause(
         slug="ephemeral.left-alone",
         level=Level.STRICT,
-        sentence="leaves checkpoints of another layout in its folder as they are, and warns, naming one of them",
+        sentence="leaves checkpoints of another layout in its folder as they are, and warns, naming one of them. The "
+        "same holds for a torn directory `stepN` that no death has left: it has files that no writer of this layout "
+        "puts there, or a `.metadata.json`, which a save writes last and a removal takes first",
         why="Two tools may share a folder by mistake, and each would remove what the other needs. A user who expects a "
-        "resume from the other tool's checkpoints has to learn that there is none.",
-        situation="a run that removes something went through its hooks in a folder with checkpoints of two other tools",
+        "resume from the other tool's checkpoints has to learn that there is none. Whoever removes the train state of "
+        "a permanent checkpoint to save space keeps its weights.",
+        situation="runs that remove something went through their hooks in folders with checkpoints of two other tools, "
+        "with a directory of another tool that has the name of a step, and with a permanent checkpoint without its "
+        "train state",
         capabilities=_NAMED,
+        predicates=("may_be_debris",),
     ),
     Clause(
         slug="ephemeral.order",
@@ -430,6 +437,8 @@ CLAUSES: tuple[Clause, ...] = (
     ),
 )
 
+_OF_A_SAVE = re.compile(r"train/rank\d+\.pt|model_and_optim/(\.metadata|[^/]*\.(distcp|tmp))|tmp\w{8}")
+"""The files that a save of this layout writes before `.metadata.json`, temporary ones included."""
 PERMANENT, EPHEMERAL = "permanent", "ephemeral"
 """The two kinds."""
 STRATEGIES = ("ephemeral_only", "all_non_permanent", "never")
@@ -622,6 +631,18 @@ def may_be_left(before: Collection[str], now: Collection[str], required: Collect
     False
     """
     return set(before) <= set(now) or not set(required) <= set(now)
+
+
+def may_be_debris(files: Collection[str]) -> bool:
+    """Whether a torn directory with these files may be what the death of a save or of a removal has left.
+
+    >>> left = ["model_and_optim/.metadata", "model_and_optim/__0_0.distcp", "train/rank0.pt"]
+    >>> may_be_debris([]), may_be_debris(left), may_be_debris(left[1:])
+    (True, True, True)
+    >>> may_be_debris([*left[:2], ".metadata.json"]), may_be_debris([*left, "model.safetensors"])
+    (False, False)
+    """
+    return all(_OF_A_SAVE.fullmatch(name) for name in files)
 
 
 def refused_for(

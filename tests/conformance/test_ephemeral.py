@@ -704,6 +704,33 @@ def test_checkpoints_of_other_tools_are_left_alone_and_warned_of(run: Scenario) 
     run.expect("ephemeral.replaced", 2 not in run.folder.complete(), expected="step 2 removed", seen=run.folder)
 
 
+@pytest.mark.parametrize("foreign", [None, "model.safetensors"])
+@judges("ephemeral.left-alone", "ephemeral.replaced")
+def test_a_torn_directory_that_no_death_has_left_is_left_alone_and_warned_of(
+    run: Scenario, foreign: str | None
+) -> None:
+    first = begun(run, save_interval=1)
+    first.settled_batches_to(2)
+    first.kill()
+    torn = run.folder.of(1)
+    shutil.rmtree(torn / "train" if foreign is None else torn)
+    if foreign is not None:
+        torn.mkdir()
+        (torn / foreign).write_text("weights")
+    before = _files(run, 1)
+    assert not ephemeral.may_be_debris(before)
+    whose = "lost its train state" if foreign is None else "been replaced by that of another tool"
+    run.judge.tell(f"{torn.name} has {whose} and holds {', '.join(before)}")
+    life = resumed(run, save_interval=100, ephemeral_save_interval=2, remove="all_non_permanent")
+    heard = life.warnings
+    life.batches_to(7)
+    life.post_train()
+    left = _files(run, 1)
+    run.expect("ephemeral.left-alone", left == before, expected=f"{before} as they were", seen=left)
+    run.expect("ephemeral.left-alone", torn.name in heard, expected=f"a warning that names {torn.name}", seen=heard)
+    run.expect("ephemeral.replaced", 4 not in run.folder.complete(), expected="step 4 removed", seen=run.folder)
+
+
 # -- flushes --------------------------------------------------------------------
 
 

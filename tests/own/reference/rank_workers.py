@@ -15,6 +15,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -66,6 +67,46 @@ class Loader:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.refuses:
             raise LookupError("this loader refuses")
+
+
+class Flush(Future[None]):
+    """One that ends, at the latest, when somebody waits for it."""
+
+    def result(self, timeout: float | None = None) -> None:
+        if not self.done():
+            self.set_result(None)
+        super().result(timeout)
+
+
+class ForeignRun:
+    """A run that is not ours: rank 0 plants a checkpoint, and what a save raises it raises on one rank alone."""
+
+    def __init__(self, rank: int, save_folder: str) -> None:
+        self.rank = rank
+        self.save_folder = save_folder
+        self.global_step = 0
+        self.checkpointer = object()
+        self.checkpoint_loaded = self.block_ephemeral_checkpoints = False
+        self.failing: int | None = None
+        self.is_late = False
+        self.flush: Future[None] | None = None
+
+    def save_checkpoint(self, ephemeral: bool) -> str:
+        if self.rank == self.failing:
+            raise LookupError("this rank refuses")
+        path = Path(self.save_folder) / f"step{self.global_step}"
+        for name in ("train/rank0.pt", "model_and_optim/.metadata", ".metadata.json"):
+            if self.rank == 0:
+                (path / name).parent.mkdir(parents=True, exist_ok=True)
+                (path / name).write_text(f'{{"ephemeral": {str(ephemeral).lower()}}}')
+        return str(path)
+
+    def save_checkpoint_async(self, ephemeral: bool) -> tuple[str, Future[None]]:
+        assert self.flush is None or self.flush.done(), "the flush before is still running"
+        path, self.flush = self.save_checkpoint(ephemeral), Flush()
+        if not self.is_late:
+            self.flush.set_result(None)
+        return path, self.flush
 
 
 class Rank:
@@ -238,6 +279,22 @@ class Rank:
         checkpointer, group = self.alone
         checkpointer.save({"model": self.model.state_dict()}, path, group)
         checkpointer.wait()
+
+    def begin_hooks(self, is_async: bool) -> None:
+        self.foreign = ForeignRun(self.rank, self.config.dir)
+        self.callback = forge_ref.CheckpointerCallback(1, pre_train_checkpoint=False, save_async=is_async)
+        self.callback.trainer = self.foreign
+        self.callback.pre_train()
+
+    def batch(self, step: int, failing: int | None = None, is_late: bool = False) -> bool:
+        """The hook after a batch, whose save fails on one rank; whether a save is pending then."""
+        self.foreign.global_step, self.foreign.failing, self.foreign.is_late = step, failing, is_late
+        self.callback.post_train_batch()
+        return self.callback.checkpoint_pending
+
+    def end_hooks(self) -> list[str]:
+        self.callback.post_train()
+        return sorted(os.listdir(self.config.dir))
 
     # -- mischief -------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -241,6 +243,58 @@ def test_files_of_two_saves_do_not_make_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "step4" / "train" / "rank0.pt").replace(tmp_path / "step7" / "train" / "rank0.pt")
     with pytest.raises(DamagedError, match=r"rank0\.pt"):
         trained(tmp_path, 9)
+
+
+@pytest.mark.parametrize("name", ["train/rank0.pt", "model_and_optim/.metadata", ".metadata.json"])
+def test_the_file_of_another_save_is_refused_by_its_name(tmp_path: Path, name: str) -> None:
+    trained(tmp_path, 3)
+    trained(tmp_path, 7)
+    shutil.copy(tmp_path / "step4" / name, tmp_path / "step7" / name)
+    with pytest.raises(DamagedError, match=rf"^{tmp_path}/step7/{re.escape(name)} (is damaged, or|belongs to another)"):
+        trained(tmp_path, 9)
+
+
+def test_a_record_of_another_step_is_named_also_where_the_weights_are_the_same(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+    run = TrainingRun(tmp_path, model, torch.optim.AdamW(model.parameters()))
+    for run.global_step in (3, 7):
+        run.save_checkpoint()
+    shutil.copy(tmp_path / "step3" / ".metadata.json", tmp_path / "step7" / ".metadata.json")
+    with pytest.raises(
+        DamagedError, match=r"step7/.metadata.json belongs to another save: it says step 3, and not all"
+    ):
+        run.load_checkpoint()
+
+
+def test_a_copy_is_not_taken_for_the_step_in_its_name_and_may_have_a_name_of_its_own(tmp_path: Path) -> None:
+    trained(tmp_path, 3)
+    for name in ("step6", "best"):
+        shutil.copytree(tmp_path / "step3", tmp_path / name)
+    with pytest.raises(ValueError, match=r"step6 holds a checkpoint of step 3, .*; give it the name step3, or one"):
+        trained(tmp_path, 7)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout())
+    optimizer = torch.optim.AdamW(model.parameters())
+    run = TrainingRun(tmp_path, model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 2))
+    assert run.load_checkpoint(tmp_path / "best")
+    assert run.global_step == 3
+
+
+@pytest.mark.parametrize("says", [{"global_step": 3}, {"global_step": 4}, {"global_step": "3"}, {}], ids=str)
+def test_a_train_state_of_another_trainer_says_its_step_or_is_refused(tmp_path: Path, says: dict[str, Any]) -> None:
+    trained(tmp_path, 3)
+    file = tmp_path / "step3" / "train" / "rank0.pt"
+    train_state = torch.load(file, weights_only=False)
+    del train_state["step"]
+    torch.save({**train_state, **says}, file)
+    (tmp_path / "step3" / ".metadata.json").write_text('{"ephemeral": false, "version": "3.0.0"}')
+    refusals = {4: "step3 holds a checkpoint of step 4", "3": "step is '3', not an integer"}
+    if says.get("global_step") == 3:
+        run, *_ = trained(tmp_path, 4)
+        assert (run.global_step, run.checkpoint_loaded, run.extra) == (4, True, {})
+        return
+    message = refusals[says["global_step"]] if says else "rank0.pt has neither step nor global_step"
+    with pytest.raises((ValueError, DamagedError), match=message):
+        trained(tmp_path, 4)
 
 
 def test_something_else_under_the_name_of_a_step_is_refused(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -237,6 +237,18 @@ def test_the_error_of_a_flush_is_raised_by_one_hook_and_its_step_is_not_saved(tm
     assert run.made == [(2, "permanent", "in the background"), (2, "permanent", "now")]
 
 
+@pytest.mark.parametrize("at_the_end", [False, True])
+def test_the_error_of_a_flush_of_any_run_says_which_step_it_was_and_where(tmp_path: Path, at_the_end: bool) -> None:
+    run = Run(tmp_path)
+    callback = begun(run, save_interval=2, save_async=True)
+    batches(callback, 2)
+    run.flushes[0].set_exception(OSError(28, "No space left on device"))
+    said = rf"^saving step 2 in {tmp_path}/step2 failed, and it replaces nothing: OSError: \[Errno 28\] No space"
+    with pytest.raises(SaveError, match=said) as raised:
+        callback.post_train() if at_the_end else batches(callback, 3)
+    assert isinstance(raised.value.__cause__, OSError)
+
+
 def test_a_save_waits_for_its_directory_to_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, waited = Run(tmp_path), list[float]()
 
@@ -285,6 +297,84 @@ def test_torn_directories_go_after_a_save_and_imported_weights_stay(tmp_path: Pa
     assert standing(tmp_path) == ["step1", "step2", "step9"]
     batches(callback, 4, 5)
     assert standing(tmp_path) == ["step2", "step4", "step9"]
+
+
+def pruned(folder: Path) -> str:
+    """A directory whose train state somebody removed to save space; what a run says of it."""
+    path = plant(folder, 2, False, lacks="train/rank0.pt")
+    (path / "train").rmdir()
+    return (
+        f"{path} is kept: train/rank0.pt is missing or empty, and a death leaves no .metadata.json beside that; put "
+        "the file back, or delete the directory by hand"
+    )
+
+
+def emptied(folder: Path) -> str:
+    """The same, with a record that has no content."""
+    path = plant(folder, 2, False)
+    (path / ".metadata.json").write_text("")
+    return (
+        f"{path} is kept: .metadata.json is missing or empty, and a death leaves no .metadata.json beside that; put "
+        "the file back, or delete the directory by hand"
+    )
+
+
+def exported(folder: Path) -> str:
+    """A directory of another tool with the name of a step."""
+    for name in ("model.safetensors", "logs/events"):
+        (folder / "step2" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "step2" / name).write_text("precious")
+    path = folder / "step2"
+    return f"{path} holds logs, model.safetensors of another tool; it is left alone, and no resume finds it"
+
+
+def mixed(folder: Path) -> str:
+    """Files of ours, a file that we do not write, and a link in the place of one that we do."""
+    path = plant(folder, 2, False, lacks=".metadata.json")
+    (path / "train" / "notes").write_text("precious")
+    (path / "model_and_optim" / "__0_0.distcp").symlink_to("/elsewhere")
+    foreign = "model_and_optim/__0_0.distcp, train/notes"
+    return f"{path} holds {foreign} of another tool; it is left alone, and no resume finds it"
+
+
+@pytest.mark.parametrize("arrange", [pruned, emptied, exported, mixed])
+def test_a_torn_directory_that_no_death_has_left_stays_and_is_named_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, arrange: Callable[[Path], str]
+) -> None:
+    said = arrange(tmp_path)
+    files = sorted((tmp_path / "step2").rglob("*"))
+    callback = begun(Run(tmp_path, 3), save_interval=4, ephemeral_save_interval=1, remove="all_non_permanent")
+    batches(callback, 4, 5, 6)
+    callback.post_train()
+    assert sorted((tmp_path / "step2").rglob("*")) == files
+    assert caplog.messages == [said]
+
+
+def test_what_a_death_has_left_is_named_before_it_is_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = plant(tmp_path, 2, False, lacks=".metadata.json")
+    for name in ("tmp0a_bcdef", "train/rank1.pt", "model_and_optim/__1_0.distcp", "model_and_optim/tmp12.tmp"):
+        (path / name).write_text("")
+    (tmp_path / "step3").mkdir()
+    callback = begun(Run(tmp_path, 3), save_interval=4)
+    assert caplog.messages == [
+        f"{tmp_path / name} is what a save or a removal that was cut short has left; it is removed after the next save"
+        for name in ("step2", "step3")
+    ]
+    batches(callback, 4, 5)
+    assert standing(tmp_path) == ["step4"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", ".metadata"], ids=["of another tool", "imported weights"])
+def test_no_save_takes_the_name_of_a_directory_that_is_not_of_this_layout(tmp_path: Path, name: str) -> None:
+    ephemeral_folder.check_name_free(tmp_path, 2)
+    plant(tmp_path, 2, False, lacks="train/rank0.pt")
+    (tmp_path / "step3").mkdir()
+    for step in (2, 3):
+        ephemeral_folder.check_name_free(tmp_path, step)
+    (tmp_path / "step3" / name).write_text("")
+    message = rf"step3 holds {name} of another tool, so step 3 can't be saved there; move it away$"
+    with pytest.raises(FileExistsError, match=message):
+        ephemeral_folder.check_name_free(tmp_path, 3)
 
 
 def test_a_thread_that_takes_no_work_is_logged_and_the_removal_is_tried_again(

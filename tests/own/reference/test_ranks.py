@@ -461,3 +461,21 @@ def test_pipeline_replicas_may_come_and_go(start: Start) -> None:
     more = start(4, "pipe2")
     assert more("load") == [(3, 30, {})] * 4
     assert more("whole") == run("whole")
+
+
+# -- hooks of a run that is not ours --------------------------------------------
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_save_that_raises_on_one_rank_of_a_run_that_is_not_ours_raises_on_all(
+    start: Start, is_async: bool, failing: int
+) -> None:
+    world = start(2, "same", opened=False)
+    assert world("begin_hooks", is_async) == [None, None]
+    assert world("batch", 1) == [is_async, is_async]
+    everywhere(world("batch", 2, failing, is_late=True), "LookupError", f"rank {failing}: this rank refuses")
+    assert world("batch", 3) == [is_async, is_async]  # which waits for the flush of step 2 where there is one
+    ended = world("end_hooks")
+    assert ended[0] == ended[1]
+    assert {"step1", "step3"} <= set(ended[0])
