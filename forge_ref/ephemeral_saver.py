@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ from forge_ref import (
     ranks,
     state,
     storage,
+    trainer_state,
     trust,
     weights,
 )
@@ -54,6 +55,8 @@ from forge_ref.resuming import Loaded, put_in
 from forge_ref.saving import PACKED, taken_state
 from forge_ref.writer import Writer
 
+_OPTIM = "optim"
+"""The key of the optimizer's state, beside `model`, as OLMo-core has it; older checkpoints of ours have `optimizer`."""
 _Files = frozenset[tuple[str, int, str]]
 """What was written: names in the checkpoint, and what the seals have."""
 
@@ -154,9 +157,9 @@ class Checkpointer:
         check_integer(step, "global_step", at_least=0)
         check_integer(tokens_seen, "tokens_seen")
         train_state = state.build_train_state(step, tokens_seen, self.scheduler, self.dataloader, extra)
-        content = state.serialized(train_state)
+        content = state.serialized(trainer_state.with_trainers(train_state, self._ranks.size))
         taken = taken_state(self.model, self.optimizer)
-        held = self._flights.hold(flatten(forms.pack(taken), PACKED), in_background)
+        held = self._flights.hold(flatten(_named(forms.pack(taken)), PACKED), in_background)
         if self._ranks.are_many and (own := own_values.of(self.model, taken, held.nested())):
             held = own_values.added(held, own, self._ranks.place)
         if self._ranks.place != 0:
@@ -289,13 +292,17 @@ class Checkpointer:
         """Model and optimizer, read and verified; imported weights may come without the latter."""
         directory = source.path if source.is_import else source.path / SHARDS
         shards = storage.open_shards(directory, manifest.seals(source.metadata).get(MARKER))
+        if weights.OPTIMIZER not in shards.parts:
+            shards = replace(shards, renamed={_OPTIM: weights.OPTIMIZER})
         place = str(self._ranks.place)
         wanted = [part for part in weights.PARTS if part != weights.MODEL or not weights.is_empty(self.model)]
         missing = [part for part in wanted if part not in shards.parts]
         if missing == [weights.OPTIMIZER] and source.is_import:
             _log.warning("%s holds weights without optimizer state; the optimizer stays as it is", directory)
         elif missing:
-            raise ValueError(f"{directory} has no {' and no '.join(missing)}; save it under those keys")
+            raise ValueError(
+                f"{directory} has no {' and no '.join(missing)}; save both, under the keys model and {_OPTIM}"
+            )
         parts = {*wanted, *((forms.FORMS, part) for part in wanted), (own_values.OWN, place)}
         is_wanted: Callable[[storage.Keys], bool] = lambda keys: not parts.isdisjoint({keys[0], keys[:2]})  # noqa: E731
         saved = shards.read(is_wanted, weights.places(live))
@@ -313,13 +320,21 @@ class Checkpointer:
             _log.warning("%s has no %s; this rank reads that of rank 0", source.path, name)
         else:
             raise FileNotFoundError(f"{source.path} has no {ephemeral_folder.rank_file(0)}; resume from another one")
-        train_state = _stepped(storage.loads_dict(blob, source.path / name, name in seals), source.path / name)
+        saved = storage.loads_dict(blob, source.path / name, name in seals)
+        train_state = _stepped(trainer_state.without_trainers(saved, source.path / name), source.path / name)
+        if self.scheduler is not None and "scheduler" not in train_state:
+            _log.warning("%s has no state of a scheduler; this run's scheduler stays as it is", source.path / name)
         state.check_counters(train_state, source.path / name)
         ephemeral_folder.check_step(source.path, train_state["step"])
         state.check_streams(train_state, source.path / name)
         if number == rank or "rng" not in train_state:
             return train_state
         return {**train_state, "rng": state.streams_of_new_rank(train_state["rng"], rank)}
+
+
+def _named(packed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is saved under the keys that a checkpoint has it under."""
+    return {_OPTIM if part == weights.OPTIMIZER else part: values for part, values in packed.items()}
 
 
 def _described(path: Path) -> dict[str, Any]:

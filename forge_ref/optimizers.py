@@ -18,7 +18,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map_only
 
-from forge_ref import weights
+from forge_ref import flattened, weights
 from forge_ref.messages import log as _log
 from forge_ref.messages import printable, some
 from forge_ref.pieces import Piece, dtype_of, fill, shape_of
@@ -87,6 +87,8 @@ def match_optimizer(
     """
     live = optimizer_state(model, optimizer)
     names = [name for group in live["param_groups"] for name in group["params"]]
+    if flattened.is_flattened(saved):
+        saved = flattened.nested(saved, live["param_groups"], source)
     state, groups = _by_name(saved, names, source)
     _check_kind(optimizer, saved.get(_KIND), groups, source)
     ignored = {name for name in names if weights.is_below(name, spared)} | _surplus(model, names, groups, source)

@@ -8,7 +8,7 @@ Ranks read on their own: nobody waits here.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -47,6 +47,8 @@ class Shards:
     """Of the files of shards, by their names; another manager seals nothing."""
     is_sealed: bool
     """Whether a hash that was recorded at the save covers the marker, so that its sizes are true."""
+    renamed: Mapping[str | int, str] = field(default_factory=dict)
+    """Top-level keys that have another name to who reads."""
 
     @property
     def parts(self) -> set[str]:
@@ -86,7 +88,8 @@ class Shards:
 
     def _keys(self, name: str) -> Keys:
         """Return the keys of a flat name in the nested state: dict keys are text, list indices numbers."""
-        return cast(Keys, (self.metadata.planner_data or {}).get(name, (name,)))
+        first, *rest = cast(Keys, (self.metadata.planner_data or {}).get(name, (name,)))
+        return (self.renamed.get(first, first), *rest)
 
 
 def open_shards(path: Path, seal: Seal | None) -> Shards:

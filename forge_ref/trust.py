@@ -75,6 +75,8 @@ def _mode(found: os.stat_result) -> str:
 
 
 _RECORDS = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
+_OF_OLMO = ("olmo_core.distributed.checkpoint.filesystem", "_StorageInfo")
+"""OLMo-core's record of where an item is stored.  It has the fields of DCP's own, which is loaded in its place."""
 _VALUES = {("torch", "Size"), ("torch.serialization", "_get_layout")}
 
 
@@ -88,6 +90,8 @@ class MarkerUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name == "PosixPath":  # where it was written to; the module's name depends on Python's version
             return PurePosixPath
+        if (module, name) == _OF_OLMO:
+            module = _RECORDS[1]
         found = getattr(sys.modules.get(module), name, None)
         is_record = module in _RECORDS and (dataclasses.is_dataclass(found) or isinstance(found, EnumMeta))
         if is_record or isinstance(found, torch.dtype) or (module, name) in _VALUES:

@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor
 from torch.nn.parameter import is_lazy
 
+from forge_ref import flattened
 from forge_ref.interrupts import Deferral
 from forge_ref.messages import log as _log
 from forge_ref.messages import some
@@ -131,6 +132,8 @@ def places(live: Mapping[str, Any]) -> Callable[[Sequence[object]], Piece | None
                 return sharded.get(name)
             case (part, "state", str(name), *_) if part == OPTIMIZER:
                 return sharded.get(name)
+            case (part, str(key)) if part == OPTIMIZER:
+                return sharded.get(flattened.owner(key, sharded) or "")
         return None
 
     return place_of
