@@ -24,7 +24,7 @@ from forge_conformance.runs.landing import GoingOn, Ignored, Landing
 from forge_conformance.runs.ledger import Ledger
 from forge_conformance.runs.process import ManagerFault, Unsupported
 from forge_conformance.runs.team import Team, TeamLife, disk_is_full
-from forge_conformance.runs.verdict import WORDS, Verdict, verdict_of, without_death
+from forge_conformance.runs.verdict import WORDS, Verdict, seen_and_expected, verdict_of, without_death
 from forge_conformance.runs.workplace import Place
 from forge_conformance.watch.recorder import Control, Operation
 from forge_conformance.watch.trace import Disk
@@ -167,7 +167,7 @@ def _story(drill: Drill, says: str, name: str, tried: Tried, verdict: Verdict) -
         lines += ["", "  the operations of the save", *_around(tried.operations, tried.at or len(tried.operations) + 1)]
     if tried.left is not None:
         lines += ["", "  the folder as it was left", *(f"    {line}" for line in tried.left.listing())]
-    lines += ["", wrapped(f"seen: {verdict.seen}", 2, 4), wrapped(f"expected: {verdict.expected}", 2, 4)]
+    lines += ["", *(wrapped(line, 2, 4) for line in seen_and_expected(verdict))]
     return "\n".join(lines)
 
 

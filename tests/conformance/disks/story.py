@@ -1,12 +1,11 @@
 """Describes a bad disk: shrunk to what matters, with the operations around the death and the sync that was missing."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from forge_conformance.disks.states import Kept, State, States
 from forge_conformance.judging.text import wrapped
-from forge_conformance.runs.verdict import WORDS, Verdict
+from forge_conformance.runs.verdict import WORDS, Verdict, seen_and_expected
 from forge_conformance.watch.trace import Disk, Trace
 from forge_spec.disk import ROOT, Bytes, Entries, Mark, Size, Storage, Sync, may_lose
 
@@ -80,12 +79,8 @@ def tell(
     if missing:
         lines += ["", "  what did not reach the disk", *(f"    {line}" for line in missing)]
     lines += ["", "  the folder as it is left", *(f"    {line}" for line in disk.listing())]
-    lines += ["", wrapped(f"seen: {verdict.seen}", 2, 4), wrapped(f"expected: {_should(verdict)}", 2, 4)]
+    lines += ["", *(wrapped(line, 2, 4) for line in seen_and_expected(verdict))]
     return Story(state, disk, verdict, missing, "\n".join(lines))
-
-
-def _should(verdict: Verdict) -> str:
-    return verdict.expected if verdict.came_back else re.sub(r"\bstep ", "a resume from step ", verdict.expected)
 
 
 def around(trace: Trace, state: State, named: Callable[[int], str]) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """What a resume from a disk is worth, and which clause fails with it."""
 
+import re
 from dataclasses import dataclass
 
 from forge_conformance.runs.landing import GoingOn, Landing
@@ -76,6 +77,15 @@ def verdict_of(
         aim = aim if stands is None else f"step {', '.join(map(str, sorted(stands)))} to stand then"
         return Verdict(going_on.word, clause, going_on.trouble, aim, True, stands)
     return Verdict(GOOD)
+
+
+def seen_and_expected(verdict: Verdict) -> tuple[str, str]:
+    """The two lines of a story; where the resume itself is judged, a step is a resume from it."""
+    if verdict.came_back:
+        return f"seen: {verdict.seen}", f"expected: {verdict.expected}"
+    seen = re.sub(r"^step (?=\d)", "a resume from step ", verdict.seen)
+    expected = re.sub(r"(^| or )step (?=\d)", r"\1a resume from step ", verdict.expected)
+    return f"seen: {seen}", f"expected: {expected}"
 
 
 _CLAUSES = {"rng": "resume.rng", "loader": "resume.dataloader", "counter": "resume.train-state"}

@@ -19,6 +19,7 @@ from forge_conformance.disks.job import Job, explore
 from forge_conformance.disks.result import Result
 from forge_conformance.disks.states import KILL
 from forge_conformance.report import crash as report
+from forge_conformance.runs.verdict import Verdict, seen_and_expected
 from forge_conformance.runs.workplace import Manager, Place, workplace
 from forge_spec.clauses import Level
 from forge_spec.disk import Mark
@@ -319,11 +320,21 @@ def test_a_replay_that_comes_to_another_verdict_is_an_error_of_the_suite(
     assert "NOT REPRODUCED: replay-resave-sync-1.py says good, the exploration stale" in said
 
 
+def test_a_story_calls_the_step_that_a_run_landed_on_a_resume_from_it() -> None:
+    stale = Verdict("stale", "resume.after-kill", "step 2", "a fresh start or step 4")
+    stuck = Verdict("stuck", "resume.continue", "after step 4, an error", "step 2, 4 to stand then", came_back=True)
+    assert seen_and_expected(stale) == (
+        "seen: a resume from step 2",
+        "expected: a fresh start or a resume from step 4",
+    )
+    assert seen_and_expected(stuck) == ("seen: after step 4, an error", "expected: step 2, 4 to stand then")
+
+
 def test_a_story_names_the_death_and_its_replay_shows_the_same_without_the_suite(tmp_path: Path) -> None:
     result = explored("NoSyncOfPointer", "steady", "posix-strict")
     stale = next(one for one in result.found if one.verdict.word == "stale")
     assert "---- here ----" in stale.text
-    assert f"seen: {stale.verdict.seen}" in stale.text
+    assert f"seen: a resume from {stale.verdict.seen}" in stale.text
     script = tmp_path / "replay.py"
     script.write_text(stale.replay)
     alone = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
