@@ -321,7 +321,8 @@ class Checkpointer:
         else:
             raise FileNotFoundError(f"{source.path} has no {ephemeral_folder.rank_file(0)}; resume from another one")
         saved = storage.loads_dict(blob, source.path / name, name in seals)
-        train_state = _stepped(trainer_state.without_trainers(saved, source.path / name), source.path / name)
+        train_state = trainer_state.without_trainers(saved, source.path / name)
+        _check_stepped(train_state, source.path / name)
         if self.scheduler is not None and "scheduler" not in train_state:
             _log.warning("%s has no state of a scheduler; this run's scheduler stays as it is", source.path / name)
         state.check_counters(train_state, source.path / name)
@@ -358,17 +359,13 @@ def _described(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _stepped(train_state: Mapping[str, Any], file: Path) -> Mapping[str, Any]:
-    """Return the train state with its step under our name; `ValueError` if it has none."""
-    if "step" in train_state:
-        return train_state
-    if "global_step" not in train_state:
+def _check_stepped(train_state: Mapping[str, Any], file: Path) -> None:
+    """Raise `ValueError` if the train state has no step."""
+    if "step" not in train_state:
         raise ValueError(
             f"{file} has neither step nor global_step, so nothing says where to go on; nothing was loaded; name "
             f"{file.parent.parent / SHARDS} to load its weights alone"
         )
-    rest = {key: value for key, value in train_state.items() if key != "global_step"}
-    return {**rest, "step": train_state["global_step"]}
 
 
 @contextmanager
