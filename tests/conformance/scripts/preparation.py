@@ -226,7 +226,7 @@ def _first_difference(first: Sequence[Line], second: Sequence[Line]) -> tuple[st
     return f"{len(first)} progress lines", f"{len(second)} progress lines"
 
 
-def _warm(prepared: Prepared, wishes: Wishes, left: frozenset[tuple[str, str, int]]) -> None:
+def _warm(prepared: Prepared, wishes: Wishes, left: frozenset[tuple[str, str, bool]]) -> None:
     """Let later starts be forks, if they do what the command itself does, and leave what it leaves each time."""
     stage = prepared.stage
     if any(re.fullmatch(r"(.*/)?torchrun|torch\.distributed\.(run|launch)", word) for word in stage.command.again[:3]):
@@ -252,9 +252,9 @@ def _warm(prepared: Prepared, wishes: Wishes, left: frozenset[tuple[str, str, in
         prepared.notes.append(f"Each start is a new process, because {reason}.")
 
 
-def _left(stage: Stage) -> frozenset[tuple[str, str, int]]:
-    """What a run has left in the folder: paths, kinds and sizes."""
-    return frozenset((path, node.kind, len(node.content)) for path, node in Disk.read(stage.folder).nodes.items())
+def _left(stage: Stage) -> frozenset[tuple[str, str, bool]]:
+    """What a run has left in the folder: paths, kinds, and whether there is content; sizes may change by chance."""
+    return frozenset((path, node.kind, bool(node.content)) for path, node in Disk.read(stage.folder).nodes.items())
 
 
 def _is_same(prepared: Prepared, lines: Sequence[Line]) -> bool:
