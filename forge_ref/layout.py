@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from forge_ref import manifest
+from forge_ref import manifest, marker
 from forge_ref.errors import DamagedError
 
 MARKER = ".metadata"
@@ -215,5 +215,20 @@ def check_names_free(folder: Path, step: int) -> None:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """Return the content of `metadata.json`; the errors are those of `manifest.read`."""
-    return manifest.read(path / METADATA)
+    """Return the content of `metadata.json`; the errors are those of `manifest.read`.
+
+    `DamagedError` also for one without checksums in a checkpoint of this manager, which always writes them.
+    """
+    content = manifest.read(path / METADATA)
+    if not manifest.seals(content) and is_ours(path):
+        raise DamagedError(
+            f"{path / METADATA} is damaged: it lacks the checksums that this manager saved with the checkpoint; "
+            "put the right file back, or resume from another checkpoint"
+        )
+    return content
+
+
+def is_ours(path: Path) -> bool:
+    """Return whether a marker of the checkpoint says that this manager wrote it, whatever its metadata is now."""
+    standing = (path / name for name in directories(path) if _STAGE.fullmatch(name))
+    return any(marker.is_ours(directory / MARKER) for directory in (path, *standing))

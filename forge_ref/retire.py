@@ -40,6 +40,7 @@ def retire(trash: Path, committed: int, keep_last_n: int, is_milestone: Callable
     with _soft(folder):
         for found in _leaving(folder, committed, keep_last_n, is_milestone):
             with _soft(found.path):
+                _warn_of_a_lost_class(found)
                 shutil.rmtree(_hide(trash, found.path))
     with _soft(trash):
         trash.rmdir()
@@ -80,6 +81,17 @@ def _lacks_a_file(found: StepDir) -> bool:
     return bool(set(found.missing) - ({layout.METADATA} if os.path.lexists(found.path / layout.METADATA) else set()))
 
 
+def _warn_of_a_lost_class(found: StepDir) -> None:
+    """Warn if a checkpoint is deleted that this manager saved whole, and that has lost only its metadata."""
+    if found.missing == [layout.METADATA] and layout.is_ours(found.path):
+        _log.warning(
+            "%s is torn and is deleted: its %s, which says whether it is a milestone, was there when it was saved, "
+            "and is missing",
+            found.path,
+            layout.METADATA,
+        )
+
+
 def _is_recorded(found: StepDir) -> bool:
     """Return whether its metadata says that it is a milestone."""
     try:
@@ -91,7 +103,7 @@ def _is_recorded(found: StepDir) -> bool:
 def _may_be_milestone(found: StepDir, is_milestone: Callable[[int], bool]) -> bool:
     """Return whether it was saved as a milestone (retention.class-is-remembered); other managers do not record it.
 
-    True, with a warning, if its metadata can't be read (retention.unclassified).
+    True, with a warning, if its metadata can't be read or is not what was written (retention.unclassified).
     """
     try:
         recorded = layout.read_metadata(found.path).get("milestone")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from forge_ref import layout, manifest, marker, state, storage
+from forge_ref import layout, manifest, state, storage
 from forge_ref.errors import DamagedError
 from forge_ref.messages import log as _log
 
@@ -50,6 +50,7 @@ def read(path: Path) -> tuple[dict[str, Any], bytes | None]:
 def _metadata(path: Path) -> dict[str, Any]:
     """Return what `metadata.json` says; nothing, with a warning, if another manager wrote it and it can't be parsed.
 
+    Nothing, with a warning, also if a checkpoint that was named lacks the file.
     `DamagedError` if this manager wrote the checkpoint, as its marker shows, and
     the file is not what was written, parsed or not.  `PermissionError` for one
     that is not a regular file.
@@ -58,23 +59,19 @@ def _metadata(path: Path) -> dict[str, Any]:
     try:
         return layout.read_metadata(path)
     except FileNotFoundError:
-        return {}  # imported weights have none
+        if (path / layout.TRAIN_STATE).exists():  # imported weights have neither
+            _log.warning("%s is missing, so neither freeze lists nor checksums of files are compared", file)
+        return {}
     except PermissionError:
         raise
     except (OSError, ValueError) as error:
-        if _is_ours(path):
+        if layout.is_ours(path):
             raise DamagedError(
                 f"{file} is damaged: {error}; nothing was loaded, since freeze lists and checksums are in that file; "
                 "put the right file back, or resume from another checkpoint"
             ) from None
         _log.warning("%s can't be read, so neither freeze lists nor checksums of files are compared: %s", file, error)
         return {}
-
-
-def _is_ours(path: Path) -> bool:
-    """Return whether a marker of the checkpoint says that this manager wrote it, whatever its metadata is now."""
-    stages = [path / stage for stage in layout.stages(path)]
-    return any(marker.is_ours(directory / layout.MARKER) for directory in stages or [path])
 
 
 def saved_step(path: Path) -> int:

@@ -369,11 +369,12 @@ CLAUSES: tuple[Clause, ...] = (
         level=Level.STRICT,
         sentence="refuses, naming the file, a checkpoint in which a file is of another step, or of another save of "
         "the same step; or falls back with a warning that names the file. The file may be a shard, the marker, "
-        "`train_state.pt` or `metadata.json`",
+        "`train_state.pt` or `metadata.json`. A `metadata.json` that was replaced by one without checksums is refused "
+        "in the same way, if the manager wrote some",
         why="A copy that went to the wrong place puts weights of step 5 beside the scheduler, the random states and "
         "the counters of step 7. Each file is intact, so no checksum inside one detects it.",
         situation="each of these files was replaced by that of another step, and by that of an earlier save of the "
-        "step",
+        "step; the metadata was replaced by one that records only step and tokens",
         capabilities=frozenset({"layout", "train-state"}),
         rests_on=("resume.lands",),
     ),

@@ -156,7 +156,7 @@ CLAUSES: tuple[Clause, ...] = (
         why="One flipped bit would turn a milestone into an ordinary checkpoint, which the next commit deletes. What "
         "nobody can classify may be the one that was to be kept for good.",
         situation="a process without the window committed beyond its limit while the metadata of a milestone was "
-        "damaged",
+        "damaged, or replaced by valid JSON that does not classify it",
         capabilities=frozenset({"retention", "window", "layout"}),
         rests_on=("retention.class-is-remembered",),
         predicates=("survivors",),

@@ -59,6 +59,20 @@ def test_a_file_of_an_earlier_save_of_the_step_is_refused(run: Scenario, mode: s
     _expect_no_mixture(run, mode, names)
 
 
+@pytest.mark.parametrize("older", [layout.METADATA, layout.TRAIN_STATE])
+@judges("resume.one-save")
+def test_metadata_that_records_nothing_lets_no_file_of_another_step_pass(run: Scenario, mode: str, older: str) -> None:
+    """Of whichever writer it seems to be: what the other files are known by has gone."""
+    run.start(mode=mode).commit_at(OLDER, NEWER)
+    step = OLDER if older == layout.METADATA else NEWER
+    (run.folder.of(NEWER) / layout.METADATA).write_text(_plain_metadata(step))
+    run.judge.tell(f"{layout.METADATA} of step {NEWER} now contains {_plain_metadata(step)}")
+    if older == layout.TRAIN_STATE:
+        shutil.copy2(run.folder.of(OLDER) / older, run.folder.of(NEWER) / older)
+        run.judge.tell(f"{older} of step {NEWER} is replaced by that of step {OLDER}")
+    _expect_no_mixture(run, mode, sorted({layout.METADATA, older}))
+
+
 @pytest.mark.parametrize("file", ["a shard", layout.MARKER, layout.TRAIN_STATE, layout.METADATA])
 @judges("resume.intact")
 def test_a_flipped_bit_changes_nothing_or_its_file_is_named(run: Scenario, file: str) -> None:
@@ -137,7 +151,7 @@ def test_no_flipped_bit_makes_peek_say_another_step(run: Scenario) -> None:
         )
 
 
-@pytest.mark.parametrize("how", ["cut short", "no text", "a flipped letter", "a link"])
+@pytest.mark.parametrize("how", ["cut short", "no text", "a flipped letter", "a link", "an empty object", "plain"])
 @judges("retention.unclassified")
 def test_a_milestone_that_nobody_can_tell_is_kept(run: Scenario, mode: str, how: str, tmp_path: Path) -> None:
     first = run.start(mode=mode, keep_last_n=1, window={"start": 1, "stop": 2, "strategy": "power2"})
@@ -272,8 +286,15 @@ def _damage(file: Path, how: str, elsewhere: Path) -> None:
         "no text": lambda: file.write_bytes(b"\xff" + content[1:]),
         "a flipped letter": lambda: file.write_bytes(_with_a_letter_flipped(content)),
         "a link": link,
+        "an empty object": lambda: file.write_text("{}"),
+        "plain": lambda: file.write_text(_plain_metadata(json.loads(content)["step"])),
     }
     ways[how]()
+
+
+def _plain_metadata(step: int) -> str:
+    """What every manager with this layout records, and nothing else."""
+    return json.dumps({"step": step, "tokens_seen": 32 * step})
 
 
 def _with_a_letter_flipped(content: bytes) -> bytes:

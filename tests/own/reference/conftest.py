@@ -2,6 +2,7 @@
 
 import copy
 import os
+import pickle
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +20,13 @@ sys.path.insert(0, str(Path(__file__).parent))  # for rank_workers, which the pr
 def names(folder: Path) -> list[str]:
     """What stands there, but for who saves there; nothing if the folder is still to be made."""
     return sorted(name for name in os.listdir(folder) if name != ".writer") if folder.exists() else []
+
+
+def make_foreign(checkpoint: Path, metadata: str) -> None:
+    """Make it one that another manager might have left: no checksums behind its markers, and this metadata."""
+    for marker in checkpoint.rglob(".metadata"):
+        marker.write_bytes(pickle.dumps(pickle.loads(marker.read_bytes())))
+    (checkpoint / "metadata.json").write_text(metadata)
 
 
 class Loader:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import names
+from conftest import make_foreign, names
 
 import forge_ref
 from forge_ref import (
@@ -488,7 +488,7 @@ def test_a_log_handler_that_raises_fails_no_load(start: Start) -> None:
 def test_a_peek_believes_the_metadata_of_another_writer_no_more_than_the_load(start: Start, said: str) -> None:
     run = start()
     run.save(3)
-    (run.folder / "step_3" / "metadata.json").write_text(f'{{"step": {said}}}')
+    make_foreign(run.folder / "step_3", f'{{"step": {said}}}')
     assert run.manager.peek_saved_step() == start(seed=1).load()[0] == 3
 
 
@@ -522,7 +522,7 @@ def test_an_odd_train_state_of_another_manager_is_refused_by_its_file(
     start: Start, equal: Same, written: dict[str, Any], says: str
 ) -> None:
     start().save(3)
-    (step := start().folder / "step_3").joinpath("metadata.json").write_text("{}")
+    make_foreign(step := start().folder / "step_3", "{}")
     torch.save({"step": 3, **written}, step / "train_state.pt")
     run = start(seed=1)
     run.train(2)

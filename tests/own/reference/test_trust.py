@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import make_foreign
 
 from forge_ref import trust
 from forge_ref.errors import DamagedError
@@ -119,7 +120,7 @@ def test_what_is_cut_off_is_damage_and_no_reason_to_run_code(
     run = start()
     run.save(1)
     step = run.folder / "step_1"
-    (step / "metadata.json").write_text("{}")
+    make_foreign(step, "{}")
     file = step / (".metadata" if is_marker else "train_state.pt")
     if is_marker:
         content = file.read_bytes()[:200] if content[:1] == b"\x80" else content

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import make_foreign
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 import forge_ref
@@ -40,10 +41,11 @@ def model() -> torch.nn.Module:
 
 @pytest.fixture(scope="module")
 def saved(model: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One real checkpoint, to be copied under all names and cut down to all states."""
+    """One checkpoint as another manager leaves it, to be copied under all names and cut down to all states."""
     folder = tmp_path_factory.mktemp("saved")
     manager(folder, model).save(1)
     (folder / "step_1" / "__0_0.distcp").stat()
+    make_foreign(folder / "step_1", "{}")
     return folder / "step_1"
 
 
@@ -272,7 +274,7 @@ def test_what_they_keep_stays_and_what_they_drop_goes(
 
 
 def record_milestone(checkpoint: Path, is_milestone: bool) -> None:
-    """As the reference does when it saves one."""
+    """Under the key that the reference uses."""
     file = checkpoint / "metadata.json"
     if file.exists():
         file.write_text(json.dumps({**json.loads(file.read_text()), "milestone": is_milestone}))

@@ -10,10 +10,23 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import make_foreign, names
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
-from forge_ref import DamagedError, archive, errors, files, layout, manifest, marker, messages, retire, storage
+from forge_ref import (
+    DamagedError,
+    DynamicCheckpointWindow,
+    archive,
+    errors,
+    files,
+    layout,
+    manifest,
+    marker,
+    messages,
+    retire,
+    storage,
+)
 from forge_ref.layout import StepDir
 from forge_ref.manifest import Seal
 
@@ -86,8 +99,11 @@ def test_metadata_of_another_manager_that_cannot_be_parsed_is_a_warning(start: S
     assert start(seed=1).manager.peek_saved_step() == 1
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"step": 1, "note": "\xff"}', b"[1]"])
-def test_own_metadata_that_cannot_be_parsed_is_refused_by_name_and_changes_nothing(
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b'{"step": 1, "note": "\xff"}', b"[1]", b"{}", b'{"step": 1}', b'{"step": 7, "vlm_freeze": []}'],
+)
+def test_own_metadata_that_is_not_what_was_written_is_refused_by_name_and_changes_nothing(
     start: Start, equal: Any, content: bytes
 ) -> None:
     run = start()
@@ -102,6 +118,32 @@ def test_own_metadata_that_cannot_be_parsed_is_refused_by_name_and_changes_nothi
     assert equal(resumed.picture(), before)
 
 
+def test_a_load_by_name_without_metadata_says_that_nothing_is_compared(start: Start, caplog: Any) -> None:
+    run = start()
+    run.save(1)
+    (run.folder / "step_1" / "metadata.json").unlink()
+    assert start(seed=1).load(run.folder / "step_1")[0] == 1
+    assert "metadata.json is missing, so neither freeze lists nor checksums of files are compared" in caplog.text
+
+
+def test_a_milestone_whose_metadata_has_lost_its_checksums_is_kept_and_one_without_metadata_named(
+    start: Start, caplog: Any
+) -> None:
+    run = start(keep_last_n=0, dyn_ckpt_window=DynamicCheckpointWindow(1, 2))
+    for step in (1, 2):
+        run.save(step)
+    (run.folder / "step_1" / "metadata.json").write_text('{"step": 1, "tokens_seen": 10, "milestone": false}')
+    (run.folder / "step_2" / "metadata.json").unlink()
+    later = start(keep_last_n=1)
+    later.save(3)
+    assert names(run.folder) == ["latest", "step_1", "step_3"]
+    warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    kept, deleted = warned
+    assert "step_1 is kept whatever the limit" in kept
+    assert "it lacks the checksums that this manager saved with the checkpoint; put the right" in kept
+    assert "step_2 is torn and is deleted: its metadata.json, which says whether it is a milestone" in deleted
+
+
 def test_a_copy_under_the_name_of_another_step_is_refused_and_under_a_free_name_loaded(start: Start) -> None:
     run = start()
     run.save(1)
@@ -111,7 +153,7 @@ def test_a_copy_under_the_name_of_another_step_is_refused_and_under_a_free_name_
         with pytest.raises(ValueError, match=r"step_7 holds a checkpoint of step 1, .* give it the name step_1"):
             ask(str(run.folder / "step_7"))
     assert start(seed=1).load(run.folder / "best")[0] == 1
-    (run.folder / "step_7" / "metadata.json").write_text('{"step": 7}')  # another manager's, which seals nothing
+    make_foreign(run.folder / "step_7", '{"step": 7}')
     for ask in (start(seed=1).load, start(seed=1).manager.peek_saved_step):
         with pytest.raises(ValueError, match=r"step_7 holds a checkpoint of step 1"):
             ask(str(run.folder / "step_7"))
