@@ -88,8 +88,8 @@ class Shards:
 
     def _keys(self, name: str) -> Keys:
         """Return the keys of a flat name in the nested state: dict keys are text, list indices numbers."""
-        first, *rest = cast(Keys, (self.metadata.planner_data or {}).get(name, (name,)))
-        return (self.renamed.get(first, first), *rest)
+        keys = cast(Keys, (self.metadata.planner_data or {}).get(name, (name,)))
+        return (self.renamed[keys[0]], *keys[1:]) if keys[0] in self.renamed else keys
 
 
 def open_shards(path: Path, seal: Seal | None) -> Shards:

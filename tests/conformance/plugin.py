@@ -162,7 +162,9 @@ class Session:
         """Whether a test that judges this fits the level, the claims and what was asked for."""
         only = self._config.getoption("--forge-clauses")
         asked = only is None or not set(only.split(",")).isdisjoint(declared.clauses)
-        fits = declared.layout in (None, self.server.implementation.layout)
+        implementation = self.server.implementation
+        own = implementation.hooked_layout if "ephemeral" in declared.needs else implementation.layout
+        fits = declared.layout in (None, own)
         return asked and fits and declared.needs <= self.capabilities and self.is_judged(declared.clauses[0])
 
     def close(self) -> None:

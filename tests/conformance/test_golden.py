@@ -9,6 +9,8 @@ from pathlib import Path
 
 from forge_conformance.judging.judge import Unreached, judges
 from forge_conformance.runs.cases import Case, cases, differs
+from forge_conformance.runs.hooks import hooked
+from forge_conformance.runs.life import Life
 from forge_conformance.runs.scenario import Scenario
 
 
@@ -31,7 +33,7 @@ def require_fit(run: Scenario, case: Case, theirs: Path) -> None:
     """`Unreached` if what the manager itself writes differs inside from what the writer wrote."""
     if not case.layout.is_dir:
         return
-    with run.start() as life:
+    with _begun(run, case) as life:
         life.commit_at(1)
     theirs.mkdir()
     (case.base or case).put_into(theirs)
@@ -40,10 +42,15 @@ def require_fit(run: Scenario, case: Case, theirs: Path) -> None:
         raise Unreached(f"this folder is not of its format: {reason}")
 
 
+def _begun(run: Scenario, case: Case) -> Life:
+    """A fresh process of the design that the folder is of; its random state beforehand is that of another run."""
+    return hooked(run, seed=999) if "ephemeral" in case.needs else run.start(seed=999)
+
+
 def _judge(run: Scenario, case: Case) -> None:
     load, clause = case.fields["load"], case.clauses[0]
     path = None if load["path"] is None else run.folder.path / load["path"]
-    life = run.start(seed=999)
+    life = _begun(run, case)
     if load["refuses"] is not None:
         with run.expect_error(clause, naming=[load["refuses"]], doing="a load"):
             life.load(path)
@@ -55,5 +62,5 @@ def _judge(run: Scenario, case: Case) -> None:
     if saved:
         run.expect_same(case.clauses[-1], life.digest(), saved, kinds, "what was saved")
     life.commit_at(life.step + 1)
-    _, loaded = run.resume()
+    loaded = _begun(run, case).load()
     run.expect_landing(clause, loaded, {life.step}, "the run went on beside what others left")

@@ -23,6 +23,8 @@ from typing import Any
 from forge_conformance.adapter import Layout
 
 ROOMS = ("golden", "torn")
+_MARKERS = ("model_and_optim/.metadata", ".metadata")
+"""Where a checkpoint has the marker of its shards, in the designs that are known here."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +133,9 @@ def differs(own: Path, theirs: Path) -> str | None:
     train state the keys have to be there.
     """
     try:
-        mine = {name for name in _texts((own / ".metadata").read_bytes()) if name.startswith("model.")}
-        other = {name for name in _texts((theirs / ".metadata").read_bytes()) if name.startswith("model.")}
+        marker = next((name for name in _MARKERS if (theirs / name).exists()), ".metadata")
+        mine = {name for name in _texts((own / marker).read_bytes()) if name.startswith("model.")}
+        other = {name for name in _texts((theirs / marker).read_bytes()) if name.startswith("model.")}
         if mine != other:
             return f"its shards name the model's tensors {sorted(mine)[:3]}, and these {sorted(other)[:3]}"
         if not (theirs / "train_state.pt").exists():

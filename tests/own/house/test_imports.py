@@ -34,7 +34,7 @@ WORKER = ("forge_conformance.adapter", "forge_conformance.worker")
 ROOMS = (
     Room("fixtures/mutants/bases/", "bases", ("forge_fixtures.managers",)),
     Room("fixtures/mutants/", "mutants", ("bases", "forge_ref", "forge_conformance.adapter", "torch", "numpy")),
-    Room("fixtures/make/", "make", ("torch", "pytorch_lightning", "forge_conformance")),
+    Room("fixtures/make/", "make", ("torch", "pytorch_lightning", "olmo_core", "forge_conformance")),
     Room(
         "fixtures/managers/",
         "forge_fixtures.managers",
