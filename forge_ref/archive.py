@@ -129,7 +129,7 @@ class _TensorUnpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> torch.Tensor:
         _kind, dtype, key, _device, _numel = pid
         record = self._records[f"data/{key}"]
-        return torch.frombuffer(record, dtype=dtype) if record.nbytes else torch.empty(0, dtype=dtype)
+        return torch.frombuffer(record, dtype=dtype) if record.nbytes else torch.empty(0, dtype=dtype, device="cpu")
 
 
 def _rebuilt(

@@ -72,7 +72,7 @@ def disconnect(group: dist.ProcessGroup | None) -> None:
     if group is None:
         return
     with suppress(RuntimeError):
-        nothing = dist.irecv(torch.empty(1), group=group, tag=_UNUSED_TAG)
+        nothing = dist.irecv(torch.empty(1, device="cpu"), group=group, tag=_UNUSED_TAG)
         nothing.wait(timedelta(milliseconds=1))  # type: ignore[union-attr]  # None only for those outside the group
 
 
@@ -237,7 +237,7 @@ class Channel:
         return losses[0]
 
     def _bytes_from(self, peer: int, size_bytes: int) -> bytes:
-        packet = torch.empty(size_bytes, dtype=torch.uint8)
+        packet = torch.empty(size_bytes, dtype=torch.uint8, device="cpu")
         self._receive(packet, peer)
         self.counted.update(received=1, received_bytes=size_bytes)
         return packet.numpy().tobytes()

@@ -131,7 +131,8 @@ class CheckpointManager:
         """
         if not self._run.ranks.are_many:  # with several ranks, one that raised here would leave the others waiting
             self.wait()
-        self._saver.save(step, tokens_seen, scheduler, dataloader, extra)
+        with weights.ordinary_tensors():
+            self._saver.save(step, tokens_seen, scheduler, dataloader, extra)
 
     def wait(self) -> None:
         """Return when nothing is in flight and all that was saved is committed; `SaveError`, once, if it is not.
@@ -165,6 +166,8 @@ class CheckpointManager:
         Until it is all read and verified, what this rank loads takes host memory
         of its own beside the live objects.
 
+        In inference mode ordinary tensors come of it all the same, unless the model itself was made in that mode.
+
         Waits for a save in flight, so that it lands on it.  Whatever is
         raised, model, optimizer, scheduler, random streams and a loader that can
         say where it is are as they were (resume.all-or-nothing): `FileNotFoundError` for a named path,
@@ -196,7 +199,7 @@ class CheckpointManager:
         everything is as it was; after that it is delivered when all of the
         checkpoint is in place.
         """
-        with self._run.deferral(first=0) as deferral:
+        with self._run.deferral(first=0) as deferral, weights.mode_to_load_in(self.model):
             self._run.checkpointer.settle()
             return self._resumer.load(deferral, path, scheduler, dataloader, exclude_keys, vlm_freeze_expected)
 

@@ -52,6 +52,7 @@ def optimizer_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer) ->
             f"the optimizer holds {_strange(model, optimizer)} that the model does not have; "
             "build the optimizer from this model's parameters"
         ) from error
+    _check_keys(optimizer, names)
     state, groups = whole.pop("state"), whole.pop("param_groups")
     return {
         "state": {names[key]: entry for key, entry in state.items() if key in names},
@@ -60,6 +61,16 @@ def optimizer_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer) ->
         _OTHERS: {key: entry for key, entry in state.items() if key not in names},
         _BESIDE: whole,
     }
+
+
+def _check_keys(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> None:
+    """`ValueError` for a key that torch takes for the number of a parameter: it mixes the two entries up."""
+    for key in getattr(optimizer, "state", {}):
+        if not isinstance(key, torch.Tensor) and key in names:
+            raise ValueError(
+                f"the optimizer's state has the key {key!r}, which can't be told from its parameter number {key!r}, "
+                f"{names[key]}; store that state under text"
+            )
 
 
 def _strange(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> str:

@@ -202,9 +202,10 @@ class Resumer:
         if missing == [weights.OPTIMIZER] and is_import:
             _log.warning("%s holds weights without optimizer state; the optimizer stays as it is", shards.path)
         elif missing:
+            holds = f"only {some(sorted(shards.parts))}" if shards.parts else "and its marker lists nothing at all"
             raise ValueError(
-                f"{shards.path} has no {' and no '.join(missing)}, only {some(sorted(shards.parts))}; "
-                "exclude what it lacks, or save it under those keys"
+                f"{shards.path} has no {' and no '.join(missing)}, {holds}; exclude what it lacks, or save it under "
+                "those keys"
             )
         place, parts = str(ranks.place), {*wanted, *((forms.FORMS, part) for part in wanted)}
         if ranks.are_many:

@@ -280,7 +280,7 @@ def streams_of_new_rank(saved: Mapping[str, Any], rank: int) -> dict[str, Any]:
     """Return streams for a rank that has none saved; they are the same at each resume from this state."""
     if not isinstance(saved, Mapping):  # refused by `check_streams`, unless they are excluded
         return saved
-    seed = zlib.crc32(bytes(saved.get("torch_cpu", torch.empty(0)).numpy().tobytes()), rank)
+    seed = zlib.crc32(bytes(saved.get("torch_cpu", torch.empty(0, device="cpu")).numpy().tobytes()), rank)
     streams: dict[str, Any] = {
         "python": random.Random(seed).getstate(),
         "torch_cpu": torch.Generator().manual_seed(seed).get_state(),

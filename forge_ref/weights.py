@@ -10,7 +10,7 @@ is plain copies, which can't fail.
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -59,6 +59,18 @@ def check_material(model: torch.nn.Module, doing: str) -> None:
             f"the model has {some(hollow)} on the meta device; give them memory (`to_empty`, and their values) "
             f"before you {doing}"
         )
+
+
+def ordinary_tensors() -> AbstractContextManager[object]:
+    """Return a context outside the caller's inference mode: nobody else could write to tensors that are made in it."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+
+
+def mode_to_load_in(model: torch.nn.Module) -> AbstractContextManager[object]:
+    """Return the same, unless the model itself was made in inference mode, and so can be written to only there."""
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    is_for_inference = any(tensor.is_inference() for tensor in tensors if not is_lazy(tensor))
+    return nullcontext() if is_for_inference else ordinary_tensors()
 
 
 def names_of_own_values(model: torch.nn.Module, values: Mapping[str, Any]) -> frozenset[str]:

@@ -40,7 +40,7 @@ def container(dtype: torch.dtype, shape: torch.Size) -> tuple[bytes, bytes]:
         before = torch.serialization.get_crc32_options()
         torch.serialization.set_crc32_options(False)
         try:
-            torch.save(torch.empty(shape, dtype=dtype), cast(IO[bytes], sink))
+            torch.save(torch.empty(shape, dtype=dtype, device="cpu"), cast(IO[bytes], sink))
         finally:
             torch.serialization.set_crc32_options(before)
     prefix, *rest = sink.parts

@@ -50,7 +50,7 @@ class Image:
         self.slots: dict[str, torch.Tensor] = {}
         for one in layout:
             start, size = starts[one.name], one.dtype.itemsize * one.shape.numel()
-            slot = whole[start : start + size].view(one.dtype) if size else torch.empty(0, dtype=one.dtype)
+            slot = whole[start : start + size].view(one.dtype) if size else whole.new_empty(0, dtype=one.dtype)
             self.slots[one.name] = slot.view(one.shape)
             if (extent := self.extents.get(one.name)) is not None:
                 prefix, suffix = container(one.dtype, one.shape)

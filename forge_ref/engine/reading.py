@@ -63,7 +63,7 @@ class _Request:
 
 def fresh(size: torch.Size, dtype: torch.dtype) -> torch.Tensor:
     """Return memory of its own, in huge pages if it is large: half the time of a read goes into making small ones."""
-    tensor = torch.empty(size, dtype=dtype)
+    tensor = torch.empty(size, dtype=dtype, device="cpu")  # whatever the default device is
     if tensor.nbytes >= _HUGE:
         start = flush.up(tensor.data_ptr())
         ctypes.CDLL(None).madvise(

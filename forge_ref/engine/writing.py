@@ -104,13 +104,10 @@ class ShardWriter:
         storage = _Storage(path, partial(self._write_file, leaves, path), self._lead)
         self._agreed = None
         try:
-            save({}, storage_writer=storage, planner=planner, process_group=group, no_dist=group is None)
-        except CheckpointException as error:  # DCP hides every error in it, an interrupt included; it is no `Exception`
-            raise _first_of(error.failures, group) from None
-        except Exception as error:
             if group is None:
-                raise
-            raise RanksLostError(f"lost contact to other ranks while writing {path}: {error}") from error
+                _write_alone(planner, storage)
+            else:
+                _write_together(planner, storage, group)
         finally:
             self._agreed = planner.agreed
         return storage.seal
@@ -163,11 +160,26 @@ def _one_ahead(jobs: Iterable[tuple[Callable[[], T], int]]) -> Iterator[tuple[T,
         yield before[0].result(), before[1]
 
 
-def _first_of(failures: Mapping[int, tuple[BaseException, Any]], group: dist.ProcessGroup | None) -> BaseException:
+def _write_alone(planner: "_Planner", storage: "_Storage") -> None:
+    """Do what DCP's `save` does in one process, without its warning about that, which a filter may make an error."""
+    plans, metadata = planner.create_global_plan([planner.create_local_plan()])
+    (plan,) = storage.prepare_global_plan(plans)
+    storage.finish(metadata, [storage.write_data(planner.finish_plan(plan), planner).value()])
+
+
+def _write_together(planner: "_Planner", storage: "_Storage", group: dist.ProcessGroup) -> None:
+    try:
+        save({}, storage_writer=storage, planner=planner, process_group=group)
+    except CheckpointException as error:  # DCP hides every error in it, an interrupt included; it is no `Exception`
+        raise _first_of(error.failures, group) from None
+    except Exception as error:
+        raise RanksLostError(f"lost contact to other ranks while writing {storage.path}: {error}") from error
+
+
+def _first_of(failures: Mapping[int, tuple[BaseException, Any]], group: dist.ProcessGroup) -> OnRankError:
     """Return the error of the first rank that DCP names in its collection of failures."""
     first = min(failures)
-    error, _ = failures[first]
-    return error if group is None else OnRankError(dist.get_global_rank(group, first), error)
+    return OnRankError(dist.get_global_rank(group, first), failures[first][0])
 
 
 @contextmanager
@@ -303,7 +315,7 @@ class _Storage(StorageWriter):
     """DCP's questions about the files; the marker does not say where it was written, since directories are moved."""
 
     def __init__(self, path: Path, write_file: Callable[[_Agreed], _Report | None], lead: _Lead) -> None:
-        self._path = path
+        self.path = path
         self._write_file = write_file
         self._lead = lead
         self.seal: Seal | None = None
@@ -319,7 +331,7 @@ class _Storage(StorageWriter):
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        self._path.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
         return plans
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
@@ -332,10 +344,10 @@ class _Storage(StorageWriter):
     def finish(self, metadata: Metadata, results: list[Any]) -> None:
         with _picklable_errors():
             content = self._lead.marker(results)
-            partial_path = self._path / f"{layout.MARKER}.tmp"
+            partial_path = self.path / f"{layout.MARKER}.tmp"
             publish.write(partial_path, content)
-            os.replace(partial_path, self._path / layout.MARKER)
-            publish.sync(self._path / layout.MARKER)
+            os.replace(partial_path, self.path / layout.MARKER)
+            publish.sync(self.path / layout.MARKER)
             self.seal = Seal.of(content)
 
     @classmethod

@@ -141,6 +141,21 @@ def test_a_folder_under_other_keys_is_refused_by_name(start: Start, tmp_path: Pa
         run.load(tmp_path / "other")
 
 
+def test_a_checkpoint_of_nothing_is_refused_in_a_whole_sentence(start: Start, tmp_path: Path) -> None:
+    dcp_save({}, checkpoint_id=tmp_path / "empty", no_dist=True)
+    with pytest.raises(ValueError, match="has no model and no optimizer, and its marker lists nothing at all; exclude"):
+        start().load(tmp_path / "empty")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("mode", ["disabled", "async"])
+def test_a_save_and_a_load_give_no_warning(start: Start, mode: str) -> None:
+    run = start(async_mode=mode)
+    run.train(1)
+    run.save(1)
+    assert run.load()[0] == 1
+
+
 def test_a_checkpoint_of_another_model_is_refused_before_anything_changes(
     start: Start, equal: Same, tmp_path: Path
 ) -> None:

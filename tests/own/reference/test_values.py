@@ -318,6 +318,61 @@ def test_an_optimizer_of_another_model_is_refused_by_its_group(tmp_path: Path) -
         judged.save(1)
 
 
+@pytest.mark.parametrize("key", [0, True, 1.0])
+def test_state_under_the_number_of_a_parameter_is_refused_by_its_key(tmp_path: Path, key: Any) -> None:
+    """Torch mixes the two entries up, in its own `state_dict` as well."""
+    judged = stepped(manager(tmp_path, linear(), sgd))
+    judged.optimizer.state[key] = {"mine": torch.ones(2)}
+    with pytest.raises(ValueError, match=rf"state has the key {key}, .* its parameter number {key}, 0\.(weight|bias);"):
+        judged.save(1)
+    assert names(tmp_path) == []
+    del judged.optimizer.state[key]
+    judged.optimizer.state[99] = {"mine": torch.ones(2)}
+    judged.save(2)
+    again = manager(tmp_path, linear(), sgd)
+    assert again.load()[0] == 2
+    assert same(again.optimizer.state[99], {"mine": torch.ones(2)})
+
+
+# -- modes of torch -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["disabled", "async"])
+def test_tensors_of_a_save_or_a_load_in_inference_mode_can_be_written_to_outside_of_it(
+    tmp_path: Path, mode: str
+) -> None:
+    judged = stepped(manager(tmp_path, linear(), async_mode=mode))
+    with torch.inference_mode():
+        judged.save(1)
+    stepped(judged).save(2)
+    judged.wait()
+    again = manager(tmp_path, linear())
+    with torch.inference_mode():
+        assert again.load()[0] == 2
+    stepped(again)
+
+
+def test_a_model_made_for_inference_can_be_loaded_where_it_can_be_written_to(tmp_path: Path) -> None:
+    manager(tmp_path, linear()).save(1)
+    with torch.inference_mode():
+        model = linear()
+        assert manager(tmp_path, model).load()[0] == 1
+    with pytest.raises(ValueError, match="can't be written to"):
+        manager(tmp_path, model).load()
+
+
+def test_the_default_device_is_not_where_a_checkpoint_is_read_to(tmp_path: Path) -> None:
+    judged = stepped(manager(tmp_path, linear()))
+    with torch.device("meta"):
+        judged.save(1)
+    again = manager(tmp_path, linear())
+    with torch.device("meta"):
+        assert again.load()[0] == 1
+    assert same(again.model.state_dict(), judged.model.state_dict())
+    assert same(again.optimizer.state_dict(), judged.optimizer.state_dict())
+    stepped(again)
+
+
 # -- modules ------------------------------------------------------------------
 
 
