@@ -16,9 +16,10 @@ object with the members that the callback uses.
 """
 
 import inspect
+import operator
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -113,24 +114,30 @@ class CheckpointerCallback:
 
     def check(self) -> None:
         """Refuse values that can't be meant; fields may have changed since the callback was made."""
-        for field in ("save_interval", "ephemeral_save_interval", "ephemeral_cooldown", "max_checkpoints"):
-            if (value := getattr(self, field)) is not None:
-                check_integer(value, field, at_least=1)
+        self._check_what_decides()
+        for step in () if self.fixed_steps is None else self.fixed_steps:
+            check_integer(step, "fixed_steps", at_least=0)
         for field in ("pre_train_checkpoint", "save_async"):
             if (value := getattr(self, field)) is not None:
                 check_boolean(value, field)
         check_boolean(self.enabled, "enabled")
-        permanent, between = self.save_interval, self.ephemeral_save_interval
-        if permanent is not None and between is not None and between >= permanent:
-            raise ValueError(f"ephemeral_save_interval is {between}; it must be below save_interval, {permanent}")
-        if self.fixed_steps is not None:
-            if isinstance(self.fixed_steps, str) or not isinstance(self.fixed_steps, Collection):
-                raise TypeError(f"fixed_steps is {self.fixed_steps!r}; it must be a list of integers")
-            for step in self.fixed_steps:
-                check_integer(step, "fixed_steps", at_least=0)
         if self.remove not in list(CheckpointRemovalStrategy):
             raise ValueError(f"remove is {self.remove!r}; known: {', '.join(CheckpointRemovalStrategy)}")
         self.remove = CheckpointRemovalStrategy(self.remove)
+
+    def _check_what_decides(self) -> None:
+        """Refuse the values of fields that every hook uses; this is quick."""
+        for field in ("save_interval", "ephemeral_save_interval", "ephemeral_cooldown", "max_checkpoints"):
+            if (value := getattr(self, field)) is not None:
+                check_integer(value, field, at_least=1)
+        permanent, between = self.save_interval, self.ephemeral_save_interval
+        if permanent is not None and between is not None and between >= permanent:
+            raise ValueError(f"ephemeral_save_interval is {between}; it must be below save_interval, {permanent}")
+        if self.fixed_steps is not None and (
+            isinstance(self.fixed_steps, str | bytes | bytearray | Mapping)
+            or not isinstance(self.fixed_steps, Collection)
+        ):
+            raise TypeError(f"fixed_steps is {self.fixed_steps!r}; it must be a list of integers")
 
     # -- what it is bound to --------------------------------------------------
 
@@ -147,9 +154,10 @@ class CheckpointerCallback:
 
     @property
     def step(self) -> int:
-        """The run's step."""
-        step: int = self.trainer.global_step
-        return step
+        """The run's step; `TypeError` or `ValueError` if it is not a number of batches."""
+        step = self.trainer.global_step
+        check_integer(step, "global_step", at_least=0)
+        return operator.index(step)
 
     @property
     def save_folder(self) -> Path:
@@ -175,7 +183,7 @@ class CheckpointerCallback:
         if self._has_begun:
             raise RuntimeError("pre_train() was called twice; call post_train() in between")
         self._calls = _channel(self.trainer)
-        self._calls.together(self.check, lambda _: frozenset({repr(self)}), _check_same)
+        self._calls.together(self._check_start, lambda _: frozenset({repr(self)}), _check_same)
         self._settle_async()
         self._ephemerals, self._permanents, self._debris = self._calls.from_first(self._look)
         self._scheduled, self._last_saved = [], None
@@ -193,6 +201,7 @@ class CheckpointerCallback:
         if not self.enabled:
             return
         self._check_begun("post_train_batch")
+        self._check_what_decides()
         self._take_in()
         if self._pending is None:
             self._remove_scheduled()
@@ -222,6 +231,10 @@ class CheckpointerCallback:
             self._removals.wait()
         if failure is not None:
             raise failure
+
+    def _check_start(self) -> None:
+        self.check()
+        _ = self.step  # which is checked where it is read
 
     def _check_begun(self, hook: str) -> None:
         if not self._has_begun:

@@ -129,6 +129,8 @@ def test_a_disabled_callback_does_nothing_in_any_order(tmp_path: Path) -> None:
         ({"save_async": 1}, "^save_async is 1"),
         ({"enabled": None}, "^enabled is None"),
         ({"fixed_steps": "12"}, "^fixed_steps is '12'; it must be a list of integers$"),
+        ({"fixed_steps": b"ab"}, "^fixed_steps is b'ab'; it must be a list of integers$"),
+        ({"fixed_steps": {1: 2}}, "^fixed_steps is {1: 2}; it must be a list of integers$"),
         ({"fixed_steps": 12}, "^fixed_steps is 12; it must be a list of integers$"),
         ({"fixed_steps": [1, -1]}, "^fixed_steps is -1"),
         ({"fixed_steps": ["3"]}, "^fixed_steps is '3'"),
@@ -152,6 +154,36 @@ def test_a_setting_that_changed_since_is_looked_at_before_training(tmp_path: Pat
     callback.save_interval = 0
     with pytest.raises(ValueError, match=r"^save_interval is 0"):
         callback.pre_train()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("save_interval", 0, "^save_interval is 0; it must be 1 or more$"),
+        ("ephemeral_save_interval", 4, "^ephemeral_save_interval is 4; it must be below save_interval, 4$"),
+        ("fixed_steps", 3, "^fixed_steps is 3; it must be a list of integers$"),
+    ],
+)
+def test_a_setting_that_changed_in_training_is_looked_at_in_the_next_hook(
+    tmp_path: Path, field: str, value: Any, message: str
+) -> None:
+    callback = begun(Run(tmp_path), save_interval=4)
+    setattr(callback, field, value)
+    with pytest.raises((ValueError, TypeError), match=message):
+        batches(callback, 1)
+
+
+@pytest.mark.parametrize("step", ["x", 1.0, True, None, -1])
+def test_a_step_that_is_not_a_number_of_batches_is_refused_in_each_hook(tmp_path: Path, step: Any) -> None:
+    callback = CheckpointerCallback(save_async=False)
+    callback.trainer = Run(tmp_path, was_resumed=False)
+    callback.trainer.global_step = step
+    with pytest.raises((ValueError, TypeError), match=r"^global_step is "):
+        callback.pre_train()
+    callback.trainer.global_step = 0
+    callback.pre_train()
+    with pytest.raises((ValueError, TypeError), match=r"^global_step is "):
+        batches(callback, step)
 
 
 # -- the last save --------------------------------------------------------------
