@@ -15,9 +15,11 @@ The callback saves through its `trainer`, which may be a `TrainingRun` or any
 object with the members that the callback uses.
 """
 
+import inspect
+import operator
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,6 +41,9 @@ from forge_ref.messages import some
 
 _PATIENCE_S = 30.0
 """How long a directory may take to look complete when its save has ended: a network file system shows it late."""
+
+_REMOVAL_PATIENCE_S = 60.0
+"""How long the run may let a removal lie while none is under way; then the callback does it."""
 
 
 class CheckpointRemovalStrategy(StrEnum):
@@ -109,24 +114,30 @@ class CheckpointerCallback:
 
     def check(self) -> None:
         """Refuse values that can't be meant; fields may have changed since the callback was made."""
-        for field in ("save_interval", "ephemeral_save_interval", "ephemeral_cooldown", "max_checkpoints"):
-            if (value := getattr(self, field)) is not None:
-                check_integer(value, field, at_least=1)
+        self._check_what_decides()
+        for step in () if self.fixed_steps is None else self.fixed_steps:
+            check_integer(step, "fixed_steps", at_least=0)
         for field in ("pre_train_checkpoint", "save_async"):
             if (value := getattr(self, field)) is not None:
                 check_boolean(value, field)
         check_boolean(self.enabled, "enabled")
-        permanent, between = self.save_interval, self.ephemeral_save_interval
-        if permanent is not None and between is not None and between >= permanent:
-            raise ValueError(f"ephemeral_save_interval is {between}; it must be below save_interval, {permanent}")
-        if self.fixed_steps is not None:
-            if isinstance(self.fixed_steps, str) or not isinstance(self.fixed_steps, Collection):
-                raise TypeError(f"fixed_steps is {self.fixed_steps!r}; it must be a list of integers")
-            for step in self.fixed_steps:
-                check_integer(step, "fixed_steps", at_least=0)
         if self.remove not in list(CheckpointRemovalStrategy):
             raise ValueError(f"remove is {self.remove!r}; known: {', '.join(CheckpointRemovalStrategy)}")
         self.remove = CheckpointRemovalStrategy(self.remove)
+
+    def _check_what_decides(self) -> None:
+        """Refuse the values of fields that every hook uses; this is quick."""
+        for field in ("save_interval", "ephemeral_save_interval", "ephemeral_cooldown", "max_checkpoints"):
+            if (value := getattr(self, field)) is not None:
+                check_integer(value, field, at_least=1)
+        permanent, between = self.save_interval, self.ephemeral_save_interval
+        if permanent is not None and between is not None and between >= permanent:
+            raise ValueError(f"ephemeral_save_interval is {between}; it must be below save_interval, {permanent}")
+        if self.fixed_steps is not None and (
+            isinstance(self.fixed_steps, str | bytes | bytearray | Mapping)
+            or not isinstance(self.fixed_steps, Collection)
+        ):
+            raise TypeError(f"fixed_steps is {self.fixed_steps!r}; it must be a list of integers")
 
     # -- what it is bound to --------------------------------------------------
 
@@ -143,9 +154,10 @@ class CheckpointerCallback:
 
     @property
     def step(self) -> int:
-        """The run's step."""
-        step: int = self.trainer.global_step
-        return step
+        """The run's step; `TypeError` or `ValueError` if it is not a number of batches."""
+        step = self.trainer.global_step
+        check_integer(step, "global_step", at_least=0)
+        return operator.index(step)
 
     @property
     def save_folder(self) -> Path:
@@ -171,7 +183,7 @@ class CheckpointerCallback:
         if self._has_begun:
             raise RuntimeError("pre_train() was called twice; call post_train() in between")
         self._calls = _channel(self.trainer)
-        self._calls.together(self.check, lambda _: frozenset({repr(self)}), _check_same)
+        self._calls.together(self._check_start, lambda _: frozenset({repr(self)}), _check_same)
         self._settle_async()
         self._ephemerals, self._permanents, self._debris = self._calls.from_first(self._look)
         self._scheduled, self._last_saved = [], None
@@ -189,6 +201,7 @@ class CheckpointerCallback:
         if not self.enabled:
             return
         self._check_begun("post_train_batch")
+        self._check_what_decides()
         self._take_in()
         if self._pending is None:
             self._remove_scheduled()
@@ -218,6 +231,10 @@ class CheckpointerCallback:
             self._removals.wait()
         if failure is not None:
             raise failure
+
+    def _check_start(self) -> None:
+        self.check()
+        _ = self.step  # which is checked where it is read
 
     def _check_begun(self, hook: str) -> None:
         if not self._has_begun:
@@ -274,7 +291,7 @@ class CheckpointerCallback:
         self._finish()
         self._remove_scheduled()  # here as well: where each flush takes longer than the interval, all hooks find one
         step = self.step
-        self._removals.wait_for(self.save_folder / ephemeral_folder.step_name(step))
+        self._removals.wait(self.save_folder / ephemeral_folder.step_name(step))
         with Deferral(None if in_background or self._calls.size > 1 else 1):  # what was dispatched has to be known
             dispatch = partial(self._dispatch, step, is_ephemeral, in_background)
             self._pending = dispatch() if _agrees_by_itself(self.trainer) else self._calls.together(dispatch)
@@ -384,40 +401,71 @@ class CheckpointerCallback:
                 self._removals.begin(path, getattr(self.trainer, "run_bookkeeping_op", None))
 
 
+@dataclass(eq=False)
+class _Removal:
+    """The removal of a directory, handed over to whoever does it."""
+
+    path: Path
+    has_begun: bool = False
+
+
 class _Removals:
-    """What is being removed, on whichever thread, and what could not be."""
+    """What is being removed, on whichever thread, and what could not be.
+
+    Invariant: each removal is begun once: by the run, or, where the run lets it
+    lie, by whoever waits for it.  One that has begun is waited for without limit.
+    """
 
     def __init__(self) -> None:
+        self.patience_s = _REMOVAL_PATIENCE_S
         self._changed = threading.Condition()
-        self._running: list[Path] = []
+        self._changes = 0
+        self._open: list[_Removal] = []
         self._failed: list[Path] = []
 
     def begin(self, path: Path, run_bookkeeping_op: Any | None) -> None:
         """Remove the checkpoint; nothing that fails here is raised."""
+        removal = _Removal(path)
         with self._changed:
-            self._running.append(path)
+            self._open.append(removal)
+        if run_bookkeeping_op is None:
+            self._remove(removal)
+            return
         try:
-            if run_bookkeeping_op is None:
-                self._remove(path)
-            else:
-                run_bookkeeping_op(self._remove, path, op_name=f"removing {path}")
+            run_bookkeeping_op(self._remove, removal, op_name=f"removing {path}", **_alone(run_bookkeeping_op))
         except Exception as error:
-            self._end(path, error)
+            if self._is_to_begin(removal):
+                self._end(removal, error)
 
-    def _remove(self, path: Path) -> None:
-        problem = None
+    def _is_to_begin(self, removal: _Removal) -> bool:
+        """Begin it; return False if somebody else has: a new checkpoint may have the name by now."""
+        with self._changed:
+            has_begun, removal.has_begun = removal.has_begun, True
+            self._changes += 1
+            self._changed.notify_all()
+        return not has_begun
+
+    def _remove(self, removal: _Removal) -> None:
+        if self._is_to_begin(removal):
+            self._carry_out(removal)
+
+    def _carry_out(self, removal: _Removal) -> None:
         try:
-            ephemeral_folder.remove(path)
-        except Exception as error:
-            problem = error
-        self._end(path, problem)
+            ephemeral_folder.remove(removal.path)
+        except BaseException as error:
+            self._end(removal, error)
+            if not isinstance(error, Exception):  # an interrupt
+                raise
+        else:
+            self._end(removal, None)
 
-    def _end(self, path: Path, problem: Exception | None) -> None:
+    def _end(self, removal: _Removal, problem: BaseException | None) -> None:
         if problem is not None:
-            _log.warning("could not remove %s: %s; tried again after the next save", path, problem)
+            _log.warning("could not remove %s: %s; tried again after the next save", removal.path, problem)
         with self._changed:
-            self._running.remove(path)
-            self._failed += [] if problem is None else [path]
+            self._open.remove(removal)
+            self._failed += [] if problem is None else [removal.path]
+            self._changes += 1
             self._changed.notify_all()
 
     def take_failed(self) -> list[Path]:
@@ -426,15 +474,40 @@ class _Removals:
             failed, self._failed = self._failed, []
         return failed
 
-    def wait_for(self, path: Path) -> None:
-        """Return when nothing is being removed under this name."""
-        with self._changed:
-            self._changed.wait_for(lambda: path not in self._running)
+    def wait(self, path: Path | None = None) -> None:
+        """Return when nothing is being removed, or nothing under this name."""
+        while (lying := self._lying(path)) is not None:
+            for removal in filter(self._is_to_begin, lying):
+                _log.warning(
+                    "run_bookkeeping_op has not begun to remove %s within %g seconds; it is removed without it",
+                    removal.path,
+                    self.patience_s,
+                )
+                self._carry_out(removal)
 
-    def wait(self) -> None:
-        """Return when nothing is being removed."""
+    def _lying(self, path: Path | None) -> list[_Removal] | None:
+        """Wait for a change; return what is awaited if none came, and None if nothing is awaited.
+
+        A change is waited for without limit while a removal is under way.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: not self._running)
+            awaited = [removal for removal in self._open if path in (None, removal.path)]
+            if not awaited:
+                return None
+            before, is_running = self._changes, any(removal.has_begun for removal in self._open)
+            has_changed = self._changed.wait_for(
+                lambda: self._changes != before, None if is_running else self.patience_s
+            )
+            return [] if has_changed else awaited
+
+
+def _alone(run_bookkeeping_op: Any) -> dict[str, bool]:
+    """Return how to tell a run, where it asks, that a removal has no part in collectives and may be beside others."""
+    try:
+        is_asked = "distributed" in inspect.signature(run_bookkeeping_op).parameters
+    except (TypeError, ValueError):  # it can't be looked into
+        is_asked = False
+    return {"distributed": False} if is_asked else {}
 
 
 def _say_what_stays(folder: Path, contents: ephemeral_folder.Contents) -> None:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +129,8 @@ def test_a_disabled_callback_does_nothing_in_any_order(tmp_path: Path) -> None:
         ({"save_async": 1}, "^save_async is 1"),
         ({"enabled": None}, "^enabled is None"),
         ({"fixed_steps": "12"}, "^fixed_steps is '12'; it must be a list of integers$"),
+        ({"fixed_steps": b"ab"}, "^fixed_steps is b'ab'; it must be a list of integers$"),
+        ({"fixed_steps": {1: 2}}, "^fixed_steps is {1: 2}; it must be a list of integers$"),
         ({"fixed_steps": 12}, "^fixed_steps is 12; it must be a list of integers$"),
         ({"fixed_steps": [1, -1]}, "^fixed_steps is -1"),
         ({"fixed_steps": ["3"]}, "^fixed_steps is '3'"),
@@ -150,6 +154,36 @@ def test_a_setting_that_changed_since_is_looked_at_before_training(tmp_path: Pat
     callback.save_interval = 0
     with pytest.raises(ValueError, match=r"^save_interval is 0"):
         callback.pre_train()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("save_interval", 0, "^save_interval is 0; it must be 1 or more$"),
+        ("ephemeral_save_interval", 4, "^ephemeral_save_interval is 4; it must be below save_interval, 4$"),
+        ("fixed_steps", 3, "^fixed_steps is 3; it must be a list of integers$"),
+    ],
+)
+def test_a_setting_that_changed_in_training_is_looked_at_in_the_next_hook(
+    tmp_path: Path, field: str, value: Any, message: str
+) -> None:
+    callback = begun(Run(tmp_path), save_interval=4)
+    setattr(callback, field, value)
+    with pytest.raises((ValueError, TypeError), match=message):
+        batches(callback, 1)
+
+
+@pytest.mark.parametrize("step", ["x", 1.0, True, None, -1])
+def test_a_step_that_is_not_a_number_of_batches_is_refused_in_each_hook(tmp_path: Path, step: Any) -> None:
+    callback = CheckpointerCallback(save_async=False)
+    callback.trainer = Run(tmp_path, was_resumed=False)
+    callback.trainer.global_step = step
+    with pytest.raises((ValueError, TypeError), match=r"^global_step is "):
+        callback.pre_train()
+    callback.trainer.global_step = 0
+    callback.pre_train()
+    with pytest.raises((ValueError, TypeError), match=r"^global_step is "):
+        batches(callback, step)
 
 
 # -- the last save --------------------------------------------------------------
@@ -415,6 +449,108 @@ def test_several_removals_that_failed_are_all_tried_again(tmp_path: Path) -> Non
     batches(callback, 1, 2, 3)
     callback.post_train()
     assert standing(tmp_path) == ["step3"]
+
+
+class Dropping(Bookkeeping):
+    """One that takes work and lets it lie."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.jobs: list[Callable[[], object]] = []
+
+    def __call__(self, function: Any, *arguments: Any, op_name: str) -> None:
+        self.jobs.append(partial(function, *arguments))
+
+
+def test_removals_that_nobody_begins_are_made_without_the_run_and_never_twice(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Run(tmp_path)
+    run.run_bookkeeping_op = bookkeeping = Dropping()  # type: ignore[attr-defined]
+    callback = begun(run, save_interval=100, ephemeral_save_interval=2)
+    callback._removals.patience_s = 0
+    batches(callback, 2, 4, 6, 7)
+    assert standing(tmp_path) == ["step2", "step4", "step6"]
+    callback.post_train()
+    assert standing(tmp_path) == ["step6", "step7"]
+    assert caplog.messages == [
+        f"run_bookkeeping_op has not begun to remove {tmp_path / name} within 0 seconds; it is removed without it"
+        for name in ("step2", "step4")
+    ]
+    plant(tmp_path, 2, False)
+    for job in bookkeeping.jobs:
+        job()
+    assert standing(tmp_path) == ["step2", "step6", "step7"]
+
+
+def test_a_save_does_not_wait_for_a_removal_of_its_step_that_nobody_begins(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.run_bookkeeping_op = bookkeeping = Dropping()  # type: ignore[attr-defined]
+    callback = begun(run, save_interval=100, ephemeral_save_interval=2)
+    callback._removals.patience_s = 0
+    batches(callback, 2, 4, 5, 2)  # a loop that goes back
+    for job in bookkeeping.jobs:
+        job()
+    assert ephemeral_folder.is_complete(tmp_path / "step2")
+
+
+def test_a_removal_that_has_begun_is_waited_for_without_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    has_begun, is_awaited, limits = threading.Event(), threading.Event(), list[float | None]()
+    remove = ephemeral_folder.remove
+
+    class Watched(threading.Condition):
+        def wait_for(self, predicate: Callable[[], Any], timeout: float | None = None) -> Any:
+            limits.append(timeout)
+            is_awaited.set()
+            return super().wait_for(predicate, timeout)
+
+    def slowly(path: Path) -> None:
+        has_begun.set()
+        assert is_awaited.wait(30)
+        remove(path)
+
+    monkeypatch.setattr(ephemeral_folder, "remove", slowly)
+    run = Run(tmp_path)
+    run.run_bookkeeping_op = lambda job, removal, op_name: threading.Thread(  # type: ignore[attr-defined]
+        target=job, args=[removal]
+    ).start()
+    callback = begun(run, save_interval=100, ephemeral_save_interval=2)
+    callback._removals._changed, callback._removals.patience_s = Watched(), 0
+    batches(callback, 2, 4, 5)
+    assert has_begun.wait(30)
+    callback.post_train()
+    assert standing(tmp_path) == ["step4", "step5"]
+    assert limits == [None]
+    assert caplog.messages == []
+
+
+def test_an_interrupted_removal_is_tried_again_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    callback = begun(Run(tmp_path), save_interval=100, ephemeral_save_interval=2)
+    batches(callback, 2, 4)
+
+    def interrupted(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(ephemeral_folder, "remove", interrupted)
+        batches(callback, 5)
+    callback.post_train()
+    assert standing(tmp_path) == ["step4", "step5"]
+
+
+def test_a_run_that_asks_learns_that_a_removal_has_no_part_in_collectives(tmp_path: Path) -> None:
+    run, asked = Run(tmp_path), list[bool]()
+
+    def bookkeeping(job: Any, *arguments: Any, op_name: str = "", distributed: bool = True) -> None:
+        asked.append(distributed)
+        job(*arguments)
+
+    run.run_bookkeeping_op = bookkeeping  # type: ignore[attr-defined]
+    batches(begun(run, save_interval=100, ephemeral_save_interval=2), 2, 4, 5)
+    assert asked == [False]
+    assert standing(tmp_path) == ["step4"]
 
 
 # -- the folder -----------------------------------------------------------------
