@@ -49,11 +49,11 @@ def without_trainers(saved: Mapping[str, Any], file: Path) -> dict[str, Any]:
     """Return the train state in our words, whoever wrote it; the trainer's part that has no counterpart is left out."""
     rng = saved.get("rng")
     train_state = {**saved, "rng": _plain(rng)} if isinstance(rng, Mapping) else dict(saved)
-    added = train_state.pop(_FOR_TRAINER, ())
+    added = train_state.pop(_FOR_TRAINER) if isinstance(saved.get(_FOR_TRAINER), list) else ()
     is_trainers = not added and "global_step" in train_state and "step" not in train_state
     left_out = _TRAINERS.intersection(train_state if is_trainers else added)
     for name, ours in _OURS.items():
-        if name in left_out and ours not in train_state:
+        if name in left_out and name in train_state and ours not in train_state:
             train_state[ours] = train_state[name]
     if is_trainers and (lost := left_out - _OURS.keys() - {"world_size"}):
         _log.warning("%s: left out %s, which have no counterpart in this run", file, some(sorted(lost)))

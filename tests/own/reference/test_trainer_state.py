@@ -209,6 +209,8 @@ def test_the_step_is_read_from_whichever_word_is_there() -> None:
     saved = trainer_state.with_trainers(build_train_state(3, 30), 1)
     del saved["step"]
     assert trainer_state.without_trainers(saved, HERE)["step"] == 3
+    del saved["global_step"]
+    assert "step" not in trainer_state.without_trainers(saved, HERE)
 
 
 def test_a_train_state_without_the_trainers_words_is_left_as_it_is() -> None:
