@@ -394,15 +394,13 @@ CLAUSES: tuple[Clause, ...] = (
     Clause(
         slug="ephemeral.left-alone",
         level=Level.STRICT,
-        sentence="leaves checkpoints of another layout in its folder as they are, and warns, naming one of them. The "
-        "same holds for a torn directory `stepN` that no death has left: it has files that no writer of this layout "
-        "puts there, or a `.metadata.json`, which a save writes last and a removal takes first",
+        sentence="leaves checkpoints of another layout in its folder as they are, and warns, naming one of them; also "
+        "a torn `stepN` that no death has left, since it has foreign files or a `.metadata.json`",
         why="Two tools may share a folder by mistake, and each would remove what the other needs. A user who expects a "
         "resume from the other tool's checkpoints has to learn that there is none. Whoever removes the train state of "
         "a permanent checkpoint to save space keeps its weights.",
-        situation="runs that remove something went through their hooks in folders with checkpoints of two other tools, "
-        "with a directory of another tool that has the name of a step, and with a permanent checkpoint without its "
-        "train state",
+        situation="runs that remove something went through hooks in folders with checkpoints of two other tools; with "
+        "another tool's directory under the name of a step; with a permanent checkpoint without its train state",
         capabilities=_NAMED,
         predicates=("may_be_debris",),
     ),
