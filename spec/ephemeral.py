@@ -407,6 +407,17 @@ CLAUSES: tuple[Clause, ...] = (
         predicates=("may_be_debris",),
     ),
     Clause(
+        slug="ephemeral.named-by-its-step",
+        level=Level.STRICT,
+        sentence="refuses a directory `stepN` that holds the checkpoint of another step, naming the directory, or "
+        "falls back with a warning that names it",
+        why="A copy of step 2 under the name of step 6 is resumed as the newest, and four steps of training are lost "
+        "without a word.",
+        situation="a complete checkpoint was copied to the name of a higher step, and a run resumed",
+        capabilities=_NAMED,
+        rests_on=("ephemeral.lands",),
+    ),
+    Clause(
         slug="ephemeral.order",
         level=Level.STRICT,
         sentence="refuses a hook that comes out of order, with an error that names the hook that is missing",

@@ -818,6 +818,30 @@ def test_a_resume_takes_the_highest_complete_step(run: Scenario, mode: str) -> N
         run.folder.become(copy)
 
 
+@judges("ephemeral.named-by-its-step")
+def test_a_copy_under_the_name_of_a_higher_step_is_not_taken_for_it(run: Scenario, mode: str) -> None:
+    first = begun(run, mode=mode, save_interval=2)
+    first.settled_batches_to(4)
+    first.kill()
+    copy = run.folder.path / run.folder.layout.name.format(step=6)
+    shutil.copytree(run.folder.of(2), copy)
+    run.judge.tell(f"step 2 is copied to {copy.name}")
+    life = hooked(run, seed=999)
+    try:
+        loaded = life.load()
+    except Raised as error:
+        is_named, seen = copy.name in error.message, str(error)
+    else:
+        is_named = loaded.step == 4 and copy.name in life.warnings
+        seen = f"a load of step {loaded.step}; warnings: {life.warnings!r}"
+    run.expect(
+        "ephemeral.named-by-its-step",
+        is_named,
+        expected=f"a refusal that names {copy.name}, or a fallback to step 4 with a warning that does",
+        seen=seen,
+    )
+
+
 @judges("ephemeral.lands")
 def test_a_resume_from_an_empty_folder_starts_fresh(run: Scenario) -> None:
     run.expect_landing("ephemeral.lands", hooked(run).load(), {None})

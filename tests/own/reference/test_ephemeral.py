@@ -284,7 +284,8 @@ def test_a_train_state_of_another_trainer_says_its_step_or_is_refused(tmp_path: 
     trained(tmp_path, 3)
     file = tmp_path / "step3" / "train" / "rank0.pt"
     train_state = torch.load(file, weights_only=False)
-    del train_state["step"]
+    for ours in ("step", "global_step", "for_trainer"):
+        del train_state[ours]
     torch.save({**train_state, **says}, file)
     (tmp_path / "step3" / ".metadata.json").write_text('{"ephemeral": false, "version": "3.0.0"}')
     refusals = {4: "step3 holds a checkpoint of step 4", "3": "step is '3', not an integer"}
