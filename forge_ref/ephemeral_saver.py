@@ -132,7 +132,7 @@ class Checkpointer:
         """
         if not self._ranks.are_many:
             self._flights.settle()
-        with for_call(1, self._ranks.are_many), ExitStack() as undo:
+        with weights.ordinary_tensors(), for_call(1, self._ranks.are_many), ExitStack() as undo:
             self._flights.settle()
             stage = partial(self._stage, undo, step, tokens_seen, extra, is_ephemeral, in_background)
             staged, _ = self.calls.concluded(stage, lambda made: frozenset({made.step}), _check_same)
@@ -235,7 +235,7 @@ class Checkpointer:
         save in flight.  Raises what `CheckpointManager.load` does, on every
         rank, and leaves everything as it was then.
         """
-        with for_call(0, self._ranks.are_many) as deferral:
+        with for_call(0, self._ranks.are_many) as deferral, weights.mode_to_load_in(self.model):
             self._flights.settle()
             source = self.calls.from_first(partial(self._find, path))
             if source is None:

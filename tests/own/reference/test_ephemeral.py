@@ -199,6 +199,28 @@ def trained(folder: Path, until: int, **settings: Any) -> tuple[TrainingRun, tor
     return run, model, losses
 
 
+@pytest.mark.parametrize("in_background", [False, True])
+def test_hooks_in_inference_mode_leave_tensors_that_can_be_trained(tmp_path: Path, in_background: bool) -> None:
+    model = torch.nn.Linear(4, 4)
+    optimizer = torch.optim.AdamW(model.parameters())
+    saver = CheckpointerCallback(save_interval=1, save_async=in_background)
+    saver.trainer = run = TrainingRun(tmp_path, model, optimizer)
+    with torch.inference_mode():
+        saver.pre_train()
+    model(torch.randn(2, 4)).sum().backward()
+    optimizer.step()
+    run.global_step = 1
+    with torch.inference_mode():
+        saver.post_train_batch()
+    saver.post_train()
+    again = TrainingRun(tmp_path, model, optimizer := torch.optim.AdamW(model.parameters()))
+    with torch.inference_mode():
+        assert again.load_checkpoint()
+    model(torch.randn(2, 4)).sum().backward()
+    optimizer.step()
+    assert again.global_step == 1
+
+
 def test_a_loop_that_is_cut_in_two_computes_what_one_computes(tmp_path: Path) -> None:
     *_, whole = trained(tmp_path / "whole", 7)
     *_, begin = trained(tmp_path / "cut", 3)
