@@ -10,12 +10,13 @@ import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-DEATHS = ("kill", "term", "int", "ext4", "posix-strict")
+DEATHS = ("kill", "rank", "term", "int", "ext4", "posix-strict")
 
 
 @dataclass(frozen=True)
@@ -35,19 +36,21 @@ EXAMPLES = (
     Example("by_hand.py", "the same made right by hand: random stream, rename, and syncs", storages=_BOTH),
     Example("with_forge_ref.py", "the same with the reference"),
     Example("with_lightning.py", "the loop of Lightning 2.6.6, with the checkpoints that it makes by itself"),
+    Example("with_transformers.py", "the `Trainer` of transformers 5.24.0 on a tiny model with random weights"),
     Example(
         "ddp.py",
         "data parallel training on two ranks; every single file is written atomically",
-        ("--ranks", "2", "--deaths", "kill"),
+        ("--ranks", "2", "--deaths", "kill,rank", "--grace", "10"),
     ),
 )
-_HEAD = """# Five scripts, judged
+_HEAD = """# Six scripts, judged
 
 `python examples/judge.py --write docs/examples.md` writes this page: it runs `forge-conformance script` on each script
 of [`examples/scripts`](../examples/scripts). [scripts.md](scripts.md) explains the verdicts.
 
-A cell has the verdicts that are not fine after this kind of death, `ext4` and `posix-strict` being losses of power.
-`./with-tox run -e scripts` compares the page with what comes of the scripts.
+A cell has the verdicts that are not fine after this kind of death: `rank` is one rank alone, `ext4` and `posix-strict`
+are losses of power. Each failure's replay script came to the same verdict by itself. `./with-tox run -e scripts`
+compares the page with what comes of the scripts.
 
 """
 
@@ -57,7 +60,7 @@ def judged(example: Example, seconds: int) -> dict[str, Any]:
     script = HERE / "scripts" / example.name
     with tempfile.TemporaryDirectory() as out:
         storages = [word for name in example.storages for word in ("--storage", name)]
-        options = [*example.options, *storages, "--seconds", str(seconds), "--out", out]
+        options = [*example.options, *storages, "--seconds", str(seconds), "--check-replays", "--out", out]
         own = [sys.executable, "-m", "forge_conformance.cli", "script", *options]
         done = subprocess.run([*own, "--", sys.executable, str(script), "{dir}"], capture_output=True, text=True)
         if done.returncode not in (0, 1):
@@ -68,12 +71,13 @@ def judged(example: Example, seconds: int) -> dict[str, Any]:
         return report
 
 
-def page(seconds: int) -> str:
+def page(seconds: int, at_once: int) -> str:
     """The whole page."""
     lines = [f"| script | {' | '.join(DEATHS)} |", "|---" * (1 + len(DEATHS)) + "|"]
     stories = []
-    for example in EXAMPLES:
-        report = judged(example, seconds)
+    with ThreadPoolExecutor(at_once) as pool:
+        reports = list(pool.map(lambda example: judged(example, seconds), EXAMPLES))
+    for example, report in zip(EXAMPLES, reports, strict=True):
         cells = []
         for death in DEATHS:
             words = sorted({found["verdict"] for found in report["found"] if death in found["deaths"]})
@@ -90,7 +94,7 @@ def _story(example: Example, report: dict[str, Any]) -> str:
     text = report["found"][0]["text"].replace(report["command"], f"python {example.name} {{dir}}")
     _, _, story = text.partition("\n\n")
     shown = story.partition("\n  what the restart printed")[0].rstrip()
-    shown = re.sub(r"loss -?[0-9.]+", "loss ...", shown)
+    shown = re.sub(r"(loss|grad_norm)('?:? '?)-?[0-9.]+", r"\1\2...", shown)
     return f"\n## {example.name}: {report['found'][0]['verdict']}\n\n```text\n{shown}\n```\n"
 
 
@@ -107,8 +111,9 @@ def main() -> int:
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the page")
     parser.add_argument("--check", type=Path, metavar="FILE", help="compare the page, and write nothing")
     parser.add_argument("--seconds", type=int, default=600, help="time for each script and kind of death (600)")
+    parser.add_argument("-n", type=int, default=1, metavar="N", help="scripts that are judged at the same time (1)")
     options = parser.parse_args()
-    now = page(options.seconds)
+    now = page(options.seconds, options.n)
     if options.write:
         options.write.write_text(now)
     if options.check and fine(options.check.read_text()) != fine(now):

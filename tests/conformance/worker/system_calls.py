@@ -15,8 +15,8 @@ from dataclasses import KW_ONLY, dataclass
 CHANGES, STORES, LOOKS, SENDS, REFUSED = "changes", "stores", "looks", "sends", "refused"
 """Kinds of calls.
 
-`changes`: may change a file or directory, or brings it to storage.  `stores`: brings all to storage, maps a file, or ends
-its use.  `looks`: only queries.
+`changes`: may change a file or directory, or brings it to storage.  `stores`: brings all to storage, maps a file, or
+ends its use.  `looks`: only queries.
 `sends`: sends a message to another process.  `refused`: returns ENOSYS in a watched process.
 """
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
