@@ -123,15 +123,15 @@ def _lose(run: Scenario, world: World, rank: int) -> None:
 
 @judges("resume.error-everywhere", needs=("distributed",))
 def test_a_rank_that_dies_in_a_load_is_not_waited_for_for_ever(run: Scenario, team: Shape) -> None:
-    _expect_death_to_be_told(run, team, team.last)
+    _expect_death_to_be_raised(run, team, team.last)
 
 
 @judges("resume.error-everywhere", needs=("distributed",))
 def test_rank_0_dead_in_a_load_is_not_waited_for_for_ever(run: Scenario, fewest: int) -> None:
-    _expect_death_to_be_told(run, Shape(fewest), 0)
+    _expect_death_to_be_raised(run, Shape(fewest), 0)
 
 
-def _expect_death_to_be_told(run: Scenario, shape: Shape, rank: int) -> None:
+def _expect_death_to_be_raised(run: Scenario, shape: Shape, rank: int) -> None:
     run.world(shape).commit_at(2)
     world = run.world(shape, seed=_OTHER, timeout_s=_IMPATIENT_S, gated=[rank], reads=True)
     gate = world.gate_of(rank)

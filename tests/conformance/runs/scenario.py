@@ -44,7 +44,7 @@ class Scenario:
         """Whether several lives may save; else those before have ended by the time that another one does."""
         self._timelines = timeline
         self._lives: list[AnyLife] = []
-        self._number_told = 0
+        self._number_named = 0
         """How many processes and runs the story has named."""
 
     @property
@@ -88,8 +88,8 @@ class Scenario:
             self.require_gate()
         ways.require_settings(self.implementation.traits, settings, self.folder)
         settings = {"mode": self.mode, **settings}
-        self._number_told += 1
-        name = f"process {self._number_told}"
+        self._number_named += 1
+        name = f"process {self._number_named}"
         shown = ", ".join(f"{key}={value!r}" for key, value in settings.items() if value is not None)
         self.judge.tell(f"{name} starts with {shown}" + ("" if variety is None else f", and trains {variety!r}"))
         self.judge.happens(*_events(settings), *([] if variety is None else [f"a run that trains {variety}"]))
@@ -187,8 +187,8 @@ class Scenario:
         self.folder = replace(self.folder, stages=shape.stages)  # what is complete depends on it
         held = range(shape.ranks) if gated is True else gated or ()
         settings = {"mode": self.mode, **settings}
-        self._number_told += 1
-        name = f"run {self._number_told}"
+        self._number_named += 1
+        name = f"run {self._number_named}"
         shown = ", ".join(f"{key}={value!r}" for key, value in settings.items() if value is not None)
         self.judge.tell(f"{name} starts: {shape}; {shown}")
         self.judge.happens(*_events(settings), f"a run of {shape.label}")
@@ -249,7 +249,7 @@ class Scenario:
     def retell(self, sentence: str) -> None:
         """Begin the story anew, with what the first life has done; the next one to start is the second."""
         self.judge.story[:] = [sentence, f"the folder holds: {self.folder}"]
-        self._number_told = 1
+        self._number_named = 1
 
     # -- judging ----------------------------------------------------------------
 

@@ -131,7 +131,7 @@ class Start:
             pass  # printed again, for example by another rank
         elif where != self.at:
             word = "skipped" if where > self.at else "diverged"
-            self._is_wrong(word, line.text, self._told(self.at))
+            self._is_wrong(word, line.text, self._said_before(self.at))
         else:
             self._compare(where, line)
         return bool(self.wrong) or self.at >= self.goal
@@ -142,7 +142,7 @@ class Start:
             self._is_wrong("diverged", line.text, known.text)
         self.at = where + 1
 
-    def _told(self, where: int) -> str:
+    def _said_before(self, where: int) -> str:
         return self.whole.lines[where].text if where < len(self.whole.lines) else "no more progress lines"
 
     def _is_wrong(self, word: str, seen: str, expected: str) -> None:

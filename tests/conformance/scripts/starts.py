@@ -311,7 +311,7 @@ class Warm:
                 start_new_session=True,
             )
         self._channel = Channel(ours)
-        self._told = tempfile.TemporaryFile()  # noqa: SIM115 -- it lives as long as this
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 -- it lives as long as this
         self.pid = self._process.pid
         self.load(self._names)
 
@@ -325,8 +325,8 @@ class Warm:
 
     def learn(self) -> None:
         """Import what the first fork has imported besides, but for modules of the script's own."""
-        self._told.seek(0)
-        text = self._told.read()
+        self._said.seek(0)
+        text = self._said.read()
         self._has_learnt = True
         found = json.loads(text) if text else []
         new = [name for name, file in found if not self._script.is_own(file)]
@@ -355,7 +355,7 @@ class Warm:
             "watch": watch,
             "tells": not self._has_learnt and environment.get("RANK", "0") == "0",
         }
-        descriptors = (own_output, own_errors, theirs.fileno(), self._told.fileno())
+        descriptors = (own_output, own_errors, theirs.fileno(), self._said.fileno())
         pid: int = self._ask(request, descriptors)["pid"]
         os.close(own_output)
         os.close(own_errors)
@@ -381,7 +381,7 @@ class Warm:
         self._channel.close()
         self._process.kill()
         self._process.wait()
-        self._told.close()
+        self._said.close()
 
 
 def marked(part: str) -> Iterator[int]:

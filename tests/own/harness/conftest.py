@@ -62,7 +62,7 @@ class Command:
 
     def run(self, impl: str, *clauses: str, options: Sequence[str] = (), **environment: str) -> Ran:
         """`run` over a manager of these tests, or any other, by a few clauses."""
-        impl = str(MANAGERS / impl) if impl.startswith(("honest.py", "liars.py", "locking.py")) else impl
+        impl = str(MANAGERS / impl) if impl.startswith(("honest.py", "faulty.py", "locking.py")) else impl
         chosen = [word for clause in clauses for word in ("--clause", clause)]
         reports = ("--out", str(self.folder / "reports"))
         return self("run", "--impl", impl, *reports, *chosen, *options, environment=environment)
@@ -81,7 +81,7 @@ def forge(tmp_path: Path) -> Command:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    """A warm server for the puppet."""
-    server = Server(f"{MANAGERS / 'puppet.py'}:Puppet", None, timeout_s=20)
+    """A warm server for the commanded."""
+    server = Server(f"{MANAGERS / 'commanded.py'}:Commanded", None, timeout_s=20)
     yield server
     server.close()

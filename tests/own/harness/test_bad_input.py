@@ -18,7 +18,7 @@ from forge_conformance.plugin import unless_our_own
 from forge_conformance.runs import machine
 from forge_fixtures import managers
 
-LIARS = str(Path(managers.__file__).with_name("liars.py"))
+FAULTY = str(Path(managers.__file__).with_name("faulty.py"))
 HONEST = str(Path(managers.__file__).with_name("honest.py"))
 
 
@@ -91,24 +91,24 @@ def test_a_module_that_hangs_at_import_is_refused_with_the_line_where_it_was() -
     [
         ("", ["--impl is ''", "names no module"]),
         (":Adapter", ["--impl is ':Adapter'", "names no module"]),
-        (f"{LIARS}:Nobody", ["liars.py has no 'Nobody'"]),
+        (f"{FAULTY}:Nobody", ["faulty.py has no 'Nobody'"]),
         ("no_such_package.checkpoint", ["no module no_such_package", "--python"]),
         ("json.no_such_module", ["json.no_such_module"]),
         ("nowhere/adapter.py", ["no such file", "nowhere/adapter.py"]),
         ("json:JSONEncoder", ["not a subclass of forge_conformance.adapter.Adapter"]),
         ("json:Adapter", ["has no 'Adapter'"]),
-        (LIARS, ["several adapters", "liars.py:Boaster"]),
-        (f"{LIARS}:Saveless", ["does not define save, load"]),
-        (f"{LIARS}:Nameless", ["(?P<step>...)"]),
-        (f"{LIARS}:Overwriting", ["(?P<step>...)", "overwrites one file"]),
-        (f"{LIARS}:Misnamed", ["'{step}.pth'", "does not read back"]),
-        (f"{LIARS}:Wordy", ["'sync'", "tuple"]),
-        (f"{LIARS}:Listing", ["traits = ('counts_steps',)", "Traits(...)"]),
-        (f"{LIARS}:Undemanding", ["requires nothing"]),
-        (f"{LIARS}:Pointless", ["claims `pointer`"]),
-        (f"{LIARS}:Misspelt", ["asink", "does not exist", "async"]),
-        (f"{LIARS}:Ambitious", ["'heroic'", "does not exist", "core, strict, durable"]),
-        (f"{LIARS}:Unborn", ["could not be made", "ConnectionError: the licence server did not answer"]),
+        (FAULTY, ["several adapters", "faulty.py:Boaster"]),
+        (f"{FAULTY}:Saveless", ["does not define save, load"]),
+        (f"{FAULTY}:Nameless", ["(?P<step>...)"]),
+        (f"{FAULTY}:Overwriting", ["(?P<step>...)", "overwrites one file"]),
+        (f"{FAULTY}:Misnamed", ["'{step}.pth'", "does not read back"]),
+        (f"{FAULTY}:Wordy", ["'sync'", "tuple"]),
+        (f"{FAULTY}:Listing", ["traits = ('counts_steps',)", "Traits(...)"]),
+        (f"{FAULTY}:Undemanding", ["requires nothing"]),
+        (f"{FAULTY}:Pointless", ["claims `pointer`"]),
+        (f"{FAULTY}:Misspelt", ["asink", "does not exist", "async"]),
+        (f"{FAULTY}:Ambitious", ["'heroic'", "does not exist", "core, strict, durable"]),
+        (f"{FAULTY}:Unborn", ["could not be made", "ConnectionError: the licence server did not answer"]),
     ],
 )
 def test_an_impl_that_leads_to_no_manager_is_refused(impl: str, naming: list[str]) -> None:
@@ -116,7 +116,7 @@ def test_an_impl_that_leads_to_no_manager_is_refused(impl: str, naming: list[str
 
 
 def test_a_manager_that_hangs_when_it_is_made_is_refused_with_the_line_where_it_was() -> None:
-    refusal = attempt("run", "--impl", f"{LIARS}:Sleeper", "--timeout", "2")
+    refusal = attempt("run", "--impl", f"{FAULTY}:Sleeper", "--timeout", "2")
     refusal.names("did not return within 2 s", "in _sleep_for_ever", "in __init__")
 
 

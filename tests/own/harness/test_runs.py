@@ -61,7 +61,7 @@ def expect_one_story(ran: Ran) -> None:
 
 def test_two_processes_side_by_side_find_what_one_finds(forge: Command) -> None:
     clauses = ("commit.overlap", QUICK)
-    ran = [forge.run("liars.py:Boaster", *clauses, options=("-n", n)) for n in "12"]
+    ran = [forge.run("faulty.py:Boaster", *clauses, options=("-n", n)) for n in "12"]
     one, two = ({test["test"]: test["outcome"] for test in each.report["tests"]} for each in ran)
     assert sorted(one.values()) == ["done", "done", "failed"]
     assert two == one
@@ -92,7 +92,7 @@ def test_a_writer_that_keeps_the_interpreters_lock_is_not_accused(forge: Command
 def test_a_framework_that_draws_from_the_random_streams_when_it_is_made_is_compared_with_itself(forge: Command) -> None:
     clauses = ("commit.inert", "resume.exact", "resume.rng")
     cases = ("commit/a-run-that-saves*[sync]", "resume/a-resumed-run*", "resume/*random*")
-    ran = forge.run("liars.py:Drawing", *clauses, options=[part for case in cases for part in ("--case", case)])
+    ran = forge.run("faulty.py:Drawing", *clauses, options=[part for case in cases for part in ("--case", case)])
     assert ran.status == 0, ran.out
     assert ran.verdicts["commit.inert"] == ran.verdicts["resume.exact"] == "pass"
 
@@ -106,7 +106,7 @@ def test_a_run_with_random_programs_leaves_nothing_but_its_report_in_the_working
 
 
 def test_a_manager_that_claims_more_than_it_can_falls_by_name(forge: Command) -> None:
-    ran = forge.run("liars.py:Boaster", *BOASTED, options=("--level", "strict"))
+    ran = forge.run("faulty.py:Boaster", *BOASTED, options=("--level", "strict"))
     assert (ran.status, ran.verdicts) == (1, dict.fromkeys(BOASTED, "fail"))
     assert "FAIL commit.overlap (core)" in ran.out
     assert "no flush in the background" in ran.said
@@ -120,7 +120,7 @@ def test_failures_that_were_expected_with_a_reason_do_not_fail_the_run(forge: Co
     entries = forge.folder / "forgetful.xfail"
     entries.write_text("resume.train-state @ resume/*: it does not count\n")
     options = ("--claims", "sync,train-state", "--xfail-file", str(entries))
-    ran = forge.run("liars.py:Forgetful", "resume.train-state", options=options)
+    ran = forge.run("faulty.py:Forgetful", "resume.train-state", options=options)
     assert (ran.status, ran.verdicts) == (0, {"resume.train-state": "expected-fail"})
     assert "it does not count" in ran.out
     seen = {failure["seen"] for failure in ran.report["clauses"][0]["failures"]}
@@ -131,13 +131,13 @@ def test_failures_that_were_expected_with_a_reason_do_not_fail_the_run(forge: Co
 def test_a_run_writes_the_first_file_of_expected_failures_and_never_over_another(forge: Command) -> None:
     entries = forge.folder / "first.xfail"
     options = ("--claims", "sync,train-state", "--write-xfail", str(entries))
-    ran = forge.run("liars.py:Forgetful", "resume.train-state", options=options)
+    ran = forge.run("faulty.py:Forgetful", "resume.train-state", options=options)
     assert (ran.status, ran.verdicts) == (1, {"resume.train-state": "fail"})
     assert "load() returned 'step_3' (str) as step" in entries.read_text()
     expected = ("--claims", "sync,train-state", "--xfail-file", str(entries))
-    assert forge.run("liars.py:Forgetful", "resume.train-state", options=expected).status == 0
+    assert forge.run("faulty.py:Forgetful", "resume.train-state", options=expected).status == 0
     before = entries.read_text()
-    again = forge.run("liars.py:Forgetful", "resume.train-state", options=options)
+    again = forge.run("faulty.py:Forgetful", "resume.train-state", options=options)
     assert (again.status, entries.read_text()) == (2, before)
     assert f"--write-xfail {entries} is there already" in again.said
 
@@ -159,14 +159,14 @@ def test_where_nothing_could_be_judged_the_status_says_so(forge: Command) -> Non
 
 
 def test_a_manager_that_kills_the_suites_own_process_is_an_error_and_no_verdict(forge: Command) -> None:
-    ran = forge.run("liars.py:Saboteur", "resume.skips-torn", options=("--claims", "sync"))
+    ran = forge.run("faulty.py:Saboteur", "resume.skips-torn", options=("--claims", "sync"))
     assert (ran.status, ran.verdicts) == (3, {"resume.skips-torn": "error"})
     assert "no longer answers" in ran.said
     expect_one_story(ran)
 
 
 def test_a_save_that_hangs_falls_with_the_line_where_it_was(forge: Command) -> None:
-    ran = forge.run("liars.py:Stuck", "resume.train-state", options=("--timeout", "3", "--claims", "sync,train-state"))
+    ran = forge.run("faulty.py:Stuck", "resume.train-state", options=("--timeout", "3", "--claims", "sync,train-state"))
     assert (ran.status, ran.verdicts) == (1, {"commit.sync": "fail", "resume.train-state": "unreached"})
     assert "expected: the call to return" in ran.out
     assert "save() did not return within 3 s and was killed" in ran.said
@@ -178,7 +178,7 @@ def test_a_save_that_hangs_falls_with_the_line_where_it_was(forge: Command) -> N
 def test_noise_closed_streams_and_processes_left_behind_disturb_no_verdict(forge: Command) -> None:
     heirs = forge.folder / "heirs"
     options = ("--claims", "sync,train-state")
-    ran = forge.run("liars.py:Noisy", "resume.train-state", options=options, NOISY_HEIRS=str(heirs))
+    ran = forge.run("faulty.py:Noisy", "resume.train-state", options=options, NOISY_HEIRS=str(heirs))
     assert (ran.status, ran.verdicts) == (0, {"resume.train-state": "pass"})
     assert "noise noise" not in ran.said and "noise from below" not in ran.said
     left = heirs.read_text().split()
@@ -197,7 +197,7 @@ def test_smoke_tells_what_it_reached(forge: Command) -> None:
 @pytest.mark.parametrize("ranks", ["3", "none"])
 def test_a_failure_prints_the_command_that_sees_it_again(forge: Command, ranks: str) -> None:
     given = ("--claims=+peek", "--timeout", "15", "--ranks", ranks)
-    ran = forge.run("liars.py:Boaster", "resume.peek-agrees", options=("--level", "strict", *given))
+    ran = forge.run("faulty.py:Boaster", "resume.peek-agrees", options=("--level", "strict", *given))
     (line,) = [line.strip() for line in ran.out.splitlines() if line.startswith("  reproduce: ")]
     _, command, *words = shlex.split(line)
     assert command == "forge-conformance"
@@ -221,16 +221,16 @@ def test_what_the_users_own_tests_are_told_is_not_for_the_suite(forge: Command) 
 
 
 @pytest.mark.parametrize(
-    ("liar", "seen"),
+    ("faulty", "seen"),
     [
         ("Elsewhere", "it holds checkpoints/3.pt, where the layout asks for a file named like"),
         ("Misshapen", "it holds 3.pt, where the layout asks for a directory named like"),
     ],
 )
-def test_a_layout_that_does_not_fit_is_told_by_what_is_there(forge: Command, liar: str, seen: str) -> None:
-    smoke = forge("smoke", "--impl", f"{MANAGERS / 'liars.py'}:{liar}")
+def test_a_layout_that_does_not_fit_is_told_by_what_is_there(forge: Command, faulty: str, seen: str) -> None:
+    smoke = forge("smoke", "--impl", f"{MANAGERS / 'faulty.py'}:{faulty}")
     assert (smoke.status, seen in smoke.said) == (1, True), smoke.said
-    ran = forge.run(f"liars.py:{liar}", "commit.sync", options=("--case", "commit/when-*", "--claims", "sync"))
+    ran = forge.run(f"faulty.py:{faulty}", "commit.sync", options=("--case", "commit/when-*", "--claims", "sync"))
     assert (ran.status, ran.verdicts) == (1, {"commit.sync": "fail"})
     assert seen.replace("3.pt", "0.pt") in ran.said
 

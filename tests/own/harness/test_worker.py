@@ -100,8 +100,8 @@ def test_a_process_that_ends_by_itself_is_told_at_once(
 @pytest.fixture
 def impatient(tmp_path: Path) -> Iterator[Server]:
     """A server that waits two seconds for a command."""
-    puppet = Path(managers.__file__).with_name("puppet.py")
-    server = Server(f"{puppet}:Puppet", None, timeout_s=2)
+    commanded = Path(managers.__file__).with_name("commanded.py")
+    server = Server(f"{commanded}:Commanded", None, timeout_s=2)
     yield server
     server.close()
 
@@ -186,8 +186,8 @@ def counts(life: Worker) -> dict[str, object]:
 def test_a_process_takes_interrupts_even_if_the_suite_runs_in_the_background_of_a_shell(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does, and the processes inherit it
     try:
-        puppet = Path(managers.__file__).with_name("puppet.py")
-        with contextlib.closing(Server(f"{puppet}:Puppet", None)) as server:
+        commanded = Path(managers.__file__).with_name("commanded.py")
+        with contextlib.closing(Server(f"{commanded}:Commanded", None)) as server:
             worker = server.spawn()
             worker.open({"folder": str(tmp_path)}, seed=0)
             status = Path(f"/proc/{worker.pid}/status").read_text()
@@ -263,8 +263,8 @@ def test_a_life_of_another_user_makes_files_of_that_user_wherever_its_own_may_go
 
 
 def test_a_closed_server_leaves_no_process(tmp_path: Path) -> None:
-    puppet = Path(managers.__file__).with_name("puppet.py")
-    server = Server(f"{puppet}:Puppet", None)
+    commanded = Path(managers.__file__).with_name("commanded.py")
+    server = Server(f"{commanded}:Commanded", None)
     lives = [server.spawn() for _ in range(2)]
     lives[0].open({"folder": str(tmp_path)}, seed=0)
     do(lives[0], "fork", "heir", 1)
@@ -276,8 +276,8 @@ def test_a_closed_server_leaves_no_process(tmp_path: Path) -> None:
 
 
 def test_a_rehearsal_that_hangs_comes_to_an_end() -> None:
-    liars = Path(managers.__file__).with_name("liars.py")
-    with contextlib.closing(Server(f"{liars}:Deaf", None, timeout_s=0.2)) as server:
+    faulty = Path(managers.__file__).with_name("faulty.py")
+    with contextlib.closing(Server(f"{faulty}:Deaf", None, timeout_s=0.2)) as server:
         server.rehearse(["sync"])
         assert server.spawn().is_alive
 
