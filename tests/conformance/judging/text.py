@@ -29,6 +29,11 @@ def one_line(text: str) -> str:
     return shortened(text.replace("|", "\\|"))
 
 
+def for_xml(text: str) -> str:
+    """XML has no place for control characters."""
+    return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
+
+
 def counted(number: int, noun: str) -> str:
     """A number with its noun.
 

@@ -7,7 +7,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from forge_conformance import __version__
-from forge_conformance.judging.text import counted, one_line, shortened, wrapped
+from forge_conformance.judging.text import counted, for_xml, one_line, shortened, wrapped
 from forge_conformance.judging.verdicts import Cause, Finding, Judged, Report, Verdict, causes, errors_behind
 from forge_spec import CHAPTERS
 
@@ -230,16 +230,11 @@ def _junit_case(suite: ElementTree.Element, one: Judged, report: Report) -> None
     match one.verdict:
         case Verdict.FAIL | Verdict.ERROR:
             tag = "failure" if one.verdict is Verdict.FAIL else "error"
-            body = ElementTree.SubElement(case, tag, message=_printable(one.clause.sentence))
+            body = ElementTree.SubElement(case, tag, message=for_xml(one.clause.sentence))
             text = _explained(one, report) if one.verdict is Verdict.FAIL else [one.reason]
-            body.text = _printable("\n".join(text))
+            body.text = for_xml("\n".join(text))
         case Verdict.UNCLAIMED | Verdict.UNREACHED | Verdict.EXPECTED_FAIL:
-            ElementTree.SubElement(case, "skipped", message=_printable(f"{one.verdict}: {one.reason}"))
-
-
-def _printable(text: str) -> str:
-    """XML has no place for control characters."""
-    return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
+            ElementTree.SubElement(case, "skipped", message=for_xml(f"{one.verdict}: {one.reason}"))
 
 
 def markdown(report: Report) -> str:

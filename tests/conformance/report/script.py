@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from forge_conformance import __version__
-from forge_conformance.judging.text import counted, one_line, wrapped
+from forge_conformance.judging.text import counted, for_xml, one_line, wrapped
 from forge_conformance.judging.verdicts import Expected, Status, is_case
 from forge_conformance.report.page import page, unfolded
+from forge_conformance.scripts.explorer import Explored
 from forge_conformance.scripts.judge import WORDS
 from forge_conformance.scripts.result import Found, Result
 from forge_spec.clauses import Level
@@ -146,6 +148,7 @@ def files(report: Report) -> dict[str, str]:
         "script.json": json.dumps(as_json(report), indent=1) + "\n",
         "script.html": html_page(report),
         "summary.md": summary(report),
+        "junit.xml": junit(report),
     }
 
 
@@ -170,6 +173,41 @@ def summary(report: Report) -> str:
         lines += ["", f"<details><summary>{html.escape(found.bad.verdict.word)}</summary>", "", "```"]
         lines += [found.text.replace("```", "'''"), "```", "", "</details>"]
     return "\n".join(lines) + "\n"
+
+
+def junit(report: Report) -> str:
+    """One test case per kind of death; it is skipped where not all was explored, or all failures are expected."""
+    suites = ElementTree.Element("testsuites", name="forge-conformance")
+    suite = ElementTree.SubElement(suites, "testsuite", name="script")
+    for one in report.result.explored:
+        case = ElementTree.SubElement(suite, "testcase", classname="forge.script", name=one.storage)
+        _judged_case(case, one, report)
+    if report.stale:
+        case = ElementTree.SubElement(suite, "testcase", classname="forge.script", name="expected failures")
+        _add(case, "failure", "no failure was seen for some expected ones", "\n".join(map(str, report.stale)))
+    for key, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+        suite.set(key, str(len(suite.findall(f"testcase/{tag}"))))
+    suite.set("tests", str(len(suite)))
+    ElementTree.indent(suites)
+    return ElementTree.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _judged_case(case: ElementTree.Element, one: Explored, report: Report) -> None:
+    found = [cause for cause in report.result.found if one.storage in cause.deaths]
+    counts = [cause for cause in found if cause in report.failures]
+    if one.contradiction:
+        _add(case, "error", one.contradiction)
+    elif counts:
+        words = ", ".join(dict.fromkeys(cause.bad.verdict.word for cause in counts))
+        _add(case, "failure", words, "\n\n".join(cause.text for cause in counts))
+    elif one.is_cut_short or not one.totals.states:
+        _add(case, "skipped", "not all was explored")
+    elif found:
+        _add(case, "skipped", "; ".join(report.reason(cause) or f"above level {report.level}" for cause in found))
+
+
+def _add(case: ElementTree.Element, tag: str, message: str, text: str = "") -> None:
+    ElementTree.SubElement(case, tag, message=for_xml(message)).text = for_xml(text) or None
 
 
 def as_json(report: Report) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The command on small scripts: right ones are fine, wrong ones are found, and each finding is replayed without us."""
 
 import sys
+from xml.etree import ElementTree
 
 from .conftest import IN_PLACE, RIGHT, Judged, needs_recorder, replayed
 
@@ -23,6 +24,15 @@ def test_a_script_that_overwrites_its_file_is_refused_after_a_kill_and_the_repla
     assert "openat(checkpoint.json)\n    ---- here ----" in ran.said
     assert "checkpoint.json  0 bytes" in ran.said
     assert replayed(ran.out / "replay-1.py") == (1, "verdict: refused")
+
+
+def test_junit_has_a_case_for_each_kind_of_death_with_what_counts(judged: Judged) -> None:
+    unsynced = RIGHT.replace("os.fsync(file.fileno())", "pass").replace("os.fsync(opened)", "pass")
+    for level, outcome in (("durable", "failure"), ("core", "skipped")):
+        ran = judged(unsynced, "--deaths", "kill", "--storage", "ext4", "--level", level)
+        suite = ElementTree.parse(ran.out / "junit.xml").getroot()[0]
+        assert {case.get("name"): [part.tag for part in case] for case in suite} == {"kill": [], "ext4": [outcome]}
+        assert suite.get("failures") == str(int(level == "durable")), ElementTree.tostring(suite)
 
 
 def test_a_replay_script_says_fine_once_the_script_is_mended(judged: Judged) -> None:
