@@ -295,6 +295,12 @@ def test_a_base_that_can_not_be_imported_ends_the_command(forge: Command) -> Non
     assert "no.such.module" in ran.said
 
 
+def test_a_base_is_tried_also_by_a_clause_that_comes_first_in_no_test(forge: Command) -> None:
+    ran = forge("matrix", "--mutant", "job_deletes_before_it_saves")
+    assert ran.status == Status.PASSED, ran.said
+    assert "killed by script.keeps-work" in ran.out
+
+
 def test_explain_names_the_mutants_of_a_clause(forge: Command) -> None:
     ran = forge("explain", "commit.deferred")
     assert "latest_moves_at_dispatch: Points `latest` at a checkpoint when its save is dispatched." in ran.said
