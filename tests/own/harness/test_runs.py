@@ -108,11 +108,11 @@ def test_a_run_with_random_programs_leaves_nothing_but_its_report_in_the_working
 def test_a_manager_that_claims_more_than_it_can_falls_by_name(forge: Command) -> None:
     ran = forge.run("faulty.py:Boaster", *BOASTED, options=("--level", "strict"))
     assert (ran.status, ran.verdicts) == (1, dict.fromkeys(BOASTED, "fail"))
-    assert "FAIL commit.overlap (core)" in ran.out
+    assert "FAIL commit.overlap (core)" in ran.said
     assert "no flush in the background" in ran.said
     assert "expected: every capability that is claimed to be there seen: peek(): peek" in ran.said
-    assert "CAPABILITY peek is claimed, but the implementation lacks it" in ran.out
-    assert "CAPABILITY schedule is there, but not claimed: it was not judged" in ran.out
+    assert "CAPABILITY peek is claimed, but the implementation lacks it" in ran.said
+    assert "CAPABILITY schedule is there, but not claimed: it was not judged" in ran.said
     expect_one_story(ran)
 
 
@@ -122,7 +122,7 @@ def test_failures_that_were_expected_with_a_reason_do_not_fail_the_run(forge: Co
     options = ("--claims", "sync,train-state", "--xfail-file", str(entries))
     ran = forge.run("faulty.py:Forgetful", "resume.train-state", options=options)
     assert (ran.status, ran.verdicts) == (0, {"resume.train-state": "expected-fail"})
-    assert "it does not count" in ran.out
+    assert "it does not count" in ran.said
     seen = {failure["seen"] for failure in ran.report["clauses"][0]["failures"]}
     assert "load() returned 'step_3' (str) as step, which is a whole number" in seen
     expect_one_story(ran)
@@ -148,7 +148,7 @@ def test_an_expected_failure_that_no_longer_fails_fails_the_run(forge: Command) 
     ran = forge.run("honest.py", QUICK, options=("--xfail-file", str(entries)))
     assert (ran.status, ran.verdicts) == (1, {QUICK: "pass"})
     assert ran.report["stale_expected_failures"] == [QUICK]
-    assert f"STALE expected failure: {QUICK}" in ran.out
+    assert f"STALE expected failure: {QUICK}" in ran.said
     expect_one_story(ran)
 
 
@@ -168,9 +168,9 @@ def test_a_manager_that_kills_the_suites_own_process_is_an_error_and_no_verdict(
 def test_a_save_that_hangs_falls_with_the_line_where_it_was(forge: Command) -> None:
     ran = forge.run("faulty.py:Stuck", "resume.train-state", options=("--timeout", "3", "--claims", "sync,train-state"))
     assert (ran.status, ran.verdicts) == (1, {"commit.sync": "fail", "resume.train-state": "unreached"})
-    assert "expected: the call to return" in ran.out
+    assert "expected: the call to return" in ran.said
     assert "save() did not return within 3 s and was killed" in ran.said
-    assert "in _sleep_for_ever" in ran.out
+    assert "in _sleep_for_ever" in ran.said
     assert "worker/commands.py" not in ran.out
     expect_one_story(ran)
 
@@ -190,8 +190,8 @@ def test_noise_closed_streams_and_processes_left_behind_disturb_no_verdict(forge
 def test_smoke_tells_what_it_reached(forge: Command) -> None:
     ran = forge("smoke", "--impl", str(MANAGERS / "honest.py"))
     assert ran.status == 0, ran.said
-    assert "the folder holds 3.pt" in ran.out
-    assert "a new process resumed at step 3" in ran.out
+    assert "the folder holds 3.pt" in ran.said
+    assert "a new process resumed at step 3" in ran.said
 
 
 @pytest.mark.parametrize("ranks", ["3", "none"])

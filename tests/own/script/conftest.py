@@ -57,9 +57,15 @@ class Ran:
     """What the command came to."""
 
     status: int
-    said: str
+    console: str
     errors: str
+    """In one line, as `said`: where lines break depends on the length of paths."""
     out: Path
+
+    @property
+    def said(self) -> str:
+        """What the console showed, in one line."""
+        return " ".join(self.console.split())
 
     @property
     def report(self) -> dict[str, Any]:
@@ -95,7 +101,7 @@ def judged(tmp_path: Path) -> Judged:
             text=True,
             timeout=300,
         )
-        return Ran(done.returncode, done.stdout, done.stderr, out)
+        return Ran(done.returncode, done.stdout, " ".join(done.stderr.split()), out)
 
     return run
 

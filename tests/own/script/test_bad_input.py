@@ -152,7 +152,7 @@ def test_a_progress_bar_is_named_as_one(judged: Judged) -> None:
     )
     ran = judged(bar, "--deaths", "kill")
     assert ran.status == 0, ran.said + ran.errors
-    assert "BAR: the progress lines are those of a progress bar" in " ".join(ran.said.split())
+    assert "BAR: the progress lines are those of a progress bar" in ran.said
 
 
 def test_a_known_cause_is_expected_and_one_that_is_gone_is_stale(judged: Judged, tmp_path: Path) -> None:

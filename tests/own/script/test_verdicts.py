@@ -21,8 +21,8 @@ def test_a_script_that_overwrites_its_file_is_refused_after_a_kill_and_the_repla
     ran = judged(IN_PLACE)
     assert ran.status == 1, ran.said + ran.errors
     assert ran.verdicts == {("script.starts", "refused", "kill")}
-    assert "openat(checkpoint.json)\n    ---- here ----" in ran.said
-    assert "checkpoint.json  0 bytes" in ran.said
+    assert "openat(checkpoint.json)\n    ---- here ----" in ran.console
+    assert "checkpoint.json  0 bytes" in ran.console
     assert replayed(ran.out / "replay-1.py") == (1, "verdict: refused")
 
 
