@@ -39,6 +39,15 @@ HELP = "judge a training script by its restarts, without an adapter"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
+    _add_start(parser)
+    _add_comparison(parser)
+    _add_deaths(parser)
+    _add_limits(parser)
+    shared.add_out(parser, "./reports/script")
+    shared.add_jobs(parser, "kinds of death that are explored")
+
+
+def _add_start(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "words",
         nargs="*",
@@ -56,6 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "place",
     )
     parser.add_argument("--xfail-file", type=Path, metavar="FILE", help="expected failures, one `slug: reason` a line")
+
+
+def _add_comparison(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--progress",
         default="",
@@ -74,6 +86,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="relative difference of equal numbers (0)",
     )
+
+
+def _add_deaths(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ranks",
         type=shared.count,
@@ -94,6 +109,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--grace", type=shared.seconds, default=30.0, metavar="S", help="seconds between a signal and SIGKILL (30)"
     )
     parser.add_argument("--level", help="core, strict or durable (core; with another --storage than kill, durable)")
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cold",
         action="store_true",
@@ -116,8 +134,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds", type=shared.count, default=600, metavar="S", help="time limit for each storage, in seconds (600)"
     )
-    shared.add_out(parser, "./reports/script")
-    shared.add_jobs(parser, "kinds of death that are explored")
 
 
 def _tolerance(text: str) -> float:
