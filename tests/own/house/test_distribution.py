@@ -40,9 +40,11 @@ DATA = FIXTURES | {
     "forge_conformance/pytest.ini",
     "forge_conformance/PROTOCOL.md",
     "forge_conformance/report/schema.json",
+    "forge_conformance/adapters/accelerate_state.xfail",
     "forge_conformance/adapters/lightning.xfail",
     "forge_conformance/adapters/olmo.xfail",
     "forge_conformance/adapters/orbax.xfail",
+    "forge_conformance/adapters/transformers_trainer.xfail",
 }
 
 

@@ -67,6 +67,8 @@ ROOMS = (
             "pytorch_lightning",
             "olmo_core",
             "orbax",
+            "transformers",
+            "accelerate",
         ),
     ),
     Room(
