@@ -24,7 +24,7 @@ from forge_conformance.report.page import page, unfolded
 from forge_conformance.runs.server import Implementation
 from forge_conformance.runs.verdict import Verdict
 from forge_conformance.watch.backends import Backend
-from forge_spec import BY_SLUG
+from forge_spec import BY_SLUG, digests
 from forge_spec.clauses import Level
 from forge_spec.disk import Bytes, Mark
 
@@ -425,6 +425,7 @@ def as_json(report: Report) -> dict[str, Any]:
     setup = report.setup
     return {
         "version": __version__,
+        "specification": digests.of_specification(),
         "implementation": report.implementation.name,
         "environment": report.implementation.environment,
         "level": str(report.level),
