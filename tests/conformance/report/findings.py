@@ -31,11 +31,25 @@ def _rows(index: Path, link: str) -> Iterator[Finding]:
 
 
 def about(findings: tuple[Finding, ...], stored: Stored) -> tuple[Finding, ...]:
-    """Return those whose line names the manager: its folder, without `-older`, or one of its packages."""
-    own = {stored.name.removesuffix("-older"), *stored.versions}
-    words = {re.sub(r"[\W_]+", "", name.lower()) for name in own}
-    return tuple(finding for finding in findings if words & set(re.findall(r"\w+", _plain(finding.manager))))
+    """Return those whose page is named after the manager's folder, or whose line names that or its package."""
+    folder = stored.name.removesuffix("-older")
+    own = {_plain(folder), _plain(stored.release.partition(" ")[0])}
+    return tuple(
+        finding
+        for finding in findings
+        if finding.link.rpartition("/")[2].startswith(f"{folder}-") or own & _words(finding.manager)
+    )
 
 
-def _plain(cell: str) -> str:
-    return re.sub(r"(?<=\w)[-_](?=\w)", "", cell.lower())
+def _words(text: str) -> set[str]:
+    """Each word as it is, and the parts of those with hyphens.
+
+    >>> sorted(_words("OLMo-core 3.0"))
+    ['3.0', 'core', 'olmo', 'olmocore']
+    """
+    whole = re.findall(r"[\w.-]+", text.lower())
+    return {_plain(word) for word in whole} | {part for word in whole for part in re.split("[-_]", word)}
+
+
+def _plain(name: str) -> str:
+    return re.sub("[-_]", "", name.lower())

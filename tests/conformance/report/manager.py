@@ -101,7 +101,7 @@ def ranks(stored: Stored) -> str:
 
 def _figures(stored: Stored) -> Iterator[tuple[Content, Content]]:
     counts = stored.counts()
-    yield stored.reached, "level reached"
+    yield stored.reached, f"level reached{f'; {stored.short_of}' if stored.short_of else ''}"
     for level in Level:
         if stored.level is not None and level <= stored.level:
             own = stored.counts(level)

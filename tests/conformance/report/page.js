@@ -16,6 +16,7 @@
   const find = document.querySelector(".find");
   const items = all("[data-marks]");
   const texts = new Map();
+  const openedByFilter = new Set();
   const filter = () => {
     const words = find.querySelector("input[type=search]").value.toLowerCase().split(/\s+/).filter(Boolean);
     const marks = all("input[type=checkbox]:checked", find).map((box) => box.value);
@@ -31,8 +32,13 @@
     for (const group of all("[data-group]").reverse()) {
       const own = all("[data-marks]", group);
       group.hidden = own.every((item) => item.hidden);
-      if (group.localName === "details" && isFiltered && !group.hidden) group.open = true;
+      if (group.localName === "details" && isFiltered && !group.hidden && !group.open) {
+        group.open = true;
+        openedByFilter.add(group);
+      }
     }
+    if (!isFiltered) for (const group of openedByFilter) group.open = false;
+    if (!isFiltered) openedByFilter.clear();
     find.querySelector("output").textContent = isFiltered ? `${shown} of ${items.length}` : "";
   };
 

@@ -40,11 +40,6 @@ def folded(head: Content, *content: Content, is_open: bool = False, id_: str | N
     return tag("details", tag("summary", head), *content, open=is_open, id=id_)
 
 
-def unfolded(head: str, text: str) -> Html:
-    """A long text below its headline, which folds it away."""
-    return folded(head, tag("pre", text), is_open=True)
-
-
 def cards(values: Iterable[tuple[Content, Content]]) -> Html:
     """A few figures side by side, each with what it is about."""
     return tag("ul", (tag("li", tag("b", figure), what) for figure, what in values), class_="cards")

@@ -232,13 +232,30 @@ class Stored:
         """The highest level whose clauses, with those below it, are all settled and some of which pass."""
         if not self.is_sound:
             return "unknown"
-        reached = "none"
+        reached = [level for level in self._levels if not self._unsettled(level)]
+        return str(reached[-1]) if reached else "none"
+
+    @property
+    def short_of(self) -> str:
+        """What keeps the next level from being reached; "" if the highest level judged is reached."""
+        missing = [level for level in self._levels if self._unsettled(level)] if self.is_sound else []
+        return f"{missing[0]}: {self._unsettled(missing[0])}" if missing else ""
+
+    @property
+    def _levels(self) -> list[Level]:
+        """The levels up to the first one that is not reached."""
+        found: list[Level] = []
         for level in Level:
-            counts = self.counts(level)
-            if self.level is None or level > self.level or set(counts) - {*_SETTLED} or not counts[Mark.PASS]:
+            if self.level is None or level > self.level or (found and self._unsettled(found[-1])):
                 break
-            reached = str(level)
-        return reached
+            found.append(level)
+        return found
+
+    def _unsettled(self, level: Level) -> str:
+        """The clauses of a level that keep it from being reached, in words; "" if there are none."""
+        counts = self.counts(level)
+        found = ", ".join(f"{counts[mark]} {mark}" for mark in Mark if counts[mark] and mark not in _SETTLED)
+        return found or ("" if counts[Mark.PASS] else "no clause passes")
 
     @property
     def traits(self) -> Mapping[str, Any]:

@@ -116,7 +116,7 @@ def _cells(comparison: Comparison, stored: Stored) -> list[str]:
     """A line of the first table but for its first and its last cell, which are links."""
     return [
         stored.release or stored.adapter,
-        stored.reached,
+        f"{stored.reached}{f' ({stored.short_of})' if stored.short_of else ''}",
         *(_of_level(stored, level) for level in Level),
         *map(str, (stored.kills, stored.power, stored.real)),
         ranks(stored) if stored.report else "",
@@ -208,7 +208,8 @@ def _matrix(comparison: Comparison) -> Iterator[Html]:
     yield tag("h2", "Clauses", id="clauses")
     meanings = tag("ul", (tag("li", mark_of(mark), " ", meaning) for mark, meaning in MEANINGS.items()))
     yield folded("what the marks mean", meanings)
-    yield finder("the clauses", [str(mark) for mark in Mark])
+    there = {stored.mark(slug) for stored in comparison.managers for _, slugs in _shown(comparison) for slug in slugs}
+    yield finder("the clauses", [str(mark) for mark in Mark if mark in there])
     names = (tag("a", one.name, href=f"{one.name}/index.html") for one in comparison.managers)
     head = [tag("th", "clause", class_="first"), *(tag("th", name, class_="head", scope="col") for name in names)]
     yield table(head, (_chapter(comparison, *one) for one in _shown(comparison)), class_="matrix")
