@@ -166,7 +166,10 @@ def run(options: argparse.Namespace) -> int:
         janitor.folder("forge-script-", roomy(), f"{MARK}={mark}") as base,
     ):
         with _placed(base / "checkpoints", options.dir) as folder:
-            stage, progress = Stage(command, folder, mark, is_remapped=options.dir is not None), _Progress(len(kinds))
+            stage, progress = (
+                Stage(command, folder, mark, is_remapped=options.dir is not None),
+                _Progress(len(kinds), folder),
+            )
             try:
                 prepared = prepare(stage, wishes, lambda line: print(line, flush=True))
                 effort = Effort(not options.every_write, options.seconds, options.grace, options.n)
@@ -292,6 +295,10 @@ def _with_replays(report: Report) -> Report:
 class _Progress(shared.Progress):
     """A line for each kind of death, and for each new way to go wrong."""
 
+    def __init__(self, total: int, folder: Path) -> None:
+        super().__init__(total)
+        self._folder = str(folder)
+
     def shows(self, explored: Explored) -> None:
         """One more is explored."""
         totals = explored.totals
@@ -300,4 +307,4 @@ class _Progress(shared.Progress):
     def tells(self, line: str) -> None:
         """Something is wrong."""
         self.end()
-        print(shortened(line, 160), file=sys.stderr, flush=True)
+        print(shortened(line.replace(self._folder, FOLDER), 160), file=sys.stderr, flush=True)

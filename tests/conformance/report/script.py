@@ -12,6 +12,7 @@ from forge_conformance import __version__
 from forge_conformance.judging.text import counted, for_xml, one_line, shortened, wrapped
 from forge_conformance.judging.verdicts import Expected, Status, is_case
 from forge_conformance.report.page import page, unfolded
+from forge_conformance.scripts.command import FOLDER
 from forge_conformance.scripts.explorer import Explored
 from forge_conformance.scripts.judge import WORDS
 from forge_conformance.scripts.result import Found, Result
@@ -111,7 +112,8 @@ def _causes(report: Report) -> Iterator[str]:
         reason = report.reason(found)
         word = "FAILED" if reason is None else f"expected ({reason})"
         yield f"{word} {found.clause}: {bad.verdict.word}, {found.counts}{beyond}"
-        yield wrapped(f"{WORDS[bad.verdict.word]}; the restart: {shortened(bad.verdict.seen, 160)}", 2, 4)
+        seen = bad.verdict.seen.replace(str(report.result.prepared.stage.folder), FOLDER)
+        yield wrapped(f"{WORDS[bad.verdict.word]}; the restart: {shortened(seen, 200)}", 2, 4)
     yield from (f"STALE: {entry} is expected to fail, and does not" for entry in report.stale)
 
 

@@ -17,6 +17,7 @@ from forge_conformance.disks.states import KILL, Identity, State, States
 from forge_conformance.disks.story import disk_of, shrink
 from forge_conformance.judging.text import counted, shortened
 from forge_conformance.scripts.judge import Task, Undisturbed, Verdict, judge
+from forge_conformance.scripts.progress import timeless
 from forge_conformance.scripts.recording import Timeline
 from forge_conformance.scripts.restarts import Outcome, Restarter
 from forge_conformance.watch.facts import Memory
@@ -242,7 +243,7 @@ class _Walk:
         ]
 
     def _lines(self, numbers: Sequence[int]) -> str:
-        texts = [shortened(self._all.whole.lines[number - 1].text, 40) for number in numbers]
+        texts = [shortened(timeless(self._all.whole.lines[number - 1].text), 60) for number in numbers]
         more = [f"and {counted(len(texts) - _SHOWN_LINES, 'more line')}"] if len(texts) > _SHOWN_LINES else []
         return "; ".join([*texts[:_SHOWN_LINES], *more])
 

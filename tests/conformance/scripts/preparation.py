@@ -226,8 +226,14 @@ def _first_difference(first: Sequence[Line], second: Sequence[Line]) -> tuple[st
 def _warm(prepared: Prepared, wishes: Wishes, left: frozenset[tuple[str, str, bool]]) -> None:
     """Let later starts be forks, if they do what the command itself does, and leave what it leaves each time."""
     stage = prepared.stage
-    if any(re.fullmatch(r"(.*/)?torchrun|torch\.distributed\.(run|launch)", word) for word in stage.command.again[:3]):
-        prepared.notes.append("A launcher starts new processes; --ranks N starts the ranks as forks, in its place.")
+    if any(
+        re.fullmatch(r"(.*/)?(torchrun|accelerate)|torch\.distributed\.(run|launch)", word)
+        for word in stage.command.again[:3]
+    ):
+        prepared.notes.append(
+            "A launcher starts new processes. In its place, start the script itself, with --ranks N for several ranks: "
+            "restarts are forks then, and take a tenth of the time."
+        )
     script = as_python(stage.command.at(stage.folder, is_restart=True))
     if not wishes.is_warm or script is None:
         why = "it is not a Python script" if script is None else "--cold"

@@ -101,11 +101,16 @@ def guess(output: Sequence[str]) -> Form | None:
 def _kinds(output: Sequence[str]) -> list[_Kind]:
     found: dict[str, list[list[str]]] = defaultdict(list)
     for text in output:
-        timeless = re.sub(_CLOCK, "\1", text.strip())
-        numbers = re.findall(_NUMBER, timeless)
+        dated = re.sub(_CLOCK, "\1", text.strip())
+        numbers = re.findall(_NUMBER, dated)
         if numbers and len(numbers) <= _MOST_NUMBERS:
-            found[re.sub(_NUMBER, "\0", timeless)].append(numbers)
+            found[re.sub(_NUMBER, "\0", dated)].append(numbers)
     return [_Kind(words, rows) for words, rows in found.items()]
+
+
+def timeless(text: str) -> str:
+    """A line without dates and times, with which those of logs begin."""
+    return re.sub(_CLOCK, "", text).strip(" -|:")
 
 
 def _most(kinds: Iterable[_Kind]) -> _Kind | None:
