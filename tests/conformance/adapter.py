@@ -102,7 +102,7 @@ class Traits:
     keep_all: int = 0
     """What it is given for `keep_last_n` to keep all checkpoints. Managers that refuse 0 need a large number here."""
     names_folder: str = ""
-    """It is given a directory, and names the folder of checkpoints in it itself, always like this. Managers with a
+    """The name that it gives its folder of checkpoints itself, inside the directory that it is given. Managers with a
     directory for a whole project, such as accelerate's, need it."""
 
 
