@@ -1,18 +1,21 @@
 """The table of several managers: what is no pass is never shown as one, and nothing on it is typed in."""
 
+import doctest
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from forge_conformance.cli import main
 from forge_conformance.judging.verdicts import Expected, Finding, Report, judge
-from forge_conformance.report import badge, compact, findings, stored, table
+from forge_conformance.report import badge, compact, failures, findings, markup, page, stored, table
 from forge_conformance.report import run as render
-from forge_conformance.report.manager import html_page
+from forge_conformance.report.manager import Around, html_page
 from forge_conformance.report.markup import tag
 from forge_conformance.report.stored import Mark, State, Stored
 from forge_spec import BY_SLUG, CLAUSES, digests
@@ -293,7 +296,10 @@ def test_a_table_is_rendered_from_what_it_keeps(tmp_path: Path, capsys: pytest.C
     assert main(["table", "--out", str(out)]) == 0
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     names = {path.relative_to(out).as_posix() for path in before}
-    own = {f"made/{name}" for name in ("index.html", "badge.svg", "badge.json", "report.json", "crash/crash.json")}
+    own = {
+        f"made/{name}"
+        for name in ("index.html", "README.md", "badge.svg", "badge.json", "report.json", "crash/crash.json")
+    }
     assert names == {"README.md", "index.html", *own}
     (out / "index.html").write_text("typed in")
     (out / "notes.txt").write_text("")
@@ -345,6 +351,14 @@ def test_whatever_a_story_holds_stays_text() -> None:
     assert tag("p", ODD, title=ODD).count("<") == 2
 
 
+def test_whatever_a_story_holds_stays_within_its_block_of_markdown() -> None:
+    odd = f"{ODD}\n```\n# a heading"
+    shown = failures.markdown(of(report_of(failing(SYNC, odd), expected=(Expected(SYNC, "*", ODD),)), ODD), Around())
+    outside = re.sub(r"^(`{3,})text\n.*?^\1$", "", shown, flags=re.DOTALL | re.MULTILINE)
+    assert "# a heading" in shown and "# a heading" not in outside
+    assert re.findall(r"(?<!\\)<[^>]*>", outside) == [f'<a id="{SYNC}">', "</a>"]
+
+
 def test_a_badge_says_release_and_level_and_is_bound_to_the_specification() -> None:
     one = badge.of(of(report_of(*all_hold())))
     assert one.message == "made-up 1.2: level core"
@@ -359,3 +373,9 @@ def test_a_badge_says_release_and_level_and_is_bound_to_the_specification() -> N
     bad = badge.of(of(report_of(*all_hold(), failing(SYNC))))
     assert bad.message == f"made-up 1.2: {judged - 1} of {judged} clauses"
     assert bad.message in badge.svg(bad)
+
+
+@pytest.mark.parametrize("module", [failures, findings, markup, page], ids=lambda module: module.__name__)
+def test_the_examples_of_rendering_say_what_happens(module: ModuleType) -> None:
+    ran = doctest.testmod(module)
+    assert ran.attempted > 0 and ran.failed == 0
