@@ -301,7 +301,7 @@ def _clause(line: Line, stored: Stored, around: Around) -> Html:
     content += [tag("p", f"{one['test']}: {one['seen']}") for one in line.troubles]
     if line.clause:
         content.append(folded("why, and when it is judged", *_about(line)))
-    return tag("article", content, class_="clause", id=anchor(line.slug), data_marks=str(line.mark))
+    return tag("article", content, class_="clause", id=anchor(line.slug), data_marks=anchor(line.mark))
 
 
 def _name(line: Line) -> Html:

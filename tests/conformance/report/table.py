@@ -232,7 +232,7 @@ def _clause(comparison: Comparison, slug: str) -> Html:
     marks = [stored.mark(slug) for stored in comparison.managers]
     cells = [_cell(stored, slug, mark) for stored, mark in zip(comparison.managers, marks, strict=True)]
     name = tag("th", slug, class_="first", scope="row")
-    return row(name, *cells, id=anchor(slug), data_marks=",".join(dict.fromkeys(marks)))
+    return row(name, *cells, id=anchor(slug), data_marks=",".join(map(anchor, dict.fromkeys(marks))))
 
 
 def _cell(stored: Stored, slug: str, mark: Mark) -> Html:

@@ -215,6 +215,17 @@ def test_a_report_that_does_not_name_its_specification_is_out_of_date() -> None:
     assert of(values).mark(SYNC) is Mark.OUT_OF_DATE
 
 
+def test_each_mark_on_a_page_can_be_chosen() -> None:
+    values = report_of(*all_hold(), failing(SYNC), unreached(WAIT, "no GPU"))
+    values["clauses"] = [{**one, "digest": "0" * 16} if one["slug"] == WAIT else one for one in values["clauses"][:-9]]
+    values["specification"] = "1" * 16
+    one = of(values)
+    for shown in (html_page(one), table.html(table.Comparison((one,)))):
+        marks = {mark for marks in re.findall('data-marks="([^"]*)"', shown) for mark in marks.split(",")}
+        assert {"out-of-date", "fail", "pass", "unclaimed"} <= marks
+        assert marks == set(re.findall('type="checkbox" value="([^"]*)"', shown))
+
+
 # -- deaths ----------------------------------------------------------------------------
 
 
