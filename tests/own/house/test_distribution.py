@@ -45,6 +45,7 @@ DATA = FIXTURES | {
     "forge_conformance/adapters/lightning.xfail",
     "forge_conformance/adapters/olmo.xfail",
     "forge_conformance/adapters/orbax.xfail",
+    "forge_conformance/adapters/titan.xfail",
 }
 
 
