@@ -269,12 +269,13 @@ def test_a_release_is_compared_with_the_next_older_one_of_the_same_adapter() -> 
 
 def test_findings_are_those_whose_line_names_the_manager(tmp_path: Path) -> None:
     index = "| finding | manager | kind |\n|---|---|---|\n| [it forgets](forgets.md) | Made-Up 1.2 | data lost |\n"
-    (tmp_path / "README.md").write_text(index + "| [another](other.md) | Unmade | x |\n")
+    (tmp_path / "README.md").write_text(index + "| [another](other.md) | Unmade 2 | x |\n")
     (tmp_path / "forgets.md").write_text(f"See `{SYNC}` and `no.clause`.\n")
     found = findings.read(tmp_path, "../findings")
     one = of(report_of(failing(SYNC)))
     (own,) = findings.about(found, one)
     assert (own.title, own.link, own.clauses) == ("it forgets", "../findings/forgets.md", {SYNC})
+    assert findings.about(found, of(report_of(failing(SYNC), version="1.1"))) == ()
     comparison = table.Comparison((one,), found)
     assert "[it forgets](../findings/forgets.md)" in table.markdown(comparison)
     assert 'href="../../findings/forgets.md"' in html_page(one, comparison.around(one))
