@@ -111,7 +111,7 @@ def _figures(stored: Stored) -> Iterator[tuple[Content, Content]]:
         if mark is not Mark.PASS and counts[mark]:
             yield counts[mark], mark_of(mark)
     for what, deaths in (("kills", stored.kills), ("losses of power", stored.power), ("faults", stored.real)):
-        yield _survived(deaths), f"{what}: {deaths}"
+        yield _survived(deaths), f"{what} survived: {deaths}"
 
 
 def _survived(deaths: Deaths) -> str:

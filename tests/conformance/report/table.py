@@ -21,7 +21,8 @@ from forge_spec.clauses import Level
 TITLE = "Checkpoint managers, judged"
 _HEAD = (
     *("manager", "release", "level reached", *(str(level) for level in Level)),
-    *("kills", "losses of power", "faults", "ranks", "Python, torch", "against an older release", "report", "findings"),
+    *("kills survived", "losses of power survived", "faults survived"),
+    *("ranks", "Python, torch", "against an older release", "report", "findings"),
 )
 
 _FREE = "Ways of working in which the specification leaves a manager free."
@@ -161,7 +162,8 @@ def _introduction() -> Iterator[str]:
     yield f"By specification `{digests.of_specification()}` of {len(CLAUSES)} clauses. Every figure is computed from"
     yield "the reports in the folders beside this page, by `forge-conformance table`. A level is reached if each of its"
     yield "claimed clauses passes, and each of those of the levels below it. *x of y* counts the clauses that pass, of"
-    yield "those that pass or fail."
+    yield "those that pass or fail. Kills and losses of power count the disks that a death left. Faults count deaths"
+    yield "and failing calls of real processes. A run survives one if it resumes as it has to."
 
 
 def _line(*cells: str) -> str:
