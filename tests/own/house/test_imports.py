@@ -68,6 +68,8 @@ ROOMS = (
             "olmo_core",
             "orbax",
             "torchtitan",
+            "transformers",
+            "accelerate",
         ),
     ),
     Room(
