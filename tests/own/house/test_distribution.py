@@ -40,9 +40,12 @@ DATA = FIXTURES | {
     "forge_conformance/pytest.ini",
     "forge_conformance/PROTOCOL.md",
     "forge_conformance/report/schema.json",
+    "forge_conformance/adapters/dcp_recipe.xfail",
+    "forge_conformance/adapters/ignite.xfail",
     "forge_conformance/adapters/lightning.xfail",
     "forge_conformance/adapters/olmo.xfail",
     "forge_conformance/adapters/orbax.xfail",
+    "forge_conformance/adapters/torch_checkpointing.xfail",
 }
 
 
