@@ -69,6 +69,7 @@ ROOMS = (
             "orbax",
             "ignite",
             "torch_checkpointing",
+            "torchtitan",
         ),
     ),
     Room(
