@@ -61,13 +61,15 @@ class DcpRecipe(Adapter):
 
     def __init__(self, settings: Settings, training: Training) -> None:
         super().__init__(settings, training)
-        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._group: Any = training.process_group
+        if self._group is None and dist.is_initialized():
+            self._group = dist.new_group(backend="gloo")
         self._flush: futures.Future[Any] | None = None
 
     def save(self, step: int, tokens_seen: int, extra: Mapping[str, Any] | None, parts: Sequence[str]) -> None:
         where = self._place(step)
         if self.settings.mode == "sync":
-            state_dict_saver.save(self._state(step), checkpoint_id=where)
+            state_dict_saver.save(self._state(step), checkpoint_id=where, process_group=self._group)
             return
         self.wait()
         flush = state_dict_saver.async_save(self._state(step), checkpoint_id=where, process_group=self._group)
@@ -93,7 +95,7 @@ class DcpRecipe(Adapter):
         if source is None:
             return Loaded()
         state = self._state(0)
-        state_dict_loader.load(state, checkpoint_id=source)
+        state_dict_loader.load(state, checkpoint_id=source, process_group=self._group)
         return Loaded(state["step"])
 
     def _state(self, step: int) -> dict[str, Any]:
