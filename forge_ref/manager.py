@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from forge_ref import freeze, paths, publish, ranks, resuming, state, weights
+from forge_ref import collector, freeze, paths, publish, ranks, resuming, state, weights
 from forge_ref.arguments import check_boolean, check_duration
 from forge_ref.async_save import AsyncCheckpointer
 from forge_ref.config import CheckpointConfig
@@ -203,7 +203,7 @@ class CheckpointManager:
         everything is as it was; after that it is delivered when all of the
         checkpoint is in place.
         """
-        with self._run.deferral(first=0) as deferral, weights.mode_to_load_in(self.model):
+        with self._run.deferral(first=0) as deferral, weights.mode_to_load_in(self.model), collector.paused():
             self._run.checkpointer.settle()
             return self._resumer.load(deferral, path, scheduler, dataloader, exclude_keys, vlm_freeze_expected)
 
