@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import secrets
 import shlex
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 from forge_conformance.commands import options as shared
 from forge_conformance.disks.states import KILL
 from forge_conformance.judging.judge import CannotJudge
+from forge_conformance.judging.text import shortened
 from forge_conformance.judging.verdicts import read_expected
 from forge_conformance.report import script as render
 from forge_conformance.report.page import write
@@ -164,11 +166,14 @@ def run(options: argparse.Namespace) -> int:
         janitor.folder("forge-script-", roomy(), f"{MARK}={mark}") as base,
     ):
         with _placed(base / "checkpoints", options.dir) as folder:
-            stage, progress = Stage(command, folder, mark, is_remapped=options.dir is not None), _Progress(len(kinds))
+            stage, progress = (
+                Stage(command, folder, mark, is_remapped=options.dir is not None),
+                _Progress(len(kinds), folder),
+            )
             try:
                 prepared = prepare(stage, wishes, lambda line: print(line, flush=True))
                 effort = Effort(not options.every_write, options.seconds, options.grace, options.n)
-                result = explore(prepared, kinds, effort, progress.shows)
+                result = explore(prepared, kinds, effort, progress.shows, progress.tells)
             finally:
                 progress.end()
                 stage.close()
@@ -288,9 +293,18 @@ def _with_replays(report: Report) -> Report:
 
 
 class _Progress(shared.Progress):
-    """A line for each kind of death."""
+    """A line for each kind of death, and for each new way to go wrong."""
+
+    def __init__(self, total: int, folder: Path) -> None:
+        super().__init__(total)
+        self._folder = str(folder)
 
     def shows(self, explored: Explored) -> None:
         """One more is explored."""
         totals = explored.totals
         self.show(f"{explored.storage}: {totals.disks:,} disks, {totals.bad:,} bad, {totals.restarts:,} restarts")
+
+    def tells(self, line: str) -> None:
+        """Something is wrong."""
+        self.end()
+        print(shortened(line.replace(self._folder, FOLDER), 160), file=sys.stderr, flush=True)

@@ -9,15 +9,18 @@ from typing import Any
 from xml.etree import ElementTree
 
 from forge_conformance import __version__
-from forge_conformance.judging.text import counted, for_xml, one_line, wrapped
+from forge_conformance.judging.text import counted, for_xml, one_line, shortened, wrapped
 from forge_conformance.judging.verdicts import Expected, Status, is_case
-from forge_conformance.report.page import page, unfolded
+from forge_conformance.report.markup import Content, tag
+from forge_conformance.report.page import anchor, cards, folded, page
+from forge_conformance.scripts.command import FOLDER
 from forge_conformance.scripts.explorer import Explored
 from forge_conformance.scripts.judge import WORDS
 from forge_conformance.scripts.result import Found, Result
 from forge_spec.clauses import Level
 
 _SHOWN = 3
+_ONLY_ENDED = "ended without an error; what they did was not compared (UNREACHED)"
 _COLUMNS = "{:<16}{:>9}{:>8}{:>6}{:>10}{:>9}"
 
 
@@ -96,7 +99,8 @@ def _notes(report: Report) -> Iterator[str]:
         if one.contradiction:
             yield wrapped(f"INVALID RESULT ({one.storage}): {one.contradiction}")
         if one.is_cut_short:
-            yield f"left out: all deaths by {one.storage} after operation {one.reached} (--seconds)"
+            why = "interrupted" if result.interrupted else "--seconds"
+            yield f"left out: all deaths by {one.storage} after operation {one.reached} ({why})"
         if one.totals.left_out:
             yield f"left out: {one.totals.left_out:,} pairs of lost names ({one.storage})"
 
@@ -108,8 +112,9 @@ def _causes(report: Report) -> Iterator[str]:
         beyond = "" if is_counted else f" (of level {found.level}, not counted at level {report.level})"
         reason = report.reason(found)
         word = "FAILED" if reason is None else f"expected ({reason})"
-        yield (f"{word} {found.clause}: {bad.verdict.word}, {found.counts}{beyond}\n  {WORDS[bad.verdict.word]}")
-
+        yield f"{word} {found.clause}: {bad.verdict.word}, {found.counts}{beyond}"
+        seen = bad.verdict.seen.replace(str(report.result.prepared.stage.folder), FOLDER)
+        yield wrapped(f"{WORDS[bad.verdict.word]}; the restart: {shortened(seen, 200)}", 2, 4)
     yield from (f"STALE: {entry} is expected to fail, and does not" for entry in report.stale)
 
 
@@ -136,7 +141,8 @@ def _sums(report: Report) -> Iterator[str]:
         more = f"; {counted(beyond, 'cause')} of a higher level, which --level durable counts" if beyond else ""
         is_part = any(one.is_cut_short for one in result.explored)
         so_far = ", as far as there was time," if is_part else ""
-        yield f"FINE at level {report.level}: restarts{so_far} went on as the undisturbed run did{more}."
+        went = "went on as the undisturbed run did" if result.prepared.whole.lines else _ONLY_ENDED
+        yield f"FINE at level {report.level}: restarts{so_far} {went}{more}."
 
 
 # -- files ----------------------------------------------------------------------------
@@ -185,8 +191,8 @@ def junit(report: Report) -> str:
     if report.stale:
         case = ElementTree.SubElement(suite, "testcase", classname="forge.script", name="expected failures")
         _add(case, "failure", "no failure was seen for some expected ones", "\n".join(map(str, report.stale)))
-    for key, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
-        suite.set(key, str(len(suite.findall(f"testcase/{tag}"))))
+    for key, name in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+        suite.set(key, str(len(suite.findall(f"testcase/{name}"))))
     suite.set("tests", str(len(suite)))
     ElementTree.indent(suites)
     return ElementTree.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
@@ -251,9 +257,23 @@ def as_json(report: Report) -> dict[str, Any]:
 
 
 def html_page(report: Report) -> str:
-    """One page: the table, the causes, and their stories."""
-    body = [f"<h1>{html.escape(report.result.command)}</h1>", f"<pre>{html.escape(console(report))}</pre>"]
-    for found in report.result.found:
+    """One page: the causes with their stories, and what the terminal shows."""
+    result = report.result
+    body: list[Content] = [tag("h1", "Restarts of ", tag("code", result.command))]
+    if result.interrupted:
+        body.append(tag("p", f"Partial: interrupted {result.interrupted}.", class_="banner"))
+    body.append(cards(_figures(report)))
+    for found in result.found:
         head = f"{found.bad.verdict.word} [{found.clause}], {found.counts}"
-        body.append(unfolded(head, f"{found.text}\n\n  reproduce: python {report.out}/{found.name}"))
-    return page("restarts of a training script", body)
+        story = f"{found.text}\n\n  reproduce: python {report.out}/{found.name}"
+        body.append(folded(head, tag("pre", story), is_open=True, id_=anchor(found.name)))
+    return page("Restarts of a training script", [*body, tag("h2", "On the terminal"), tag("pre", console(report))])
+
+
+def _figures(report: Report) -> Iterator[tuple[Content, Content]]:
+    result = report.result
+    yield len(report.failures), f"causes of failure at level {report.level}"
+    yield f"{result.disks:,}", "distinct disks that a death leaves"
+    yield f"{result.bad_disks:,}", "of them bad"
+    for one in result.explored:
+        yield f"{one.totals.bad:,} of {one.totals.disks:,}", f"disks are bad after {one.storage}"

@@ -10,18 +10,23 @@ outcome, and some of these are really tried as well (`Totals.confirmed`): if one
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from forge_conformance.disks.states import KILL, Identity, State, States
 from forge_conformance.disks.story import disk_of, shrink
+from forge_conformance.judging.text import counted, shortened
 from forge_conformance.scripts.judge import Task, Undisturbed, Verdict, judge
+from forge_conformance.scripts.progress import timeless
 from forge_conformance.scripts.recording import Timeline
 from forge_conformance.scripts.restarts import Outcome, Restarter
 from forge_conformance.watch.facts import Memory
 from forge_conformance.watch.trace import Disk
 from forge_spec.disk import Storage
 from forge_spec.script import required
+
+_SHOWN_LINES = 5
+_USE = "to use what the run had saved. A script that resumes only with a flag needs --resume COMMAND, with this flag"
 
 
 @dataclass
@@ -119,11 +124,16 @@ class Exploration:
     coalesce: bool = True
     deadline: float = float("inf")
     """When to stop, by the monotonic clock."""
-    memories: dict[int, Memory[Outcome]] = field(default_factory=dict)
-    """Outcomes by the goal that they were tried for: a start that is stopped earlier has read less."""
+    memories: dict[tuple[int, bool], Memory[Outcome]] = field(default_factory=dict)
+    """Outcomes by the goal that they were tried for, since a start that is stopped earlier has read less; and by
+    whether there were files, which decides about the command."""
     met: dict[Identity, Outcome] = field(default_factory=dict)
     interned: dict[tuple[str, str, bytes], int] = field(default_factory=dict)
     has_results: bool = False
+    tells: Callable[[str], None] = lambda line: None
+    """Called with each new way to go wrong, as soon as it is seen."""
+    is_interrupted: bool = False
+    """Whether the user has ended it; then there is a result of what was tried."""
     _shared: int = 0
     _next_sample: int = 1
 
@@ -142,14 +152,15 @@ class Exploration:
         known = self.met.get(identity)
         if known is not None and known.is_enough(goal):
             return known, ""
-        found = (memory.find(disk) for memory in self.memories.values())
+        holds_files = any(node.kind != "d" for node in disk.nodes.values())
+        found = (memory.find(disk) for (_, same), memory in self.memories.items() if same == holds_files)
         shared = next((one for one in found if one is not None and one.is_enough(goal)), None)
         if shared is not None:
             self.met[identity] = shared
             return shared, self._confirmed(disk, goal, shared, totals) if self._is_sampled() else ""
         totals.restarts += 1
         outcome, facts = self.restarter.attempt(disk, goal)
-        self.memories.setdefault(goal, Memory()).learn(disk, facts, outcome)
+        self.memories.setdefault((goal, holds_files), Memory()).learn(disk, facts, outcome)
         self.met[identity] = outcome
         return outcome, ""
 
@@ -186,19 +197,18 @@ class _Walk:
         self._known: dict[Identity, bytes] = {}
         self._contradiction = ""
         self._comes_back = False
+        self._landings = dict[int, int]()
+        """By the lines that were printed before a death: how many a restart left out, after the last such death."""
         self._reached = 0
 
     def explore(self) -> Explored:
         begun = time.monotonic()
         states = States(self._all.line.trace, self._storage, self._all.coalesce, self._all.interned)
-        is_cut_short = False
-        for state in states:
-            is_cut_short = time.monotonic() > self._all.deadline
-            if is_cut_short or self._contradiction:
-                break
-            if self._storage is None or state.is_power_cut:
-                self._visit(states, state)
-                self._reached = state.cut
+        try:
+            is_cut_short = self._walk(states)
+        except KeyboardInterrupt:
+            self._all.is_interrupted = is_cut_short = True
+            self._all.deadline = 0  # there is no time for the simplest examples either
         if self._storage is None and not is_cut_short:
             self._blame_if_never_used(states)
         totals = self._totals
@@ -208,9 +218,46 @@ class _Walk:
         totals.seconds = time.monotonic() - begun
         bad_disks = frozenset(self._known[identity] for identity in self._bad_disks)
         disks = frozenset(self._known.values())
-        return Explored(
-            name, totals, bad, self._contradiction, is_cut_short, self._reached, disks=disks, bad_disks=bad_disks
-        )
+        note = self._landed() if self._storage is None else ""
+        return Explored(name, totals, bad, self._contradiction, is_cut_short, self._reached, note, disks, bad_disks)
+
+    def _landed(self) -> str:
+        """After which lines restarts went on: those after which the script saves what its restarts use."""
+        landings = sorted(set(self._landings.values()) - {0})
+        if not landings:
+            return ""
+        unused = self._unused()
+        said = f" UNUSED: no restart went on from the saves after: {self._lines(unused)}." if unused else ""
+        return f"Restarts went on after: {self._lines(landings)}.{said}"
+
+    def _unused(self) -> list[int]:
+        """Saves by the lines before them: they do all that a save has done which restarts go on from, and none does."""
+        line = self._all.line
+        saves = [lines for lines in sorted(self._landings) if lines - 1 in self._landings and line.operations_of(lines)]
+        used = [lines for lines in saves if self._landings[lines] > self._landings[lines - 1]]
+        return [
+            lines
+            for lines in saves
+            if self._landings[lines] == self._landings[lines - 1] < lines
+            and any(line.operations_of(one) <= line.operations_of(lines) for one in used)
+        ]
+
+    def _lines(self, numbers: Sequence[int]) -> str:
+        texts = [shortened(timeless(self._all.whole.lines[number - 1].text), 60) for number in numbers]
+        more = [f"and {counted(len(texts) - _SHOWN_LINES, 'more line')}"] if len(texts) > _SHOWN_LINES else []
+        return "; ".join([*texts[:_SHOWN_LINES], *more])
+
+    def _walk(self, states: States) -> bool:
+        """Visit all; whether the time was too short."""
+        for state in states:
+            if time.monotonic() > self._all.deadline:
+                return True
+            if self._contradiction:
+                break
+            if self._storage is None or state.is_power_cut:
+                self._visit(states, state)
+                self._reached = state.cut
+        return False
 
     def _visit(self, states: States, state: State) -> None:
         self._totals.states += 1
@@ -225,6 +272,7 @@ class _Walk:
         self._comes_back = self._comes_back or outcome.landing > 0 or not verdict.is_fine
         if verdict.is_fine:
             if self._storage is None:
+                self._landings[task.reached] = outcome.landing
                 self._all.required.learn(state.cut, outcome.landing)
             return
         self._bad_disks.add(identity)
@@ -241,6 +289,7 @@ class _Walk:
         outcome, _ = self._all.outcome(states.identity(disk), disk, task.goal, self._totals)
         verdict = judge(self._all.whole, task, outcome.last)
         if not verdict.is_fine:
+            verdict = replace(verdict, expected=_USE)
             self._known.setdefault(states.identity(disk), disk.digest)
             self._bad_disks.add(states.identity(disk))
             self._blame(Bad(KILL, end, disk, task, outcome, verdict))
@@ -248,6 +297,8 @@ class _Walk:
     def _blame(self, bad: Bad) -> None:
         key = cause_of(bad.verdict)
         found = self._bad.get(key)
+        if found is None:
+            self._all.tells(f"{bad.storage}, operation {bad.state.cut}: {bad.verdict.word}, {bad.verdict.seen}")
         kept = bad if found is None or bad.state.complexity < found.state.complexity else found
         self._bad[key] = replace(kept, states=1 if found is None else found.states + 1)
 

@@ -6,6 +6,9 @@ carries its text, so that both come to a verdict by the same rules.
 A *progress line* names a step, and the values of that step.  The undisturbed run has a list of them.  A restart is
 placed in this list by the first progress line that it prints: every line before that one is work that it did not
 repeat.  All numbers here are positions in this list, counted from 0.
+
+A progress bar draws a step several times, with the values of the step before first: what it draws last counts.  Its
+steps are counted from the end, because a restart may draw a bar of the steps that are left.
 """
 
 import fnmatch
@@ -39,6 +42,25 @@ class Line:
     text: str
 
 
+_BAR = re.compile(
+    r"^(?P<words>.*?)(?:\d+%\|[^|]*\|)?\s*(?P<done>\d+)(?:/(?P<total>\d+))?[a-z]* "
+    r"\[[\d:]+(?:<[\d:?]+)?(?:, +[^],]*/[a-z]+)?(?:, )?(?P<said>[^]]*)\]"
+)
+
+
+def drawn(text: str) -> tuple[str, str] | None:
+    """What a progress bar says, by its step, and as it is shown; without times; None if it is no bar."""
+    match = _BAR.match(text.strip())
+    if match is None:
+        return None
+    done, total = match["done"], match["total"]
+    words = [match["words"].strip().rstrip(":"), match["said"].strip()]
+    step = int(done) - int(total or 0)
+    return " ".join(filter(None, [f"step {step}", *words])), " ".join(
+        filter(None, [words[0], f"{done}/{total}" if total else done, words[1]])
+    )
+
+
 @dataclass(frozen=True)
 class Form:
     """How a progress line looks: a pattern, the groups that name the step, and the groups that are compared."""
@@ -49,14 +71,24 @@ class Form:
     """An empty name stands for the whole line."""
     tolerance: float = 0.0
     """The relative difference up to which two numbers are equal; 0 compares texts."""
+    is_bar: bool = False
+    """Whether a progress bar draws the lines."""
 
     def read(self, text: str) -> Line | None:
-        """The progress line in a line of output; None if it is another line."""
+        """The progress line in a line of output; None if it is another line, or if no line is one."""
+        if not self.pattern:
+            return None
+        shown = text.strip()
+        if self.is_bar:
+            said = drawn(text)
+            if said is None:
+                return None
+            text, shown = said
         match = re.search(self.pattern, text)
         if match is None or any(match[name] is None for name in self.keys):
             return None
-        values = tuple((match[name] or "") if name else text.strip() for name in self.values)
-        return Line(tuple(match[name] for name in self.keys), values, text.strip())
+        values = tuple((match[name] or "") if name else shown for name in self.values)
+        return Line(tuple(match[name] for name in self.keys), values, shown)
 
     def is_equal(self, one: Line, other: Line) -> bool:
         """Whether two lines of the same step say the same."""
@@ -114,13 +146,30 @@ class Start:
     result: str = ""
     tail: list[str] = field(default_factory=list)
     """Its last lines."""
+    latest: Line | None = None
+    """What a progress bar has drawn last of a step: it counts when the next step is drawn."""
 
     def hears(self, text: str) -> bool:
         """Take a line of output; whether the verdict is certain now."""
         self.tail = [*self.tail[-11:], text]
-        line = self.form.read(text) if self.form.pattern else None
+        line = self.form.read(text)
         if line is None or self.wrong:
             return bool(self.wrong)
+        if self.form.is_bar:
+            latest, self.latest = self.latest, line
+            if latest is None or latest.key == line.key:
+                return False
+            line = latest
+        self._takes(line)
+        return bool(self.wrong) or self.at >= self.goal
+
+    def ends(self, status: int | None) -> None:
+        """It has ended by itself; None if it was stopped."""
+        self.status = status
+        if status == 0 and self.latest is not None and not self.wrong:
+            self._takes(self.latest)
+
+    def _takes(self, line: Line) -> None:
         where = next((at for at, known in enumerate(self.whole.lines) if known.key == line.key), None)
         if where is None:
             self._is_wrong("diverged", line.text, "a step that the undisturbed run had")
@@ -134,7 +183,6 @@ class Start:
             self._is_wrong(word, line.text, self._said_before(self.at))
         else:
             self._compare(where, line)
-        return bool(self.wrong) or self.at >= self.goal
 
     def _compare(self, where: int, line: Line) -> None:
         known = self.whole.lines[where]
@@ -181,9 +229,11 @@ def judge(whole: Undisturbed, task: Task, start: Start) -> Verdict:
         return _of_result(whole, start)
     landing = len(whole.lines) if start.landing is None else start.landing
     if landing < task.least:
+        lines = task.least - landing
+        repeated = f"{lines} progress lines are" if lines > 1 else "1 progress line is"
         return Verdict(
             "lost" if landing else "scratch",
-            f"first progress line: {whole.lines[landing].text}",
+            f"first progress line: {whole.lines[landing].text}, so {repeated} repeated",
             f"to go on after: {whole.lines[task.least - 1].text}",
         )
     if landing > task.reached + 1:

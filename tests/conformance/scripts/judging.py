@@ -31,11 +31,16 @@ class Effort:
 
 
 def explore(
-    prepared: Prepared, deaths: Sequence[str], effort: Effort, says: Callable[[Explored], None] = lambda one: None
+    prepared: Prepared,
+    deaths: Sequence[str],
+    effort: Effort,
+    says: Callable[[Explored], None] = lambda one: None,
+    tells: Callable[[str], None] = lambda line: None,
 ) -> Result:
     """Restart from every disk that these kinds of death can leave: kills, which come first, storages and signals.
 
-    An interrupt ends it; what was found out before is in the result.
+    An interrupt ends it; what was found out before is in the result. `says` is called with each kind of death that is
+    explored, `tells` with a line for each new way to go wrong.
     """
     begun = time.monotonic()
     restarter = Restarter(prepared.stage, prepared.form, prepared.whole, prepared.silence_s, prepared.result)
@@ -46,6 +51,7 @@ def explore(
         Required(prepared.line),
         coalesce=effort.coalesce,
         has_results=bool(prepared.whole.result),
+        tells=tells,
     )
     explored: list[Explored] = []
     interrupted = ""
@@ -53,6 +59,8 @@ def explore(
         for one in _each(exploration, prepared, deaths, effort):
             explored.append(one)
             says(one)
+        if exploration.is_interrupted:
+            interrupted = f"after {len(explored) - 1} of {len(deaths)} kinds of death"
     except KeyboardInterrupt:
         if not explored:
             raise
@@ -74,10 +82,14 @@ def _each(exploration: Exploration, prepared: Prepared, deaths: Sequence[str], e
 
     first, *others = deaths
     yield under(first)
+    if exploration.is_interrupted:
+        return
     if effort.at_once > 1 and len(others) > 1 and side_by_side.is_possible():
         yield from side_by_side.explore(prepared.stage, others, effort.at_once, under)
     else:
-        yield from map(under, others)
+        for name in others:
+            if not exploration.is_interrupted:
+                yield under(name)
 
 
 def _found(prepared: Prepared, explored: Sequence[Explored], command: str) -> Iterator[Found]:

@@ -15,7 +15,7 @@ from forge_conformance.judging.judge import CannotJudge
 from forge_conformance.judging.text import counted, shortened
 from forge_conformance.scripts import progress
 from forge_conformance.scripts.command import as_python
-from forge_conformance.scripts.judge import Form, Line, Undisturbed, result_of
+from forge_conformance.scripts.judge import Form, Line, Undisturbed, drawn, result_of
 from forge_conformance.scripts.recording import Recorded, Timeline, record, timeline
 from forge_conformance.scripts.restarts import clear
 from forge_conformance.scripts.starts import Ended, Stage
@@ -25,8 +25,6 @@ _LEAST_SILENCE_S = 20.0
 _TIMES_SILENCE = 5
 _NOTHING = Form("", (), ())
 """The form where no line is a progress line."""
-_BAR = r"\d%\|.*\|"
-"""What only a progress bar prints."""
 Say = Callable[[str], None]
 
 
@@ -77,7 +75,7 @@ def prepare(stage: Stage, wishes: Wishes, say: Say) -> Prepared:
     """Run it undisturbed; `CannotJudge` if nothing can be judged."""
     first, ended = _undisturbed(stage, wishes)
     form = _form(first, wishes)
-    lines = progress.read(form, first) if form.pattern else ()
+    lines = progress.read(form, first)
     recognised = _recognised(form, lines, first, wishes)
     if lines:
         say(recognised)
@@ -85,17 +83,16 @@ def prepare(stage: Stage, wishes: Wishes, say: Say) -> Prepared:
     left = _left(stage)
     recorded = _recorded(stage, form, wishes)
     left &= _left(stage)
-    second = progress.read(form, recorded.output) if form.pattern else ()
+    second = progress.read(form, recorded.output)
     prepared = Prepared(
         stage, form, Undisturbed(lines, result), recorded, timeline(recorded, form, wishes.saved), 0.0,
         wishes.result_pattern, wishes.result_command, seconds=ended.seconds,
     )  # fmt: skip
     prepared.notes += [] if lines else [recognised]
-    if lines and not wishes.progress and re.search(_BAR, lines[-1].text):
+    if not lines and any(drawn(text) for text in first):
         prepared.notes.append(
-            "BAR: the progress lines are those of a progress bar, which leaves out steps and shows times. Let the "
-            "script print a line for each step, or name other lines with --progress. tqdm shows each step with "
-            "TQDM_MININTERVAL=0 in the environment."
+            "BAR: the progress bar leaves out steps, so it does not say which step a restart begins with. Let it be "
+            "drawn at each step: tqdm does so without a mininterval or miniters of its own, from version 4.66 on."
         )
     _compare(prepared, lines, second)
     if result and _result(stage, wishes) != result:
@@ -229,8 +226,14 @@ def _first_difference(first: Sequence[Line], second: Sequence[Line]) -> tuple[st
 def _warm(prepared: Prepared, wishes: Wishes, left: frozenset[tuple[str, str, bool]]) -> None:
     """Let later starts be forks, if they do what the command itself does, and leave what it leaves each time."""
     stage = prepared.stage
-    if any(re.fullmatch(r"(.*/)?torchrun|torch\.distributed\.(run|launch)", word) for word in stage.command.again[:3]):
-        prepared.notes.append("A launcher starts new processes; --ranks N starts the ranks as forks, in its place.")
+    if any(
+        re.fullmatch(r"(.*/)?(torchrun|accelerate)|torch\.distributed\.(run|launch)", word)
+        for word in stage.command.again[:3]
+    ):
+        prepared.notes.append(
+            "A launcher starts new processes. In its place, start the script itself, with --ranks N for several ranks: "
+            "restarts are forks then, and take a tenth of the time."
+        )
     script = as_python(stage.command.at(stage.folder, is_restart=True))
     if not wishes.is_warm or script is None:
         why = "it is not a Python script" if script is None else "--cold"
@@ -241,7 +244,7 @@ def _warm(prepared: Prepared, wishes: Wishes, left: frozenset[tuple[str, str, bo
         output: list[str] = []
         clear(stage.folder)
         ended = stage.start(is_restart=False).follow(_into(output), wishes.start_timeout_s)
-        lines = progress.read(prepared.form, output) if prepared.form.pattern else ()
+        lines = progress.read(prepared.form, output)
         assert stage.warm is not None, "it was had"
         if ended.status != 0 or not _is_same(prepared, lines) or not left <= _left(stage):
             stage.warm.close()

@@ -59,7 +59,8 @@ class Spoken:
             self.journal.mark(PRINTS, step=len(self.lines))
             self.lines.append(line)
             self.threads.append(thread)
-            self.is_quiet = self.is_quiet or self.form is None or self.form.read(line) is not None
+            is_progress = self.form is None or not self.form.pattern or self.form.read(line) is not None
+            self.is_quiet = self.is_quiet or is_progress
 
     def may_change(self, operation: Operation) -> bool:
         """Whether an operation that would change the folder may happen; after a progress line a save begins."""
@@ -191,7 +192,17 @@ class Timeline:
     def operations_after(self, lines: int) -> int:
         """Operations between this progress line, counted from 1, and the next one."""
         end = self.marks[lines][0] if lines < len(self.marks) else len(self.trace.effects)
-        return len(self._operations(self.marks[lines - 1][0], end))
+        return len(self._operations(self.begin(lines), end))
+
+    def operations_of(self, lines: int) -> frozenset[str]:
+        """What is done between this progress line and the next one, without numbers: a step, or a process."""
+        end = self.marks[lines][0] if lines < len(self.marks) else len(self.trace.effects)
+        calls = self._calls(self.begin(lines), end)
+        return frozenset(re.sub(r"\d+", "N", str(call)) for call in calls)
+
+    def begin(self, lines: int) -> int:
+        """The place of this progress line, counted from 1; 0 is the beginning."""
+        return self.marks[lines - 1][0] if lines else 0
 
     def saves_of(self, rank: int) -> list[list[int]]:
         """The places of a rank's operations in each save, in order."""
@@ -239,15 +250,14 @@ class Timeline:
 
 def timeline(recorded: Recorded, form: Form, saved: str = "") -> Timeline:
     """Progress lines that are printed again count once; `saved` is the pattern of lines that acknowledge a save."""
-    known: set[tuple[str, ...]] = set()
-    marks: list[tuple[int, Line]] = []
+    marks: dict[tuple[str, ...], tuple[int, Line]] = {}
     named: list[tuple[int, int]] = []
     for at, effect in enumerate(recorded.trace.effects):
         if isinstance(effect, Mark) and effect.word == PRINTS:
-            line = form.read(recorded.output[effect.step]) if form.pattern else None
-            if line is not None and line.key not in known:
-                known.add(line.key)
-                marks.append((at, line))
+            line = form.read(recorded.output[effect.step])
+            if line is not None and (form.is_bar or line.key not in marks):
+                marks[line.key] = (at, line)
             is_named = re.search(saved, recorded.output[effect.step]) if saved else line is not None
             named += [(at, recorded.threads[effect.step])] if is_named else []
-    return Timeline(recorded.trace, tuple(marks), tuple(named), bool(saved))
+    places = sorted(marks.values(), key=lambda mark: mark[0])
+    return Timeline(recorded.trace, tuple(places), tuple(named), bool(saved))

@@ -20,6 +20,7 @@ from forge_conformance.disks.rebuild import rebuild
 from forge_conformance.scripts import judge, remap
 from forge_conformance.scripts.explorer import Bad
 from forge_conformance.scripts.preparation import Prepared
+from forge_conformance.scripts.starts import OWN
 
 _SCRIPT = '''"""Replays one death of a training script. Needs what the script needs, and nothing else.
 
@@ -29,6 +30,7 @@ _SCRIPT = '''"""Replays one death of a training script. Needs what the script ne
 import base64
 import json
 import os
+import pathlib
 import select
 import shutil
 import signal
@@ -41,6 +43,7 @@ import types
 import zlib
 
 COMMAND = {command!r}
+FIRST = {first!r}  # what starts it over a folder without files
 RANKS = {ranks!r}
 WHERE = {where!r}  # the directory in which the command is started
 FOLDER = {folder!r}  # where it was recorded: some scripts keep absolute paths
@@ -49,6 +52,8 @@ TASK = {task!r}  # what the restart has to do; see the text of the rules
 RESULT = {result!r}
 SILENCE_S = {silence_s!r}
 IS_REMAPPED = {is_remapped!r}  # whether another folder takes the place of FOLDER, which is never touched then
+OWN = {own!r}  # of the environment
+SEEN = {seen!r}  # what was seen when this was found
 PACKED = {packed!r}
 
 
@@ -62,21 +67,35 @@ def main() -> int:
         other = tempfile.mkdtemp()
         remap.bind(other, FOLDER)
         print("in the place of", FOLDER, "stands", other)
-    rebuild(FOLDER, packed["disk"])
-    print("rebuilt", FOLDER, "with", len(packed["disk"]), "paths; starting:", *COMMAND, flush=True)
+    try:
+        rebuild(FOLDER, packed["disk"])
+    except OSError as error:
+        return lacks(f"The disk can't be rebuilt in {{FOLDER}}: {{error}}.")
+    print("rebuilt", FOLDER, "with", len(packed["disk"]), "paths; starting:", *command(), flush=True)
     form = rules.Form(**{{**FORM, "keys": tuple(FORM["keys"]), "values": tuple(FORM["values"])}})
     lines = [rules.Line(tuple(key), tuple(values), text) for key, values, text in packed["lines"]]
     whole = rules.Undisturbed(tuple(lines), packed["result"])
     task = rules.Task(**TASK)
-    started = start(rules, form, whole, task)
+    try:
+        started = start(rules, form, whole, task)
+    except OSError as error:
+        return lacks(f"The command can't be started in {{WHERE}}: {{error}}.")
     if started.has_failed and not started.wrong:
         print("it failed; starting it again over the folder that this left", flush=True)
         started = start(rules, form, whole, task)
     verdict = rules.judge(whole, task, started)
+    if "ModuleNotFoundError" in verdict.seen and "ModuleNotFoundError" not in SEEN:
+        return lacks(f"{{verdict.seen}}. Start it in the environment in which the script was judged.")
     print("seen:", verdict.seen or "what the undisturbed run did")
     print("what it rebuilt is left in", FOLDER)
     print("verdict:", verdict.word, flush=True)
     return 0 if verdict.is_fine else 1
+
+
+def lacks(why: str) -> int:
+    """Nothing can be said of the script."""
+    print(f"Nothing was replayed. {{why}}", flush=True)
+    return 3
 
 
 def module(name: str, text: str):
@@ -121,7 +140,7 @@ def start(rules, form, whole, task):
             for descriptor in ready:
                 ends.pop(descriptor)
         else:
-            started.status = next((rank.poll() for rank in ranks if rank.poll()), 0)
+            started.ends(next((rank.poll() for rank in ranks if rank.poll()), 0))
     for rank in ranks:
         try:
             os.killpg(rank.pid, signal.SIGKILL)
@@ -133,13 +152,18 @@ def start(rules, form, whole, task):
     return started
 
 
+def command():
+    holds_files = any(path.is_symlink() or not path.is_dir() for path in pathlib.Path(FOLDER).rglob("*"))
+    return COMMAND if holds_files else FIRST
+
+
 def launched(rank: int, port: int):
-    own = {{"PYTHONUNBUFFERED": "1"}}
+    own = dict(OWN)
     if RANKS > 1:
         own |= {{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS), "LOCAL_WORLD_SIZE": str(RANKS)}}
         own |= {{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}}
     return subprocess.Popen(
-        COMMAND, cwd=WHERE, env={{**os.environ, **own}}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        command(), cwd=WHERE, env={{**os.environ, **own}}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, start_new_session=True,
     )
 
@@ -156,6 +180,9 @@ def free_port() -> int:
 if __name__ == "__main__":
     sys.exit(main())
 '''
+
+_KEPT = ("PYTHONPATH",)
+"""Of the environment in which a script was judged: without it, it may not find its modules."""
 
 
 def script(bad: Bad, prepared: Prepared, story: str) -> str:
@@ -175,7 +202,10 @@ def script(bad: Bad, prepared: Prepared, story: str) -> str:
     return _SCRIPT.format(
         rebuild=inspect.getsource(rebuild).rstrip(),
         story=story.replace("\\", "/").replace('"""', "'''"),
+        own=OWN | {name: os.environ[name] for name in _KEPT if name in os.environ},
+        seen=bad.verdict.seen,
         command=_absolute(stage.command.at(stage.folder, is_restart=True)),
+        first=_absolute(stage.command.at(stage.folder, is_restart=False)),
         ranks=stage.command.ranks,
         where=os.getcwd(),
         folder=str(stage.folder),

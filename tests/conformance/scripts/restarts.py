@@ -77,13 +77,14 @@ class Restarter:
             return recorders[-1]
 
         start = Start(self._form, self._whole, goal)
-        running = self._stage.start(True, None if facts is None else "looks", supervise)
+        running = self._stage.start(_holds_files(self._stage.folder), None if facts is None else "looks", supervise)
         ended = running.follow(start.hears, self._patience_s)
         self._hangs += ended.is_hung
         for recorder in recorders:
             if recorder.failure is not None:
                 raise recorder.failure
-        start.status, start.is_hung = ended.status, ended.is_hung
+        start.ends(ended.status)
+        start.is_hung = ended.is_hung
         if start.status == 0:
             start.result = self._result()
         return start
@@ -105,6 +106,11 @@ class Restarter:
                 f"A disk of {size:,} bytes does not fit into {self._stage.folder}. Make room there, or let the script "
                 "train a smaller model."
             ) from None
+
+
+def _holds_files(folder: Path) -> bool:
+    """Whether there is anything to resume from; whoever finds none starts the job as for the first time."""
+    return any(path.is_symlink() or not path.is_dir() for path in folder.rglob("*"))
 
 
 def clear(folder: Path) -> None:

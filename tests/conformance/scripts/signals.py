@@ -77,7 +77,14 @@ class _Signalled(Spoken):
 
 
 def points(line: Timeline) -> Iterator[Point]:
-    """A line between two saves, and the first, the middle and the last operation of a save that is not the first."""
+    """A line between two saves, and the first, the middle and the last operation of a save that is not the first.
+
+    Without lines: the first, the middle and the last operation of all.
+    """
+    if not line.marks:
+        count = line.operations_after(0)
+        yield from (Point(0, at) for at in sorted({1, (count + 1) // 2, count}))
+        return
     counts = [line.operations_after(lines) for lines in range(1, len(line.marks))]
     quiet = [lines for lines, count in enumerate(counts, start=1) if not count]
     busy = [lines for lines, count in enumerate(counts, start=1) if count]
@@ -121,8 +128,7 @@ def under(exploration: Exploration, prepared: Prepared, name: str, grace_s: floa
 
 
 def _state(line: Timeline, point: Point) -> State:
-    at, _ = line.marks[point.lines - 1]
-    return State(line.place_of(at, point.operations))
+    return State(line.place_of(line.begin(point.lines), point.operations))
 
 
 def _ended(
@@ -143,12 +149,12 @@ def _ended(
         return bool(heard.sent_at) and time.monotonic() - heard.sent_at > grace_s
 
     ended = stage.start(False, "storing", supervise).follow(is_late, max(grace_s, prepared.silence_s))
-    before = line.marks[point.lines - 1][0] + 1
+    before = line.begin(point.lines) + 1
     least = exploration.required.acknowledged(before)  # what was not may have come later in this run
     is_between = not point.operations and not line.operations_after(point.lines)
     has_ended_early = ended.status is not None and heard.progress < len(prepared.whole.lines)
     if is_between and has_ended_early and heard.has_saved:
-        least = max(least, heard.progress)
+        least = max(least, heard.progress - prepared.form.is_bar)  # a bar is drawn before its step is done
     goal = len(prepared.whole.lines) + 1 if exploration.has_results else line.goal(before)
     return Disk.read(stage.folder), Task(heard.progress, least, goal), _note(ended, heard, prepared, grace_s)
 

@@ -33,6 +33,8 @@ _PART = "FORGE_CONFORMANCE_STAGE"
 """The variable by which the processes of one stage are known."""
 _WORKER = Path(__file__).resolve().parents[1] / "worker"
 _IMPORT_S = 300.0
+OWN = {"PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "0"}
+"""What each start finds in its environment: lines come when they are printed, and a bar is drawn at each step."""
 Supervise = Callable[[int, int, int], Supervisor]
 """Called with rank, listener and process; the recorder that answers from then on."""
 
@@ -99,7 +101,7 @@ class Stage:
         return running
 
     def _environment(self, rank: int, port: int) -> dict[str, str]:
-        own = {**self._marks, "PYTHONUNBUFFERED": "1"}
+        own = {**OWN, **self._marks}
         if self.command.ranks == 1:
             return own
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self.command.ranks}
@@ -173,9 +175,10 @@ class Running:
 
         With `fails`, the other ranks are still followed after one has failed, and this is called after each such one.
         """
-        ended = _Follower(self._processes, silence_s, fails).follow(hears)
-        self.kill()
-        return ended
+        try:
+            return _Follower(self._processes, silence_s, fails).follow(hears)
+        finally:
+            self.kill()
 
     @property
     def pids(self) -> list[int]:
@@ -307,7 +310,7 @@ class Warm:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
-                env={**os.environ, **marks, "PYTHONUNBUFFERED": "1"},
+                env={**os.environ, **OWN, **marks},
                 start_new_session=True,
             )
         self._channel = Channel(ours)

@@ -60,7 +60,7 @@ def test_what_is_written_elsewhere_is_said_where_nothing_is_written_to_the_folde
 
 
 def test_values_that_differ_between_undisturbed_runs_are_said_and_not_compared(judged: Judged) -> None:
-    flaky = RIGHT.replace("loss {total:.4f}", "loss {total:.4f} in {os.getpid()} ms")
+    flaky = RIGHT.replace("loss {total:.4f}", "loss {total:.4f} by {os.getpid()}")
     ran = judged(flaky)
     assert ran.status == 0, ran.said + ran.errors
     assert "FLAKY: two undisturbed runs differ" in ran.said
@@ -73,7 +73,9 @@ def test_a_script_without_progress_lines_is_judged_by_its_exit_alone(judged: Jud
     ran = judged(silent)
     assert ran.status == 0, ran.said + ran.errors
     assert "UNREACHED: no progress line is recognised" in ran.said
+    assert "restarts ended without an error; what they did was not compared" in ran.said
     assert ran.report["notes"][0].startswith("UNREACHED")
+    assert all(one["states"] for one in ran.report["explored"]), "a signal needs no progress line"
     torn = silent.replace(".new", "")
     assert judged(torn).verdicts == {("script.starts", "refused", "kill")}
 
@@ -146,13 +148,40 @@ def test_a_folder_with_the_script_in_it_can_not_be_replaced(judged: Judged) -> N
     assert "--dir .: train.py is in this folder" in ran.errors
 
 
-def test_a_progress_bar_is_named_as_one(judged: Judged) -> None:
-    bar = RIGHT.replace(
-        'print(f"step {step} loss {total:.4f}")', 'print(f"{step}%|###   | {step}/7 [loss={total:.4f}]")'
+BAR = """
+def draw(said=""):
+    if not step % EVERY or said and step == 7:
+        rate = f"{1 / time.process_time():.2f}it/s{said}"
+        print(f"\\r{step * 100 // 7:3d}%|{'#' * step:<7}| {step}/7 [00:00<00:00, {rate}]", end="", file=sys.stderr)
+"""
+"""As tqdm draws on the error stream: over the line before, first with the loss of the step before, and a speed."""
+
+
+def with_bar(script: str, every: int = 1) -> str:
+    begins, steps, loop = script.replace("step, total = step + 1, total * 1.5", "step += 1").partition(
+        "while step < 7:"
     )
-    ran = judged(bar, "--deaths", "kill")
+    begins = f"import time\nEVERY = {every}\n{BAR}{begins}draw()\nsaid = ''\n"
+    line = 'print(f"step {step} loss {total:.4f}")'
+    return begins + steps + loop.replace(line, 'draw(said); total *= 1.5; said = f", loss={total:.4f}"; draw(said)')
+
+
+def test_a_script_that_only_draws_a_bar_is_judged_by_what_it_draws(judged: Judged) -> None:
+    ran = judged(with_bar(RIGHT))
     assert ran.status == 0, ran.said + ran.errors
-    assert "BAR: the progress lines are those of a progress bar" in ran.said
+    assert "progress line recognised: 7/7 loss=17.0859 (7 lines in a run)" in ran.said
+    wrong = judged(with_bar(RIGHT.replace("json.load(open(path))", "json.load(open(path)); total += 1")))
+    assert wrong.verdicts == {("script.same-run", "diverged", "kill")}
+    assert replayed(wrong.out / "replay-1.py") == (1, "verdict: diverged")
+    from_scratch = judged(with_bar(RIGHT.replace("os.path.exists(path)", "False")), "--deaths", "kill")
+    assert from_scratch.verdicts == {("script.keeps-work", "scratch", "kill")}
+
+
+def test_a_bar_that_leaves_out_steps_names_none_and_that_is_said(judged: Judged) -> None:
+    ran = judged(with_bar(RIGHT, every=3), "--deaths", "kill")
+    assert ran.status == 0, ran.said + ran.errors
+    assert "BAR: the progress bar leaves out steps" in ran.said
+    assert "UNREACHED: no progress line is recognised" in ran.said
 
 
 def test_a_known_cause_is_expected_and_one_that_is_gone_is_stale(judged: Judged, tmp_path: Path) -> None:

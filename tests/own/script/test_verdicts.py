@@ -1,6 +1,7 @@
 """The command on small scripts: right ones are fine, wrong ones are found, and each finding is replayed without us."""
 
 import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
 from .conftest import IN_PLACE, RIGHT, Judged, needs_recorder, replayed
@@ -57,6 +58,82 @@ def test_a_script_that_never_looks_for_its_checkpoints_starts_from_scratch(judge
     ran = judged(RIGHT.replace("os.path.exists(path)", "False"))
     assert ran.status == 1
     assert ran.verdicts == {("script.keeps-work", "scratch", "kill")}
+    assert "A script that resumes only with a flag needs --resume COMMAND" in ran.said
+
+
+def test_the_report_says_after_which_lines_restarts_went_on(judged: Judged) -> None:
+    ran = judged(RIGHT, "--deaths", "kill")
+    assert "kill: Restarts went on after: step 2 loss 2.2500; step 4 loss 5.0625; step 6 loss 11.3906." in ran.said
+
+
+def test_each_new_way_to_go_wrong_is_told_at_once_and_again_with_its_cause(judged: Judged) -> None:
+    ran = judged(IN_PLACE, "--deaths", "kill")
+    assert "kill, operation 5: refused, exit status 1 before the first progress line: json" in ran.errors
+    assert "second start; the restart: exit status 1 before the first progress line: json" in ran.said
+
+
+NAMED = """
+import json, os, sys
+folder = sys.argv[1]
+latest = os.path.join(folder, "latest")
+step, total = 0, 1.0
+if os.path.exists(latest):
+    step, total = json.load(open(os.path.join(folder, open(latest).read() or "2.json")))
+while step < 12:
+    step, total = step + 1, total * 1.5
+    print(f"step {step} loss {total:.4f}")
+    if step % 2 == 0:
+        with open(os.path.join(folder, f"{step}.json"), "w") as file:
+            json.dump([step, total], file)
+        with open(latest, "w") as file:
+            file.write(f"{step}.json")
+"""
+
+
+def test_lost_work_is_counted(judged: Judged) -> None:
+    """Where the name of the newest checkpoint is lost, the first one is taken."""
+    ran = judged(NAMED, "--deaths", "kill")
+    assert ("script.keeps-work", "lost", "kill") in ran.verdicts, ran.said
+    assert "first progress line: step 3 loss 3.3750, so 2 progress lines are repeated" in ran.said
+
+
+ALPHABETICAL = """
+import json, os, sys
+folder = sys.argv[1]
+found = sorted(name for name in os.listdir(folder) if name.endswith(".json"))
+step, total = json.load(open(os.path.join(folder, found[-1]))) if found else (0, 1.0)
+while step < 12:
+    step, total = step + 1, total * 1.5
+    print(f"step {step} loss {total:.4f}")
+    if step % 2 == 0:
+        path = os.path.join(folder, f"{step}.json")
+        with open(path + ".new", "w") as file:
+            json.dump([step, total], file)
+        os.replace(path + ".new", path)
+"""
+
+
+def test_saves_that_no_restart_goes_on_from_are_noted(judged: Judged) -> None:
+    """Step 10 comes before step 8."""
+    ran = judged(ALPHABETICAL, "--deaths", "kill")
+    assert ran.status == 0, ran.said + ran.errors
+    assert "UNUSED: no restart went on from the saves after: step 10 loss 57.6650; step 12 loss 129.7463." in ran.said
+    assert "UNUSED" not in judged(RIGHT, "--deaths", "kill").said
+
+
+def test_a_replay_that_can_not_be_made_says_so_and_is_no_verdict(judged: Judged, tmp_path: Path) -> None:
+    ran = judged(IN_PLACE, "--deaths", "kill")
+    replay = ran.out / "replay-1.py"
+    written = replay.read_text()
+    replay.write_text(written.replace(sys.executable, "/no/such/python"))
+    status, said = replayed(replay)
+    assert status == 3
+    assert "Nothing was replayed. The command can't be started" in said
+    (tmp_path / "train.py").write_text("import no_such_module\n" + IN_PLACE)
+    replay.write_text(written)
+    status, said = replayed(replay)
+    assert status == 3
+    assert "Start it in the environment in which the script was judged" in said
 
 
 def test_other_values_after_a_restart_are_a_divergence_unless_they_are_near(judged: Judged) -> None:
@@ -83,9 +160,17 @@ def test_results_are_compared_at_the_end(judged: Judged) -> None:
 
 
 def test_a_restart_command_of_its_own_is_used(judged: Judged) -> None:
-    script = RIGHT.replace("os.path.exists(path)", "'--resume' in sys.argv and os.path.exists(path)")
+    """As long as there is no file to resume from, whoever starts the script again does so as for the first time."""
+    script = RIGHT.replace("os.path.exists(path)", "'--resume' in sys.argv")
     assert judged(script).verdicts == {("script.keeps-work", "scratch", "kill")}
-    assert judged(script, "--resume", f"{sys.executable} train.py {{dir}} --resume").status == 0
+    resume = ["--resume", f"{sys.executable} train.py {{dir}} --resume"]
+    ran = judged(script, *resume)
+    assert ran.verdicts == {("script.starts", "refused", "kill")}, "a first save leaves a file that is no checkpoint"
+    assert "FileNotFoundError" in ran.said
+    tolerant = script.replace(
+        "'--resume' in sys.argv", "'--resume' in sys.argv and os.listdir(folder) != ['checkpoint.json.new']"
+    )
+    assert judged(tolerant, *resume).status == 0
 
 
 HANDLER = """
