@@ -28,6 +28,8 @@ def study(megabytes: int, rounds: int, budget_s: float) -> Samples:
             for ranks in RANKS:
                 for width in (_width(megabytes), _TINY):
                     worlds[ranks, width == _TINY] = _World(ranks, width, Path(folder, f"{ranks}_{width}"))
+            for world in worlds.values():
+                world.await_start()
             works: dict[str, Callable[[], Parts]] = {}
             for (ranks, is_tiny), world in worlds.items():
                 for work in ("save", "load") if is_tiny else ("save", "blocked", "load", "stock save", "stock load"):
@@ -59,6 +61,9 @@ class _World:
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
+
+    def await_start(self) -> None:
+        """Return when all of them wait for a word."""
         for pipe in self._pipes:
             pipe.recv()
 

@@ -108,7 +108,9 @@ class CheckpointManager:
         afterwards is raised: it is logged (retention.failure-is-soft).
 
         Between saves the manager keeps one image of what this rank saves in host
-        memory, which every save is copied into.
+        memory, which every save is copied into.  In an async mode a thread makes
+        that memory after the optimizer's first step, so that the first save need
+        not.  `MemoryError` if the system has none: nothing is saved then.
 
         A warning says so when gradients have been accumulated since the last
         step of the optimizer: they are not saved (commit.gradients-said).
