@@ -6,13 +6,10 @@ its failure is raised exactly once, to whoever asks next (commit.failed-flush).
 An interrupt in a wait changes none of this: the flush goes on, and the next
 wait waits for it (interrupt.flush-is-found).
 
-The thread is not a daemon, so a normal exit of the interpreter waits for it,
-and it logs a failure at once, so one that nobody asks for is seen all the same
-(commit.exit).
+A normal exit of the interpreter waits for the flush, and a failure is logged at
+once, so one that nobody asks for is seen all the same (commit.exit).
 """
 
-import os
-import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.stateful import Stateful
 
+from forge_ref.background import Background
 from forge_ref.channel import OnRankError
 from forge_ref.config import AsyncCheckpointMode
 from forge_ref.engine.leaves import Leaves, flatten
@@ -29,45 +27,10 @@ from forge_ref.engine.writing import ShardWriter
 from forge_ref.interrupts import Deferral
 from forge_ref.messages import log as _log
 from forge_ref.pinned import PinnedStaging
+from forge_ref.retire import Deletion
 
 State = dict[str, Any]
 Flush = Callable[[], None]
-
-
-class _Flight(threading.Thread):
-    """One flush in the background, and how it ended.
-
-    Nobody joins it: before Python 3.13 a thread whose join was interrupted
-    counts as ended, although it runs on.
-    """
-
-    def __init__(self, flush: Flush) -> None:
-        super().__init__(name="forge_ref flush", daemon=False)
-        self._job: Flush | None = flush
-        self._process = os.getpid()
-        self._running = threading.Lock()
-        self._running.acquire()
-        self.has_ended = False
-        """Set by the flush itself."""
-        self.error: BaseException | None = None
-
-    def run(self) -> None:
-        assert self._job is not None, "a flight runs once"
-        try:
-            self._job()
-        except BaseException as error:
-            self.error = error
-            _log.error("%s", error)
-        finally:
-            self._job = None  # frees what it holds now, not when somebody waits
-            self.has_ended = True
-            self._running.release()
-
-    def await_end(self) -> None:
-        """Return when the flush has ended; an interrupt may come, and the next call waits again."""
-        if not self.has_ended and self._process == os.getpid():  # a forked child has no such thread
-            with self._running:
-                pass
 
 
 class AsyncCheckpointer:
@@ -75,7 +38,7 @@ class AsyncCheckpointer:
 
     def __init__(self, mode: AsyncCheckpointMode = AsyncCheckpointMode.disabled) -> None:
         self.mode = AsyncCheckpointMode(mode)
-        self._flight: _Flight | None = None
+        self._flight: Background[None] | None = None
         staging: PinnedStaging | None = None
         if self.mode is AsyncCheckpointMode.async_pinned:
             if torch.cuda.is_available():
@@ -83,6 +46,8 @@ class AsyncCheckpointer:
             else:
                 _log.warning("async_mode is %s, but there is no GPU to pin memory for; it acts like async", self.mode)
         self.shards = ShardWriter(staging)
+        self.deletion = Deletion()
+        """Of what commits have made superfluous."""
 
     def save(self, state_dict: State, checkpoint_id: str, process_group: dist.ProcessGroup | None = None) -> None:
         """Write a state dict into the directory `checkpoint_id`, overwriting shards that are there.
@@ -118,13 +83,9 @@ class AsyncCheckpointer:
             flush()
             return
         staging = self.shards.staging
-        flight = _Flight(flush if staging is None else partial(staging.then, flush))
+        job = partial(_logging_failure, flush if staging is None else partial(staging.then, flush))
         with Deferral():  # the second interrupt of a save may come here, and a flush that has begun has to be known
-            try:
-                flight.start()
-            except RuntimeError:  # no thread is to be had, and the other ranks count on this one's flush
-                flight.run()
-            self._flight = flight
+            self._flight = Background("flush", job)
 
     def settle(self) -> None:
         """Return when nothing is in flight; a failure is left for `wait` to raise."""
@@ -151,6 +112,15 @@ class AsyncCheckpointer:
     def is_pending(self) -> bool:
         """Whether a background save has been dispatched and not been waited for."""
         return self._flight is not None
+
+
+def _logging_failure(flush: Flush) -> None:
+    """Flush; log at once what it raises, since nobody may ask for it."""
+    try:
+        flush()
+    except BaseException as error:
+        _log.error("%s", error)
+        raise
 
 
 def group_for(process_group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:

@@ -133,19 +133,35 @@ def contents(folder: Path) -> Contents:
 
     Among the complete ones is one that a save was replacing when it died, where the system can't exchange names.
     """
-    found, aside, others = dict[int, Path](), dict[int, Path](), list[str]()
-    for name, is_dir in _listed(folder):
-        if is_dir and (match := _STEP.fullmatch(name)):
-            found[int(match[1])] = folder / name
-        elif is_dir and (hidden := layout.hidden_dir(folder, name)) and hidden.role == "replaced":
-            aside[hidden.step] = hidden.path
-        elif _OF_OTHERS.fullmatch(name):
-            others.append(name)
-    aside = {step: path for step, path in aside.items() if not missing_files(path)}
     complete, torn = list[StepDir](), list[StepDir]()
-    for one in sorted(StepDir(step, path) for step, path in {**aside, **found}.items()):
+    found, others = _standing(folder)
+    for one in found:
         (torn if missing_files(one.path) else complete).append(one)
     return Contents(complete, torn, sorted(others))
+
+
+def newest(folder: Path) -> tuple[StepDir | None, list[StepDir]]:
+    """Return the highest complete step, and the torn ones above it; none below it is looked at."""
+    torn = list[StepDir]()
+    for one in reversed(_standing(folder)[0]):
+        if not missing_files(one.path):
+            return one, torn[::-1]
+        torn.append(one)
+    return None, torn[::-1]
+
+
+def _standing(folder: Path) -> tuple[list[StepDir], list[str]]:
+    """Return the directories of steps in numeric order, and names that look like checkpoints of another layout."""
+    found, aside, others = dict[int, str](), dict[int, str](), list[str]()
+    for name, is_dir in _listed(folder):
+        if is_dir and (match := _STEP.fullmatch(name)):
+            found[int(match[1])] = name
+        elif is_dir and (hidden := layout.hidden_dir(folder, name)) and hidden.role == "replaced":
+            aside[hidden.step] = name
+        elif _OF_OTHERS.fullmatch(name):
+            others.append(name)
+    aside = {step: name for step, name in aside.items() if not missing_files(folder / name)}
+    return [StepDir(step, folder, name) for step, name in sorted({**aside, **found}.items())], others
 
 
 def _listed(folder: Path) -> list[tuple[str, bool]]:

@@ -49,7 +49,7 @@ from forge_ref.errors import DamagedError, NotTakenBackError, RanksLostError, Sa
 from forge_ref.interrupts import Deferral, for_call
 from forge_ref.manifest import Seal
 from forge_ref.messages import log as _log
-from forge_ref.messages import logged
+from forge_ref.messages import logged, some
 from forge_ref.pieces import Copy
 from forge_ref.resuming import Loaded, put_in
 from forge_ref.saving import PACKED, taken_state
@@ -199,6 +199,7 @@ class Checkpointer:
     def _write(self, staged: _Staged) -> _Files:
         """Write this rank's files; return the names and seals of those that `.metadata.json` vouches for."""
         name = ephemeral_folder.rank_file(self._ranks.rank)
+        self._flights.deletion.wait()
         try:
             with self._writer.naming_take_over():
                 publish.write(staged.path / name, staged.train_state)
@@ -257,12 +258,9 @@ class Checkpointer:
         return _Source(found, {} if is_import else _described(found), is_import)
 
     def _newest(self) -> Path | None:
-        contents = ephemeral_folder.contents(self.folder)
-        complete = contents.complete
-        newest = complete[-1] if complete else None
-        torn = [found for found in contents.torn if newest is None or found.step > newest.step]
+        newest, torn = ephemeral_folder.newest(self.folder)
         if torn:
-            lacking = ", ".join(f"{one.path.name} (no {ephemeral_folder.missing_files(one.path)[0]})" for one in torn)
+            lacking = some([f"{one.name} (no {ephemeral_folder.missing_files(one.path)[0]})" for one in torn])
             instead = "starting fresh" if newest is None else f"resuming from {newest.path}"
             _log.warning("%s holds torn checkpoints, %s; %s", self.folder, lacking, instead)
         return None if newest is None else newest.path

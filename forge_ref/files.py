@@ -38,9 +38,10 @@ class Opened:
                 f"{self.path} is damaged, or of another save: it has {self.found.st_size:,} bytes, and {allowed}; "
                 "resume from another checkpoint"
             )
-        os.lseek(self.descriptor, 0, os.SEEK_SET)
-        with open(self.descriptor, "rb", closefd=False) as file:
-            return file.read(self.found.st_size)
+        content = bytearray()
+        while part := os.pread(self.descriptor, self.found.st_size - len(content), len(content)):
+            content += part
+        return bytes(content)
 
 
 @contextmanager

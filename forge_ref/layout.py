@@ -25,6 +25,7 @@ import re
 import stat
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,20 @@ _STAGE = re.compile(r"pp(0|[1-9][0-9]*)")
 
 @dataclass(frozen=True, order=True)
 class StepDir:
-    """A directory that holds, or should hold, the checkpoint of a step."""
+    """A directory that holds, or should hold, the checkpoint of a step; most of many are never looked at."""
 
     step: int
-    path: Path
+    folder: Path
+    name: str
 
-    @property
+    @cached_property
+    def path(self) -> Path:
+        """Where it is."""
+        return self.folder / self.name
+
+    @cached_property
     def missing(self) -> list[str]:
-        """What the directory lacks to be complete (commit.whole)."""
+        """What the directory lacks to be complete (commit.whole); it is looked at once."""
         return missing_files(self.path)
 
     @property
@@ -122,7 +129,7 @@ def hidden_names(step: int, role: str) -> Iterator[str]:
 def step_dirs(folder: Path, but: Container[int] = ()) -> list[StepDir]:
     """Return all step directories in numeric order, complete or torn, but no symlinks; `but` are steps to leave out."""
     steps = (step for name in directories(folder) if (step := step_of(name)) is not None and step not in but)
-    return [StepDir(step, folder / step_name(step)) for step in sorted(steps)]
+    return [StepDir(step, folder, step_name(step)) for step in sorted(steps)]
 
 
 def hidden_dirs(folder: Path) -> list[Hidden]:

@@ -130,18 +130,22 @@ class CheckpointManager:
         With several ranks a handler must not call the manager.
         """
         if not self._run.ranks.are_many:  # with several ranks, one that raised here would leave the others waiting
-            self.wait()
+            self._run.checkpointer.wait()
         with weights.ordinary_tensors():
             self._saver.save(step, tokens_seen, scheduler, dataloader, extra)
 
     def wait(self) -> None:
         """Return when nothing is in flight and all that was saved is committed; `SaveError`, once, if it is not.
 
+        What retention has dropped is deleted by then.  The next save waits for that as well before it writes, and so
+        does a normal exit of the interpreter.
+
         Call it before `torch.distributed` is shut down, or the save in flight
         is cut short.  An interrupt ends the wait and not the save, which the next
         call waits for.
         """
         self._run.checkpointer.wait()
+        self._run.checkpointer.deletion.wait()
 
     def flush_pending_save(self) -> None:
         """Do the same as `wait`; for callers that are about to change what a save has recorded."""

@@ -16,6 +16,8 @@ from forge_ref import layout
 from forge_ref.layout import StepDir
 from forge_ref.messages import log as _log
 
+_SHOWN = 20  # torn checkpoints that a warning names
+
 
 @dataclass(frozen=True)
 class _Hint:
@@ -70,7 +72,7 @@ def _as_named(path: Path, needs_shards: bool) -> Path:
     needed = layout.MARKER if needs_shards else layout.TRAIN_STATE
     if (path / needed).exists() or layout.stages(path):
         return path
-    inside = [found.path.name for found in layout.step_dirs(path)]
+    inside = [found.name for found in layout.step_dirs(path)]
     if inside:
         raise FileNotFoundError(
             f"{path}, which was named to load, is a folder of checkpoints; "
@@ -103,15 +105,17 @@ def _newest_complete(folder: Path, hint: _Hint, stages: int) -> Path | None:
         _log.warning("%s%s; resuming from the newest complete checkpoint %s", hint.says, lacks, newest.path)
         return newest.path
     if standing:
-        torn = ", ".join(f"{found.path.name} (no {', '.join(_missing(found.path, stages))})" for found in standing)
-        _log.warning("no complete checkpoint in %s, only torn ones: %s; starting fresh", folder, torn)
+        torn = [f"{found.name} (no {', '.join(_missing(found.path, stages))})" for found in standing[-_SHOWN:]]
+        more = [f"{len(standing) - _SHOWN} more"] if len(standing) > _SHOWN else []
+        listed = ", ".join([*more, *torn])
+        _log.warning("no complete checkpoint in %s, only torn ones: %s; starting fresh", folder, listed)
     return None
 
 
 def _moved_aside(folder: Path) -> list[StepDir]:
     """Return checkpoints that a run was replacing when it died."""
     return [
-        StepDir(hidden.step, hidden.path)
+        StepDir(hidden.step, folder, hidden.path.name)
         for hidden in layout.hidden_dirs(folder)
         if hidden.role == "replaced" and not os.path.lexists(folder / layout.step_name(hidden.step))
     ]

@@ -1,4 +1,4 @@
-"""Deletes what a commit has made superfluous.
+"""Deletes what a commit has made superfluous: hides it at once, by one rename each, and deletes it in the background.
 
 Invariants: nothing is deleted before the checkpoint that replaces it is
 committed; the target of `latest`, milestones, steps above the committed one and
@@ -6,6 +6,8 @@ what may be a milestone are never deleted; and a checkpoint is moved into the
 save's trash directory before any file of it is deleted.  So a deletion that dies
 half-way never looks like a checkpoint, and one that was decided before another
 process took the folder over fails, because that process has moved the trash.
+At most one deletion is under way: the next save writes nothing before it has
+ended, so the folder never takes more room than if everything were deleted at once.
 
 Nothing that fails here fails the save, which is committed: a deletion, the
 metadata of an old checkpoint, or a strategy that raises.  It is logged, and the
@@ -16,12 +18,16 @@ import logging
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from forge_ref import layout, publish
+from forge_ref.background import Background
 from forge_ref.errors import DamagedError
+from forge_ref.interrupts import Deferral
 from forge_ref.layout import StepDir
 from forge_ref.messages import log as _log
 
@@ -29,21 +35,65 @@ _milestones: dict[Path, set[int]] = defaultdict(set)
 """By folder, steps that were seen to be recorded as milestones: they are never deleted, and not looked at again."""
 
 
-def retire(trash: Path, committed: int, keep_last_n: int, is_milestone: Callable[[int], bool]) -> None:
-    """Delete what retention does not keep, and the trash directory.
+@dataclass(frozen=True)
+class Hidden:
+    """A directory that is to be deleted: the name that it had, and where it is now."""
+
+    named: Path
+    path: Path
+
+
+class Deletion:
+    """The deletions of one manager, of which at most one is under way."""
+
+    def __init__(self) -> None:
+        self._running: Background[None] | None = None
+        self._trash: Path | None = None
+
+    def begin(self, hidden: Iterable[Hidden], trash: Path | None, keeping: object) -> None:
+        """Delete these, and the trash directory that they may be in, when the deletion before has ended.
+
+        Until then `keeping` is not collected: who holds the folder, and so keeps others from deleting there.
+        """
+        self.wait()
+        with Deferral():  # a deletion that has begun has to be known
+            self._trash = trash
+            self._running = Background("deletion", partial(_deleted, list(hidden), trash, keeping))
+
+    def wait(self, trash: Path | None = None) -> None:
+        """Return when nothing is being deleted, or nothing in this trash directory, which a step saved again needs."""
+        if (running := self._running) is not None and trash in (None, self._trash):
+            running.await_end()
+
+
+def _deleted(hidden: Iterable[Hidden], trash: Path | None, _keeping: object) -> None:
+    delete(hidden, trash)
+
+
+def delete(hidden: Iterable[Hidden], trash: Path | None) -> None:
+    """Delete hidden directories, then the trash directory."""
+    for one in hidden:
+        with _soft(one.named):
+            shutil.rmtree(one.path)
+    if trash is not None:
+        with _soft(trash):
+            trash.rmdir()
+
+
+def retire(trash: Path, committed: int, keep_last_n: int, is_milestone: Callable[[int], bool]) -> list[Hidden]:
+    """Hide what retention does not keep; return it, to be deleted.
 
     `is_milestone` judges checkpoints whose metadata does not record it.
     For use right after `latest` was pointed at the step `committed`, which is
     the newest that counts, so it is kept whatever the limit.
     """
-    folder = trash.parent
+    folder, hidden = trash.parent, list[Hidden]()
     with _soft(folder):
         for found in _leaving(folder, committed, keep_last_n, is_milestone):
             with _soft(found.path):
                 _warn_of_a_lost_class(found)
-                shutil.rmtree(_hide(trash, found.path))
-    with _soft(trash):
-        trash.rmdir()
+                hidden.append(Hidden(found.path, _hide(trash, found.path)))
+    return hidden
 
 
 @contextmanager
@@ -126,13 +176,13 @@ def _hide(trash: Path, path: Path) -> Path:
     return trash / path.name
 
 
-def sweep(trash: Path) -> None:
-    """Delete what runs that died staged or deleted in part, and move back what they had moved aside.
+def sweep(trash: Path) -> list[Hidden]:
+    """Hide what runs that died staged; return it and what they deleted in part, to be deleted.
 
-    Only for use right after a commit, when nothing of this run is in flight
-    but the trash directory.
+    What they had moved aside is moved back.  Only for use right after a commit,
+    when nothing of this run is in flight but the trash directory.
     """
-    folder = trash.parent
+    folder, swept = trash.parent, list[Hidden]()
     with _soft(folder):
         for hidden in layout.hidden_dirs(folder):
             target = folder / layout.step_name(hidden.step)
@@ -140,28 +190,32 @@ def sweep(trash: Path) -> None:
                 if hidden.role == "replaced" and not os.path.lexists(target):
                     os.rename(hidden.path, target)
                 elif hidden.role == "retired" and hidden.path != trash:
-                    shutil.rmtree(hidden.path)
+                    swept.append(Hidden(hidden.path, hidden.path))
                 elif hidden.path != trash:
-                    shutil.rmtree(_hide(trash, hidden.path))
+                    swept.append(Hidden(hidden.path, _hide(trash, hidden.path)))
+    return swept
 
 
-def move_leftovers_away(folder: Path) -> None:
+def move_leftovers_away(folder: Path) -> list[Hidden]:
     """Rename whatever a save of a dead run, or of one that was taken over, could still rename.
 
     For use by a process that has come to hold the folder, before it makes names
-    of its own.  What was being staged or deleted is deleted at once: a run that
-    dies again and again before it commits would fill the disk.
+    of its own.  Return what was being staged or deleted, to be deleted before
+    anything is written: a run that dies again and again before it commits would
+    fill the disk.
     """
+    retired = list[Hidden]()
     with _soft(folder):
         for loose in layout.loose_files(folder):
             loose.unlink(missing_ok=True)
-        found = layout.hidden_dirs(folder)
-        armed = [hidden for hidden in found if hidden.role == "partial" or hidden.token]
-        retired = [hidden.path for hidden in found if hidden.role == "retired" and not hidden.token]
-        for hidden in armed:
-            with _soft(hidden.path):
-                retired.append(publish.move_away(hidden.path, hidden.step))
+        armed = False
+        for hidden in layout.hidden_dirs(folder):
+            if hidden.role == "partial" or hidden.token:
+                armed = True
+                with _soft(hidden.path):
+                    retired.append(Hidden(hidden.path, publish.move_away(hidden.path, hidden.step)))
+            elif hidden.role == "retired":
+                retired.append(Hidden(hidden.path, hidden.path))
         if armed:
             publish.sync(folder)
-        for path in retired:
-            publish.discard(path)
+    return retired

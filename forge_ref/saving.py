@@ -138,6 +138,7 @@ class Saver:
         publish.make(self._run.folder)
         layout.check_names_free(self._run.folder, staged.step)
         self._writer.begin()
+        self._run.checkpointer.deletion.wait(layout.trash_path(staged.path))
         undo.callback(publish.abandon, staged.path)
         publish.stage(staged.path, staged.step, self._run.ranks.stage_names)
         if self._run.ranks.are_many:  # before `save` returns on any rank (commit.collective)
@@ -178,6 +179,7 @@ class Saver:
     def _write(self, staged: _Staged) -> _Markers:
         """Write this rank's shards; return the seal of their marker on the first rank that shares it."""
         path, shards = self._run.ranks.directory(staged.path), self._run.checkpointer.shards
+        self._run.checkpointer.deletion.wait()
         try:
             with self._writer.naming_take_over():
                 seal = storage.write(self._with_own(staged), path, self._run.ranks.writers, shards)
@@ -205,8 +207,9 @@ class Saver:
         with logged("clearing up after the commit of step %d", staged.step):  # the save has succeeded
             _log.info("committed step %d in %s", staged.step, self._run.folder)
             config, trash = self._run.config, layout.trash_path(staged.path)
-            retire.sweep(trash)
-            retire.retire(trash, staged.step, config.keep_last_n, config.is_dynamic_milestone)
+            hidden = retire.sweep(trash)
+            hidden += retire.retire(trash, staged.step, config.keep_last_n, config.is_dynamic_milestone)
+            self._run.checkpointer.deletion.begin(hidden, trash, keeping=self._writer)
 
     def _describe(self, staged: _Staged, seals: Mapping[str, Seal] = MappingProxyType({})) -> None:
         publish.write(staged.path / layout.TRAIN_STATE, staged.train_state)

@@ -133,11 +133,14 @@ class Writer:
             other = held.saver()
             if other is not None and other is not self._saver:
                 other.settle()
+                other.deletion.wait()
         with Deferral(), _changing:
             held = self._still_held(_held.get(place))
             self._mine = held if held is not None else _take(self._folder, self._takes_over)
             self._mine.saver = weakref.ref(self._saver)
             _held[place] = self._mine
+            if held is None:
+                self._saver.deletion.begin(retire.move_leftovers_away(self._folder), None, keeping=self)
         self._takes_over = False
 
     def check(self) -> None:
@@ -196,7 +199,7 @@ def _content(held: _Held) -> bytes:
 
 
 def _take(folder: Path, take_over: bool) -> _Held:
-    """Take hold of a folder, and move away what other processes were saving or deleting there."""
+    """Take hold of a folder."""
     file, content = folder / layout.WRITER, _content_of_this_process()
     while True:
         descriptor, may_write = _opened(file)
@@ -218,12 +221,10 @@ def _take(folder: Path, take_over: bool) -> _Held:
             else:  # another process has put a new file there since
                 os.close(descriptor)
                 continue
-            held = _Held(file, descriptor, content)  # from here on it closes the descriptor
+            return _Held(file, descriptor, content)  # from here on it closes the descriptor
         except BaseException:
             os.close(descriptor)
             raise
-        retire.move_leftovers_away(folder)
-        return held
 
 
 def _opened(file: Path) -> tuple[int, bool]:

@@ -19,6 +19,7 @@ Beside the chapters:
 - `disk` says which disks a kill or a loss of power may leave; `bounds` says what a folder may hold after each call.
 - The package `model` has the whole manager as one table, and a search of everything that can happen to it.
 - The package `questions` has what managers can be asked in plain data; `vectors` renders it as JSON.
+- `digests` has a digest for each clause, so that a report can say what it judged.
 - `evidence` computes what stands behind a clause; `book` renders all of this as BOOK.md.
 
 Nothing here imports torch, a manager or the suite: the standard library is enough.

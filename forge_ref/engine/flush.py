@@ -9,15 +9,12 @@ import errno
 import fcntl
 import mmap
 import os
-import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Generic, TypeVar
 
 PAGE = 4096
 _CHUNK = 16 << 20
 _REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)
-T = TypeVar("T")
 
 
 def pages(size: int) -> mmap.mmap:
@@ -30,34 +27,6 @@ def pages(size: int) -> mmap.mmap:
 def up(size: int, to: int = PAGE) -> int:
     """Return the next multiple of `to`."""
     return -(-size // to) * to
-
-
-class Alongside(threading.Thread, Generic[T]):
-    """A job that runs beside this thread, or at once where no thread is to be had, as when the interpreter ends."""
-
-    def __init__(self, job: Callable[[], T]) -> None:
-        super().__init__(name="forge_ref hashes")
-        self._job = job
-        self._outcome: list[T] = []
-        self._error: BaseException | None = None
-        try:
-            self.start()
-        except RuntimeError:
-            self.run()
-
-    def run(self) -> None:
-        try:
-            self._outcome.append(self._job())
-        except BaseException as error:
-            self._error = error
-
-    def result(self) -> T:
-        """Return or raise what the job does, when it has ended."""
-        if self.ident is not None:
-            self.join()
-        if self._error is not None:
-            raise self._error
-        return self._outcome[0]
 
 
 def write(path: Path, parts: Iterable[memoryview]) -> None:

@@ -34,6 +34,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from forge_ref import archive, files, layout, trust
+from forge_ref.background import Background
 from forge_ref.engine import flush, table
 from forge_ref.engine.table import Entry
 from forge_ref.errors import DamagedError, naming
@@ -319,7 +320,7 @@ def _share_out(jobs: Sequence[tuple[int, Callable[[mmap.mmap], None]]]) -> None:
 
     size = sum(size for size, _ in jobs)
     count = min(_THREADS, len(os.sched_getaffinity(0)), -(-size // _RUN)) - 1
-    others = [flush.Alongside(work) for _ in range(count)]
+    others = [Background("read", work) for _ in range(count)]
     try:
         work()
     finally:

@@ -37,6 +37,7 @@ from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
 from forge_ref import layout, marker, publish
+from forge_ref.background import Background
 from forge_ref.channel import OnRankError, picklable
 from forge_ref.engine import flush
 from forge_ref.engine.image import Image, lay_out
@@ -150,9 +151,9 @@ class ShardWriter:
 
 def _one_ahead(jobs: Iterable[tuple[Callable[[], T], int]]) -> Iterator[tuple[T, int]]:
     """Yield what each job returns, while another thread does the next one."""
-    before: tuple[flush.Alongside[T], int] | None = None
+    before: tuple[Background[T], int] | None = None
     for job, end in jobs:
-        begun = flush.Alongside(job), end
+        begun = Background("hashes", job), end
         if before is not None:
             yield before[0].result(), before[1]
         before = begun

@@ -5,6 +5,7 @@
     crash    every disk that a death can leave, deaths and failures of real processes, and the resume from each
     script   a training script, judged by its restarts, without an adapter
     matrix   the suite itself, judged by managers with one mistake each
+    table    the reports of several managers as one table, with a page and a badge for each
     list     the clauses, the capabilities or the traits
     explain  one clause: what, why, and which tests judge it
 
@@ -24,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from forge_conformance import __version__
-from forge_conformance.commands import clauses, crash, matrix, run, script, smoke
+from forge_conformance.commands import clauses, crash, matrix, run, script, smoke, table
 from forge_conformance.commands.options import BadArgument, check_directory
 from forge_conformance.judging.judge import CannotJudge
 from forge_conformance.judging.verdicts import BadExpectations, Status
@@ -36,6 +37,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Calla
     "crash": (crash.HELP, crash.add_arguments, crash.run),
     "script": (script.HELP, script.add_arguments, script.run),
     "matrix": (matrix.HELP, matrix.add_arguments, matrix.run),
+    "table": (table.HELP, table.add_arguments, table.run),
     "list": (clauses.LIST_HELP, clauses.add_list_arguments, clauses.list_all),
     "explain": (clauses.EXPLAIN_HELP, clauses.add_explain_arguments, clauses.explain),
 }

@@ -10,8 +10,11 @@ dict of a train module, by the same functions of torch.
 
 Claimed is what the callback promises, besides a way to save and to load.
 Random streams and loaders are the trainer's business, and not judged here.
+Releases before 2.5.0 have fewer fields in the callback, and do not record
+which checkpoint is ephemeral; then less is claimed, and asked.
 """
 
+import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +29,11 @@ from forge_conformance.adapter import CallbackAdapter, Claims, Loaded, Settings,
 
 logging.getLogger("olmo_core").setLevel(logging.WARNING)
 
+_LATER_FIELDS = {"fixed_steps": "fixed-steps", "ephemeral_cooldown": "cooldown", "max_checkpoints": "max-permanent"}
+"""Fields that not every release has, and the capability that each stands for."""
+_MISSING = _LATER_FIELDS.keys() - inspect.signature(CheckpointerCallback).parameters.keys()
+_RECORDS_KIND = "ephemeral" in inspect.signature(Checkpointer.save).parameters
+
 
 class Olmo(CallbackAdapter):
     """Each method is one call of the callback, or of its checkpointer."""
@@ -39,9 +47,7 @@ class Olmo(CallbackAdapter):
             "train-state",
             "ephemeral",
             "step-layout",
-            "fixed-steps",
-            "cooldown",
-            "max-permanent",
+            *(capability for field, capability in _LATER_FIELDS.items() if field not in _MISSING),
         ),
     )
     distributions: ClassVar[tuple[str, ...]] = ("ai2-olmo-core",)
@@ -50,6 +56,7 @@ class Olmo(CallbackAdapter):
         super().__init__(settings, training)
         fields = self.callback_fields(CheckpointRemovalStrategy)
         fields["fixed_steps"] = None if fields["fixed_steps"] is None else list(fields["fixed_steps"])
+        fields = {name: value for name, value in fields.items() if name not in _MISSING}
         self.callback = CheckpointerCallback(**fields)
         self.run = _Run(settings.folder, training)
         self.callback.trainer = self.run
@@ -95,12 +102,12 @@ class _Run:
 
     def save_checkpoint(self, ephemeral: bool = False) -> str:
         path = self._path()
-        self.checkpointer.save(path, self.module, self._state(), ephemeral=ephemeral)
+        self.checkpointer.save(path, self.module, self._state(), **_kind(ephemeral))
         return path
 
     def save_checkpoint_async(self, ephemeral: bool = False) -> tuple[str, "Future[None]"]:
         path = self._path()
-        future: Future[None] = self.checkpointer.save_async(path, self.module, self._state(), ephemeral=ephemeral)
+        future: Future[None] = self.checkpointer.save_async(path, self.module, self._state(), **_kind(ephemeral))
         return path, future
 
     def run_bookkeeping_op(self, op: Callable[..., object], *arguments: Any, **_: Any) -> None:
@@ -124,6 +131,10 @@ class _Run:
             "scheduler": self.training.scheduler.state_dict(),
             "extra": self.extra,
         }
+
+
+def _kind(ephemeral: bool) -> dict[str, bool]:
+    return {"ephemeral": ephemeral} if _RECORDS_KIND else {}
 
 
 class _Module:

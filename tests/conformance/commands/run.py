@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import json
 import os
 import re
 import sys
@@ -17,6 +18,7 @@ import pytest
 from forge_conformance.adapter import Traits
 from forge_conformance.commands import options as shared
 from forge_conformance.judging.verdicts import (
+    Expected,
     Report,
     Status,
     capability_mismatches,
@@ -48,6 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--write-xfail", type=Path, metavar="FILE", help="write this run's failures into a new file for --xfail-file"
     )
     shared.add_out(parser, "./reports/NAME")
+    parser.add_argument(
+        "--unless-judged",
+        action="store_true",
+        help="print the report that is in --out, if it is complete and of the same code, environment and options",
+    )
     parser.add_argument(
         "--clause", action="append", metavar="SLUG", help="only tests that judge this clause; repeatable"
     )
@@ -93,23 +100,23 @@ def run(options: argparse.Namespace) -> int:
         implementation = server.implementation
         level = shared.level(implementation.level if options.level is None else options.level)
         claims = shared.claims(options.claims, implementation.capabilities)
+        report = _unjudged(implementation, options, level, claims, expected)
+        status = _judged_before(out, report, options)
+        if status is not None:
+            return status
         collected = _Collected(server)
         pytest_status, output = _pytest(options, level, claims, only, collected, folder)
     if options.case:
         only = frozenset(slug for finding in collected.findings for slug in finding.clauses)
     judged, stale = judge(collected.findings, level, claims, expected, only)
-    report = Report(
-        implementation=_described(implementation, options, claims),
-        level=level,
+    report = dataclasses.replace(
+        report,
         judged=judged,
         stale=stale,
-        mismatches=capability_mismatches(claims, implementation.probe),
         findings=tuple(collected.findings),
         seconds=time.perf_counter() - begun,
         is_partial=only is not None or options.case is not None or collected.is_interrupted,
         errors=_our_errors(pytest_status, output, collected),
-        sources="" if options.python else fingerprint(options.impl),
-        options=tuple(_unusual(options)),
     )
     shown = render.console(report, colour=sys.stdout.isatty())
     status = shared.publish(shown, render.files(report), out, report.status)
@@ -125,6 +132,45 @@ def run(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return status or (Status.NOTHING_JUDGED if lost else status)
+
+
+def _unjudged(
+    implementation: Implementation,
+    options: argparse.Namespace,
+    level: Level,
+    claims: frozenset[str],
+    expected: tuple[Expected, ...],
+) -> Report:
+    """What the run is about, without any finding."""
+    return Report(
+        implementation=_described(implementation, options, claims),
+        level=level,
+        judged=(),
+        stale=(),
+        mismatches=capability_mismatches(claims, implementation.probe),
+        findings=(),
+        seconds=0,
+        sources="" if options.python else fingerprint(options.impl),
+        options=tuple(_unusual(options)),
+        ranks=tuple(int(number) for number in options.ranks.split(",") if number),
+        device=options.device,
+        expected=expected,
+    )
+
+
+def _judged_before(out: Path, report: Report, options: argparse.Namespace) -> Status | None:
+    """Show the complete report in `out`, if it is about the same, and return its exit status; None to judge now."""
+    if not options.unless_judged or options.clause or options.case or options.write_xfail is not None:
+        return None
+    try:
+        written = json.loads((out / "report.json").read_text(encoding="utf-8"))
+        shown = (out / "console.txt").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+    if not render.answers(written, report):
+        return None
+    print(f"{shown}judged before, by the same code in the same environment: {out}")
+    return Status(written["exit_status"])
 
 
 def _without_a_test(patterns: Sequence[str], report: Report) -> list[str]:

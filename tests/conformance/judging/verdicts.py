@@ -100,6 +100,11 @@ class Expected:
         """Whether this case is meant."""
         return is_case(finding.case, self.cases)
 
+    @property
+    def line(self) -> str:
+        """The line of the file."""
+        return f"{'sometimes ' if self.is_sometimes else ''}{self}: {self.reason}"
+
     def __str__(self) -> str:
         return self.slug if self.cases == "*" else f"{self.slug} @ {self.cases}"
 
@@ -197,6 +202,11 @@ class Report:
     """A fingerprint of the code that was run, the suite's and the manager's; "" where that is not known."""
     options: tuple[str, ...] = ()
     """The other options that it takes to run a test alone, besides manager, level and choice of tests."""
+    ranks: tuple[int, ...] = ()
+    """How many ranks the tests for several ranks had."""
+    device: str = "cpu"
+    expected: tuple[Expected, ...] = ()
+    """The entries of the expected-failures file."""
 
     def count(self, verdict: Verdict) -> int:
         """How many clauses have this verdict."""

@@ -4,7 +4,6 @@ A *cause* is one way in which one clause fails, however many deaths, recordings
 and drills show it.
 """
 
-import html
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,11 +19,12 @@ from forge_conformance.disks.result import Found, Result
 from forge_conformance.disks.story import sentence
 from forge_conformance.judging.text import counted, shortened, wrapped
 from forge_conformance.judging.verdicts import Status
-from forge_conformance.report.page import page, unfolded
+from forge_conformance.report.markup import Content, Html, row, table, tag
+from forge_conformance.report.page import anchor, cards, folded, page
 from forge_conformance.runs.server import Implementation
 from forge_conformance.runs.verdict import Verdict
 from forge_conformance.watch.backends import Backend
-from forge_spec import BY_SLUG
+from forge_spec import BY_SLUG, digests
 from forge_spec.clauses import Level
 from forge_spec.disk import Bytes, Mark
 
@@ -425,6 +425,7 @@ def as_json(report: Report) -> dict[str, Any]:
     setup = report.setup
     return {
         "version": __version__,
+        "specification": digests.of_specification(),
         "implementation": report.implementation.name,
         "environment": report.implementation.environment,
         "level": str(report.level),
@@ -531,61 +532,84 @@ def _drilled_json(one: Drilled, report: Report) -> dict[str, Any]:
 
 def html_page(report: Report) -> str:
     """What was tried on real processes, and each recording's operations with what a death after each of them leaves."""
-    body = [f"<h1>Crash exploration of {html.escape(report.implementation.name)}</h1>"]
-    body.append(f"<p>Judged at level {report.level}; failures of clauses above it are shown, and not counted.</p>")
-    body.append(f"<p>Recorded by {html.escape(report.setup.recorder.says)}.</p>")
-    body += [f"<p><b>{html.escape(said)}</b></p>" for said in report.setup.sentences()]
+    status, why = report.outcome
+    body: list[Content] = [tag("h1", "Crash exploration ", tag("small", report.implementation.name))]
+    body += [tag("p", said, class_="banner") for said in report.setup.sentences()]
+    body.append(tag("p", tag("b", f"Exit status {status:d}: {why}.")))
+    body.append(cards((f"{number:,}", what) for number, what in _figures(report)))
+    body.append(tag("p", f"Failures of clauses above level {report.level} are shown, and not counted.", class_="soft"))
+    body.append(tag("p", f"Recorded by {report.setup.recorder.says}.", class_="soft"))
     body += _causes_section(report)
     body += _drills_section(report) if report.drilled else []
     if report.results:
-        body += [f"<p>{html.escape(said)}</p>" for said in _sums(report)]
-        body.append(
-            "<p>A row is an operation, a column a kind of death right after it. A number counts the disks first met "
-            "there, so their sum is that of distinct disks; red cells have bad ones, met first or again.</p>"
-        )
+        body += [tag("p", said) for said in _sums(report)]
+        body.append(tag("p", _HOW_TO_READ, class_="soft"))
     for result in report.results:
         body += _section(result)
-    return page("Crash exploration", body)
+    return page(f"Crash exploration of {report.implementation.name}", body)
 
 
-def _causes_section(report: Report) -> Iterator[str]:
-    status, why = report.outcome
-    yield f"<p>Exit status {status:d}: {html.escape(why)}.</p><ol>"
-    for cause in report.causes:
-        said, replay = f"{_in_a_line(cause)}{_beyond(report, cause)}", html.escape(cause.example.replay)
-        yield f"<li>{html.escape(said)}<br><code>{replay}</code></li>"
-    yield "</ol>"
+_HOW_TO_READ = (
+    "A row is an operation, a column a kind of death right after it. A number counts the disks first met there, so "
+    "their sum is that of distinct disks. Red cells have bad ones, met first or again."
+)
 
 
-def _drills_section(report: Report) -> Iterator[str]:
-    yield f"<h2>On real processes</h2><p>{html.escape(_sum_of_drills(report))}</p><table>"
-    yield "<tr><th>what</th><th>where</th><th>points</th><th>bad</th><th>seconds</th></tr>"
-    for one in report.drilled:
-        drill, bad_points = one.drill, sum(found.points for found in one.bad)
-        where = f"{drill.situation}, {drill.mode}" + (f", {drill.ranks} ranks" if drill.ranks > 1 else "")
-        cells = (one.says, where, one.refusal or one.error or one.points, bad_points, f"{one.seconds:.1f}")
-        css = ("", "", "", f' class="{"bad" if bad_points else "good"}"', "")
-        row = "".join(f"<td{c}>{html.escape(str(cell))}</td>" for c, cell in zip(css, cells, strict=True))
-        yield f"<tr>{row}</tr>"
-    yield "</table>"
+def _figures(report: Report) -> Iterator[tuple[int, str]]:
+    totals = report.totals
+    yield sum(report.counts(cause) for cause in report.causes), f"causes of failure at level {report.level}"
+    if report.results:
+        yield totals.new, "distinct disks that a death leaves"
+        yield totals.new_bad, "of them bad"
+    if report.drilled:
+        yield sum(one.points for one in report.drilled), "deaths and failing calls of real processes"
+        yield sum(found.points for one in report.drilled for found in one.bad), "of them bad"
+
+
+def _causes_section(report: Report) -> Iterator[Html]:
+    """Each cause with its story and the command that shows it again, under an address of its own."""
+    if report.causes:
+        yield tag("h2", "Causes", id="causes")
+    yield tag("ol", (_cause(number, cause, report) for number, cause in enumerate(report.causes, 1)))
+
+
+def _cause(number: int, cause: Cause, report: Report) -> Html:
+    return tag(
+        "li",
+        f"{_in_a_line(cause)}{_beyond(report, cause)}",
+        folded("what happened", tag("pre", cause.example.story), is_open=number == 1),
+        tag("p", "reproduce: ", tag("code", cause.example.replay)),
+        id=f"cause-{number}",
+    )
+
+
+def _drills_section(report: Report) -> Iterator[Html]:
+    yield tag("h2", "On real processes", id="drills")
+    yield tag("p", _sum_of_drills(report))
+    yield table(("what", "where", "points", "bad", "seconds"), map(_drilled_row, report.drilled))
     for bad in (bad for one in report.drilled for bad in one.bad):
         head = f"{bad.verdict.word} [{bad.verdict.clause}], {bad.point}, {counted(bad.points, 'point')}"
-        yield unfolded(head, f"{bad.text}\n\n  reproduce: {report.replay(bad)}")
+        yield folded(head, tag("pre", f"{bad.text}\n\n  reproduce: {report.replay(bad)}"), id_=anchor(bad.point))
 
 
-def _section(result: Result) -> Iterator[str]:
-    yield f"<h2>{html.escape(result.scenario)}, {html.escape(result.mode)}</h2>"
-    yield f"<p>{html.escape(result.refusal)}</p><pre>{html.escape(result.error)}</pre>"
+def _drilled_row(one: Drilled) -> Html:
+    drill, bad_points = one.drill, sum(found.points for found in one.bad)
+    where = f"{drill.situation}, {drill.mode}" + (f", {drill.ranks} ranks" if drill.ranks > 1 else "")
+    bad = tag("td", bad_points, class_=f"number {'bad' if bad_points else 'good'}")
+    return row(one.says, where, one.refusal or one.error or one.points, bad, f"{one.seconds:.1f}")
+
+
+def _section(result: Result) -> Iterator[Html]:
+    name = f"{result.scenario}, {result.mode}"
+    yield tag("h2", name, id=anchor(name))
+    yield from (tag("p", said, class_="banner") for said in (result.refusal, result.error) if said)
     for found in result.found:
         head = f"{found.verdict.word} [{found.verdict.clause}], {found.storage}, {found.states} states"
-        yield unfolded(head, found.text)
+        yield folded(head, tag("pre", found.text), id_=found.name)
     for own in _by_trace(result.explored):
-        names = "".join(f"<th>{html.escape(explored.storage)}</th>" for explored in own)
         special = own[0].recorded.special
-        yield f"<details><summary>operations{special and ': ' + html.escape(special)}</summary>"
-        yield f"<table><tr><th></th><th>operation</th>{names}</tr>"
-        yield from _rows(own)
-        yield "</table></details>"
+        columns = ("", "operation", *(explored.storage for explored in own))
+        yield folded(f"operations{special and f': {special}'}", table(columns, _rows(own)))
 
 
 def _by_trace(explored: Iterable[Explored]) -> list[list[Explored]]:
@@ -596,7 +620,7 @@ def _by_trace(explored: Iterable[Explored]) -> list[list[Explored]]:
     return list(groups.values())
 
 
-def _rows(own: Sequence[Explored]) -> Iterator[str]:
+def _rows(own: Sequence[Explored]) -> Iterator[Html]:
     recorded = own[0].recorded
     trace, steps = recorded.trace, [saved.step for saved in recorded.saves]
     for at, effect in enumerate(trace.effects):
@@ -605,13 +629,13 @@ def _rows(own: Sequence[Explored]) -> Iterator[str]:
             continue
         is_mark = isinstance(effect, Mark)
         said = sentence(effect, steps) if isinstance(effect, Mark) else trace.calls[at]
-        shown = "".join(_cell(cell) for cell in cells)
-        css = " class=mark" if is_mark else ""
-        yield f"<tr{css}><td class=n>{at + 1}</td><td>{html.escape(str(said or 'was there before'))}</td>{shown}</tr>"
+        number = tag("td", at + 1, class_="number")
+        yield row(number, str(said or "was there before"), *map(_cell, cells), class_="label" if is_mark else None)
 
 
-def _cell(cell: tuple[int, int] | None) -> str:
+def _cell(cell: tuple[int, int] | None) -> Html:
     if cell is None:
-        return "<td></td>"
+        return tag("td")
     met, bad = cell
-    return f'<td class="cut {"bad" if bad else "good"}">{met or ""}{f" / {bad} bad" if bad else ""}</td>'
+    said = f"{met or ''}{f' / {bad} bad' if bad else ''}"
+    return tag("td", said, class_=f"number {'bad' if bad else 'good'}")

@@ -37,10 +37,10 @@ def capabilities() -> Iterator[str]:
 
 def traits() -> Iterator[str]:
     """Everything that an adapter may say of its manager's ways, one paragraph each."""
-    return (_wrapped(f"{name}: {meaning}", 0, hanging=4) for name, meaning in _documented_traits())
+    return (_wrapped(f"{name}: {meaning}", 0, hanging=4) for name, meaning in documented_traits())
 
 
-def _documented_traits() -> Iterator[tuple[str, str]]:
+def documented_traits() -> Iterator[tuple[str, str]]:
     """The fields of `Traits`, each with the text below it."""
     (definition,) = ast.parse(inspect.getsource(Traits)).body
     assert isinstance(definition, ast.ClassDef), "Traits is a class"

@@ -1,18 +1,24 @@
 """The matrix for a terminal, for a pull request, for programs, and as one page with the table itself."""
 
-import html
 import json
 from collections.abc import Iterator
 from typing import Any
 
 from forge_conformance import __version__
 from forge_conformance.judging.text import counted, one_line, shortened, wrapped
-from forge_conformance.matrix.outcome import IDLE_ASSERTION, IDLE_TEST, End, Line, Matrix, Outcome
-from forge_conformance.report.page import page
+from forge_conformance.matrix.outcome import IDLE_ASSERTION, IDLE_TEST, End, Matrix, Outcome
+from forge_conformance.report.markup import Content, Html, row, table, tag
+from forge_conformance.report.page import cards, finder, page
 from forge_spec import CHAPTERS
 
 _MARKS = {End.KILLED: "✓", End.ELSEWHERE: "✗", End.SURVIVES: "✗", End.NOT_JUDGED: "?", End.ERROR: "!"}
-_CLASSES = {End.KILLED: "good", End.ELSEWHERE: "bad", End.SURVIVES: "bad", End.NOT_JUDGED: "not", End.ERROR: "bad"}
+_CLASSES = {
+    End.KILLED: "good",
+    End.ELSEWHERE: "bad",
+    End.SURVIVES: "bad",
+    End.NOT_JUDGED: "not-judged",
+    End.ERROR: "bad",
+}
 
 
 def console(matrix: Matrix) -> str:
@@ -115,51 +121,47 @@ def markdown(matrix: Matrix) -> str:
 
 def html_page(matrix: Matrix) -> str:
     """One self-contained page: what there is to tell, clause by mutant, and what became of each mutant."""
-    body = [f"<h1>{html.escape(_title(matrix))}</h1><p>{html.escape(totals(matrix))}</p>"]
-    body += [_line_div(line) for line in matrix.lines]
-    body.append(
-        "<p>Green: the mutant's own clauses failed. Framed in red: its own clause did not fail. Yellow: another clause "
-        "failed. Grey: tried, and it held.</p>"
-    )
-    body.append(f"<div class=grid><table>{''.join(_grid(matrix))}</table></div>")
-    body.append("<h2>Mutants</h2><table class=list>")
-    body += [_row(one) for one in matrix.outcomes]
-    return page("Mutants", [*body, "</table>"])
+    ends = [end for end in End if matrix.count(end)]
+    body: list[Content] = [tag("h1", _title(matrix)), tag("p", totals(matrix))]
+    body.append(cards((matrix.count(end), tag("span", end, class_=f"mark {_CLASSES[end]}")) for end in ends))
+    body += [tag("p", f"{line.kind}: {line.text}", class_="banner" if line.fails else "soft") for line in matrix.lines]
+    body += [tag("h2", "Clauses and mutants", id="grid"), tag("p", _HOW_TO_READ, class_="soft")]
+    body.append(tag("div", tag("table", _grid(matrix)), class_="grid"))
+    body.append(tag("h2", "Mutants", id="mutants"))
+    body.append(finder("the mutants", map(str, ends)))
+    body.append(table(("mutant", "mistake", "ends", "by", "processor"), map(_row, matrix.outcomes)))
+    return page("The suite, judged by mutants", body)
 
 
-def _line_div(line: Line) -> str:
-    return f"<div{' class=bad' if line.fails else ''}>{html.escape(f'{line.kind}: {line.text}')}</div>"
+_HOW_TO_READ = (
+    "Green: the mutant's own clauses failed. Framed in red: its own clause did not fail. Yellow: another clause "
+    "failed. Pale: tried, and it held."
+)
 
 
-def _grid(matrix: Matrix) -> Iterator[str]:
-    heads = [(one.mutant.name, _quoted(one.mutant.mistake)) for one in matrix.outcomes]
-    names = "".join(f"<th class=head title='{mistake}'><span>{name}</span></th>" for name, mistake in heads)
-    yield f"<tr><th class='head side'></th>{names}</tr>"
+def _grid(matrix: Matrix) -> Iterator[Html]:
+    mutants = [one.mutant for one in matrix.outcomes]
+    names = (tag("th", tag("span", one.name), class_="head", title=one.mistake) for one in mutants)
+    yield tag("tr", tag("th", class_="head side"), names)
     for clause in matrix.clauses:
         bare = "" if matrix.is_partial or matrix.killed_by(clause.slug) else " bare"
-        cells = "".join(_mark(one, clause.slug) for one in matrix.outcomes)
-        yield f"<tr><th class='side{bare}' title='{_quoted(clause.sentence)}'>{clause.slug}</th>{cells}</tr>"
+        side = tag("th", clause.slug, class_=f"side{bare}", title=clause.sentence)
+        yield tag("tr", side, (_mark(one, clause.slug) for one in matrix.outcomes))
 
 
-def _mark(one: Outcome, slug: str) -> str:
+def _mark(one: Outcome, slug: str) -> Html:
     is_own, failed = slug in one.mutant.clauses, slug in one.failed and not one.errors
     held = any(finding.reached.get(slug) for finding in one.trial.findings)
     css = ("good" if failed else "own") if is_own else "too" if failed else "held" if held else ""
-    if not css:
-        return "<td></td>"
     said = f"{one.mutant.name}, {slug}: {'failed' if failed else 'held' if held else 'unreached'}"
-    return f"<td class={css} title='{_quoted(said)}'></td>"
+    return tag("td", class_=css, title=said) if css else tag("td")
 
 
-def _row(one: Outcome) -> str:
-    end = f"<span class={_CLASSES[one.end]}>{one.end}</span>"
-    words = [f"<code>{one.mutant.name}</code>", html.escape(one.mutant.mistake), end, html.escape(one.because[:200])]
-    cells = "".join(f"<td>{word}</td>" for word in (*words, f"{one.trial.cpu_s:.1f} s"))
-    return f"<tr title='{_quoted(one.seen)}'>{cells}</tr>"
-
-
-def _quoted(text: str) -> str:
-    return html.escape(text, quote=True)
+def _row(one: Outcome) -> Html:
+    end = tag("span", one.end, class_=f"mark {_CLASSES[one.end]}")
+    name = tag("td", tag("code", one.mutant.name), id=one.mutant.name)
+    cells = (name, one.mutant.mistake, end, one.because[:200], f"{one.trial.cpu_s:.1f} s")
+    return row(*cells, title=one.seen, data_marks=str(one.end))
 
 
 def files(matrix: Matrix) -> dict[str, str]:

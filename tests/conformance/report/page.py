@@ -1,41 +1,69 @@
-"""What all reports share: the page that a browser shows, and how files are written."""
+"""What all reports share: the page that a browser shows, its parts, and how files are written.
 
-import html
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; } td, th { padding: 0 .7rem 0 0; text-align: left; white-space: nowrap; }
-td.n { text-align: right; color: #888; } tr.mark td { color: #06c; font-weight: 600; }
-td.good { background: #bfe5c4; } td.bad { background: #f0a8a0; } td.cut { text-align: right; min-width: 4.5rem; }
-pre { background: #f6f6f4; padding: 1rem; overflow-x: auto; } details { margin: .6rem 0; }
-tr:hover { background: #eef3f8; }
-span.good { color: #2d7a3e; } span.not { color: #888; } div.bad, span.bad, th.bare { color: #c0392b; font-weight: 600; }
-div.grid { overflow: auto; max-height: 90vh; border: 1px solid #ddd; font-size: 12px; }
-.grid td { min-width: 13px; height: 13px; border: 1px solid #eee; padding: 0; } .grid td.good { background: #4a9d5b; }
-.grid td.own { background: #fff; outline: 2px solid #c0392b; outline-offset: -2px; }
-.grid td.too { background: #f0c36d; } .grid td.held { background: #e6eee8; } .grid th { font-weight: 400; }
-.grid th.head { vertical-align: bottom; padding: 2px 0; position: sticky; top: 0; background: #fff; }
-.grid th.head span { writing-mode: vertical-rl; transform: rotate(180deg); }
-.grid th.side { position: sticky; left: 0; background: #fff; padding: 0 .7rem 0 .3rem; }
+Invariant: a page is one file. It loads nothing, and runs no script but the one that is part of it, which only filters,
+opens what a link leads to, and opens everything in print.
 """
 
+import base64
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
 
-def page(title: str, body: Iterable[str]) -> str:
+from forge_conformance.report.markup import Content, Html, tag
+
+_STYLE = files(__package__).joinpath("page.css").read_text(encoding="utf-8")
+_SCRIPT = files(__package__).joinpath("page.js").read_text(encoding="utf-8")
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; "
+    f"script-src 'sha256-{base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()}'"
+)
+
+
+def page(title: str, body: Iterable[Content]) -> str:
     """One self-contained HTML page."""
-    head = f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{_STYLE}</style>"
-    return head + "\n".join(body) + "\n"
+    head = (
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        tag("title", title),
+        tag("style", Html(_STYLE)),
+    )
+    main = tag("main", ((part, Html("\n")) for part in body))
+    document = tag("html", tag("head", head), tag("body", main, tag("script", Html(_SCRIPT))), lang="en")
+    return f"<!doctype html>\n{document}\n"
 
 
-def unfolded(head: str, text: str) -> str:
-    """A long text below its headline, which folds it away."""
-    return f"<details open><summary>{html.escape(head)}</summary><pre>{html.escape(text)}</pre></details>"
+def folded(head: Content, *content: Content, is_open: bool = False, id_: str | None = None) -> Html:
+    """Content below a headline that opens and closes it."""
+    return tag("details", tag("summary", head), *content, open=is_open, id=id_)
 
 
-def write(files: Mapping[str, str], directory: Path) -> list[str]:
+def cards(values: Iterable[tuple[Content, Content]]) -> Html:
+    """A few figures side by side, each with what it is about."""
+    return tag("ul", (tag("li", tag("b", figure), what) for figure, what in values), class_="cards")
+
+
+def finder(of: str, marks: Iterable[str]) -> Html:
+    """A search and a choice of marks for everything on the page that has `data-marks`; hidden where no script runs."""
+    boxes = (tag("label", tag("input", type="checkbox", value=anchor(mark)), " ", mark) for mark in marks)
+    words = tag("input", type="search", placeholder=f"find in {of} ( / )", aria_label=f"find in {of}")
+    return tag("div", words, boxes, tag("output", class_="soft"), class_="find", role="search", hidden=True)
+
+
+def anchor(name: str) -> str:
+    """What a link to a part of a page ends with: letters, digits, dots and hyphens.
+
+    >>> anchor("resume/a-kill[sync, 2 ranks]")
+    'resume-a-kill-sync-2-ranks'
+    """
+    return re.sub(r"[^\w.]+", "-", name).strip("-")
+
+
+def write(contents: Mapping[str, str], directory: Path) -> list[str]:
     """Write all files, by name, into a directory that is made if need be; their paths."""
     directory.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
+    for name, content in contents.items():
         (directory / name).write_text(content, encoding="utf-8", errors="backslashreplace")
-    return [str(directory / name) for name in files]
+    return [str(directory / name) for name in contents]

@@ -1,4 +1,4 @@
-"""The same report four times: for a terminal, a program, a CI server and a pull request."""
+"""The same report five times: for a terminal, a program, a CI server, a pull request and a browser."""
 
 import json
 import shlex
@@ -8,10 +8,20 @@ from xml.etree import ElementTree
 
 from forge_conformance import __version__
 from forge_conformance.judging.text import counted, for_xml, one_line, shortened, wrapped
-from forge_conformance.judging.verdicts import Cause, Finding, Judged, Report, Verdict, causes, errors_behind
-from forge_spec import CHAPTERS
+from forge_conformance.judging.verdicts import (
+    Cause,
+    Finding,
+    Judged,
+    Report,
+    Status,
+    Verdict,
+    causes,
+    errors_behind,
+)
+from forge_conformance.report.manager import html_page
+from forge_conformance.report.stored import SCHEMA_VERSION, Stored
+from forge_spec import CHAPTERS, digests
 
-SCHEMA_VERSION = 1
 _MARKS = {
     Verdict.PASS: "✓",
     Verdict.FAIL: "✗",
@@ -156,8 +166,13 @@ def as_json(report: Report) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "suite_version": __version__,
         "sources": report.sources,
+        "specification": digests.of_specification(),
         "implementation": report.implementation,
         "level": str(report.level),
+        "ranks": list(report.ranks),
+        "device": report.device,
+        "options": list(report.options),
+        "expected_failures": [entry.line for entry in report.expected],
         "is_partial": report.is_partial,
         "totals": {str(verdict): report.count(verdict) for verdict in Verdict},
         "causes": [_cause_json(cause) for cause in causes(report.judged)],
@@ -169,6 +184,22 @@ def as_json(report: Report) -> dict[str, Any]:
         "seconds": round(report.seconds, 3),
         "exit_status": int(report.status),
     }
+
+
+QUESTION = (
+    *("schema_version", "suite_version", "sources", "specification", "implementation", "level"),
+    *("ranks", "device", "options", "expected_failures"),
+)
+"""What a run is about: two complete runs in which all of these are equal are about the same code and environment."""
+
+
+def answers(written: Any, report: Report) -> bool:
+    """Whether a written report, as read from JSON, is complete, without an error of the suite, and about the same."""
+    if not isinstance(written, dict) or not report.sources:
+        return False
+    asked = json.loads(json.dumps(as_json(report)))
+    is_whole = written.get("is_partial") is False and written.get("exit_status") in (Status.PASSED, Status.FAILED)
+    return is_whole and all(written.get(name) == asked[name] for name in QUESTION)
 
 
 def _cause_json(cause: Cause) -> dict[str, Any]:
@@ -183,6 +214,7 @@ def _cause_json(cause: Cause) -> dict[str, Any]:
 def _clause_json(one: Judged) -> dict[str, Any]:
     return {
         "slug": one.clause.slug,
+        "digest": digests.of(one.clause),
         "chapter": one.clause.chapter,
         "level": str(one.clause.level),
         "capabilities": sorted(one.clause.capabilities),
@@ -289,10 +321,12 @@ def expectations(report: Report) -> str:
 
 
 def files(report: Report) -> dict[str, str]:
-    """The report's files by name."""
+    """The report's files by name; `report.json` comes last, so that it is there only if the others are."""
+    values = as_json(report)
     return {
-        "report.json": json.dumps(as_json(report), indent=2) + "\n",
         "junit.xml": junit(report),
         "summary.md": markdown(report),
         "console.txt": console(report) + "\n",
+        "report.html": html_page(Stored(report.implementation["name"], values, {})),
+        "report.json": json.dumps(values, indent=2) + "\n",
     }

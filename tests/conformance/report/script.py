@@ -11,7 +11,8 @@ from xml.etree import ElementTree
 from forge_conformance import __version__
 from forge_conformance.judging.text import counted, for_xml, one_line, shortened, wrapped
 from forge_conformance.judging.verdicts import Expected, Status, is_case
-from forge_conformance.report.page import page, unfolded
+from forge_conformance.report.markup import Content, tag
+from forge_conformance.report.page import anchor, cards, folded, page
 from forge_conformance.scripts.command import FOLDER
 from forge_conformance.scripts.explorer import Explored
 from forge_conformance.scripts.judge import WORDS
@@ -192,8 +193,8 @@ def junit(report: Report) -> str:
     if report.stale:
         case = ElementTree.SubElement(suite, "testcase", classname="forge.script", name="expected failures")
         _add(case, "failure", "no failure was seen for some expected ones", "\n".join(map(str, report.stale)))
-    for key, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
-        suite.set(key, str(len(suite.findall(f"testcase/{tag}"))))
+    for key, name in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+        suite.set(key, str(len(suite.findall(f"testcase/{name}"))))
     suite.set("tests", str(len(suite)))
     ElementTree.indent(suites)
     return ElementTree.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
@@ -258,9 +259,23 @@ def as_json(report: Report) -> dict[str, Any]:
 
 
 def html_page(report: Report) -> str:
-    """One page: the table, the causes, and their stories."""
-    body = [f"<h1>{html.escape(report.result.command)}</h1>", f"<pre>{html.escape(console(report))}</pre>"]
-    for found in report.result.found:
+    """One page: the causes with their stories, and what the terminal shows."""
+    result = report.result
+    body: list[Content] = [tag("h1", "Restarts of ", tag("code", result.command))]
+    if result.interrupted:
+        body.append(tag("p", f"Partial: interrupted {result.interrupted}.", class_="banner"))
+    body.append(cards(_figures(report)))
+    for found in result.found:
         head = f"{found.bad.verdict.word} [{found.clause}], {found.counts}"
-        body.append(unfolded(head, f"{found.text}\n\n  reproduce: python {report.out}/{found.name}"))
-    return page("restarts of a training script", body)
+        story = f"{found.text}\n\n  reproduce: python {report.out}/{found.name}"
+        body.append(folded(head, tag("pre", story), is_open=True, id_=anchor(found.name)))
+    return page("Restarts of a training script", [*body, tag("h2", "On the terminal"), tag("pre", console(report))])
+
+
+def _figures(report: Report) -> Iterator[tuple[Content, Content]]:
+    result = report.result
+    yield len(report.failures), f"causes of failure at level {report.level}"
+    yield f"{result.disks:,}", "distinct disks that a death leaves"
+    yield f"{result.bad_disks:,}", "of them bad"
+    for one in result.explored:
+        yield f"{one.totals.bad:,} of {one.totals.disks:,}", f"disks are bad after {one.storage}"

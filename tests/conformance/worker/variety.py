@@ -356,7 +356,8 @@ class VariedWorkload(Workload):
         extra = {name: value for name, value in self.model.state_dict().items() if name.endswith("_extra_state")}
         state = {key: entry for key, entry in self.optimizer.state.items() if isinstance(key, str)}
         fields = [
-            {key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups
+            {key: value for key, value in group.items() if key not in ("params", "param_names")}
+            for group in self.optimizer.param_groups
         ]
         return {
             **super().digest(),

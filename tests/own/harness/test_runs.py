@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -22,7 +23,10 @@ import jsonschema
 import pytest
 
 import forge_conformance
+from forge_conformance.judging.verdicts import Report
+from forge_conformance.report import run as render
 from forge_fixtures import managers
+from forge_spec.clauses import Level
 
 SCHEMA = json.loads((Path(forge_conformance.__file__).parent / "report" / "schema.json").read_text())
 MANAGERS = Path(managers.__file__).parent
@@ -357,3 +361,41 @@ def test_a_closed_output_is_no_error(tmp_path: Path) -> None:
     shell = " ".join(map(shlex.quote, arguments)) + " >&-"
     ran = subprocess.run(["sh", "-c", shell], cwd=tmp_path, stderr=subprocess.PIPE, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_a_complete_report_of_the_same_is_printed_instead_of_judging_again(forge: Command) -> None:
+    """The report of a part is made a whole one here, because a whole run takes minutes."""
+    options = ("--claims", "sync", "--ranks", "none")
+    first = forge.run("honest.py", "commit.sync", options=options)
+    whole = forge.folder / "reports" / "report.json"
+    whole.write_text(json.dumps({**first.report, "is_partial": False, "totals": {"made": "here"}}))
+    again = forge.run("honest.py", options=(*options, "--unless-judged"))
+    assert (again.status, again.report["totals"]) == (0, {"made": "here"})
+    assert "1 pass" in again.said and "judged before, by the same code in the same environment" in again.said
+    part = forge.run("honest.py", "commit.sync", options=(*options, "--unless-judged"))
+    assert part.report["is_partial"] and part.report["totals"]["pass"] == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"is_partial": True},
+        {"exit_status": 3},
+        {"sources": "f" * 64},
+        {"specification": "f" * 16},
+        {"level": "strict"},
+        {"ranks": [2]},
+        {"options": ["--claims=sync"]},
+        {"device": "cuda"},
+        {"expected_failures": ["commit.sync: it is known"]},
+        {"implementation": {}},
+        {"suite_version": "0.0.1"},
+    ],
+)
+def test_a_report_of_anything_else_is_no_answer(change: dict[str, Any]) -> None:
+    asked = Report({"name": "made.up"}, Level.CORE, (), (), (), (), 1.0, sources="0" * 64)
+    written = {**json.loads(json.dumps(render.as_json(asked))), "exit_status": 0}
+    assert render.answers(written, asked)
+    assert not render.answers({**written, **change}, asked)
+    assert not render.answers([], asked)
+    assert not render.answers({**written, "sources": ""}, replace(asked, sources=""))

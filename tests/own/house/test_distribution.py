@@ -39,10 +39,13 @@ DATA = FIXTURES | {
     "forge_distributed/py.typed",
     "forge_conformance/pytest.ini",
     "forge_conformance/PROTOCOL.md",
+    "forge_conformance/report/page.css",
+    "forge_conformance/report/page.js",
     "forge_conformance/report/schema.json",
     "forge_conformance/adapters/lightning.xfail",
     "forge_conformance/adapters/olmo.xfail",
     "forge_conformance/adapters/orbax.xfail",
+    "forge_conformance/adapters/titan.xfail",
 }
 
 

@@ -67,6 +67,7 @@ ROOMS = (
             "pytorch_lightning",
             "olmo_core",
             "orbax",
+            "torchtitan",
         ),
     ),
     Room(

@@ -193,7 +193,7 @@ def test_every_option_that_a_page_names_exists() -> None:
     """In the text, where an option stands without its command."""
     ours = [
         ("-m", "forge_conformance.cli", name)
-        for name in ("smoke", "run", "crash", "script", "matrix", "list", "explain")
+        for name in ("smoke", "run", "crash", "script", "matrix", "table", "list", "explain")
     ]
     others = [
         ("docs/picture.py",),

@@ -72,7 +72,10 @@ class Run:
         return losses
 
     def save(self, step: int, **arguments: Any) -> None:
+        """Also wait in a synchronous mode: what retention has dropped is deleted then, for tests that look."""
         self.manager.save(step, 10 * step, scheduler=self.scheduler, dataloader=self.loader, **arguments)
+        if self.manager.config.async_mode == "disabled":
+            self.manager.wait()
 
     def load(self, path: Path | str | None = None, **arguments: Any) -> tuple[int, int, dict[str, Any]]:
         named = None if path is None else str(path)

@@ -313,6 +313,12 @@ def bin_in(folder: Path) -> Path:
     return folder / BIN
 
 
+def prune(folder: Path, committed: int, keep_last_n: int, is_milestone: Callable[[int], bool]) -> None:
+    """Hide and delete."""
+    trash = bin_in(folder)
+    retire.delete(retire.retire(trash, committed, keep_last_n, is_milestone), trash)
+
+
 def standing(folder: Path) -> list[str]:
     return sorted(name for name in os.listdir(folder) if name != BIN)
 
@@ -321,7 +327,7 @@ def test_a_name_that_a_dead_run_has_left_is_passed_over(make: Callable[..., Path
     for name in ("step_1", "step_2"):
         make(name, *WHOLE)
     make(".step_1.retired", "a")
-    retire.retire(bin_in(tmp_path), 2, 1, no_milestone)
+    prune(tmp_path, 2, 1, no_milestone)
     assert standing(tmp_path) == [".step_1.retired", "step_2"], "what a dead run left is not for `retire` to clear up"
 
 
@@ -333,19 +339,19 @@ def test_a_milestone_is_what_was_recorded_as_one(make: Callable[..., Path], tmp_
     (tmp_path / "step_4" / "metadata.json").write_text("{")
     make("step_5", *WHOLE)
     make("step_6", *WHOLE)
-    retire.retire(bin_in(tmp_path), 6, 1, lambda step: step in (2, 3, 4))
+    prune(tmp_path, 6, 1, lambda step: step in (2, 3, 4))
     assert standing(tmp_path) == ["step_1", "step_3", "step_4", "step_6"]
 
 
 def test_a_recorded_milestone_is_looked_at_once(make: Callable[..., Path], tmp_path: Path, caplog: Any) -> None:
     for step in (1, 2, 3):
         make(f"step_{step}", *WHOLE, milestone=step == 1)
-    retire.retire(bin_in(tmp_path), 2, 1, no_milestone)
+    prune(tmp_path, 2, 1, no_milestone)
     (tmp_path / "step_1" / "metadata.json").write_text("{")
-    retire.retire(bin_in(tmp_path), 3, 1, no_milestone)
+    prune(tmp_path, 3, 1, no_milestone)
     assert standing(tmp_path) == ["step_1", "step_3"]
     assert "step_1" not in caplog.text
-    retire.retire(bin_in(tmp_path), 1, 1, no_milestone)
+    prune(tmp_path, 1, 1, no_milestone)
     assert "step_1 is kept whatever the limit" in caplog.text, "it was saved again, so it may be another one"
 
 
@@ -371,7 +377,7 @@ def test_debris_below_a_commit_goes_and_above_it_stays(make: Callable[..., Path]
         make(name, *WHOLE)
     make("step_4", *WHOLE[1:])
     make("step_5", *WHOLE)
-    retire.retire(bin_in(tmp_path), 3, 1, no_milestone)
+    prune(tmp_path, 3, 1, no_milestone)
     assert standing(tmp_path) == ["step_3", "step_4", "step_5"]
 
 
@@ -379,7 +385,7 @@ def test_the_step_just_committed_stays_also_if_it_looks_torn(make: Callable[...,
     for name in ("step_1", "step_2"):
         make(name, *WHOLE)
     make("step_3", *WHOLE[1:])
-    retire.retire(bin_in(tmp_path), 3, 1, no_milestone)
+    prune(tmp_path, 3, 1, no_milestone)
     assert standing(tmp_path) == ["step_2", "step_3"]
 
 
@@ -389,7 +395,7 @@ def test_without_a_limit_nothing_goes(make: Callable[..., Path], tmp_path: Path,
         make(f"step_{step}", *WHOLE)
     make("step_1_of_others")
     (tmp_path / "step_0" / ".metadata").unlink()
-    retire.retire(bin_in(tmp_path), 2, limit, no_milestone)
+    prune(tmp_path, 2, limit, no_milestone)
     assert standing(tmp_path) == ["step_0", "step_1", "step_1_of_others", "step_2"], "debris stays as well"
 
 
@@ -399,7 +405,7 @@ def test_a_sweep_clears_up_after_the_dead_and_brings_back_what_was_moved_aside(
     for name in (".step_1.partial", ".step_2.retired.1", ".step_3.replaced", ".step_4.replaced", "step_4", ".mine"):
         make(name, "a")
     (tmp_path / "step_4" / "b").write_text("")
-    retire.sweep(bin_in(tmp_path))
+    retire.delete(retire.sweep(bin_in(tmp_path)), None)
     assert standing(tmp_path) == [".mine", "step_3", "step_4"]
     assert standing(tmp_path / "step_4") == ["a", "b"]
 
@@ -417,7 +423,7 @@ def test_what_can_not_be_cleared_up_is_told_by_its_name_and_the_rest_goes(
         rename(source, target)
 
     monkeypatch.setattr("os.rename", refusing)
-    retire.retire(bin_in(tmp_path), 3, 1, no_milestone)
+    prune(tmp_path, 3, 1, no_milestone)
     assert standing(tmp_path) == ["step_1", "step_3"]
     (message,) = caplog.messages
     assert message.startswith(f"could not clear up {tmp_path}/step_1: [Errno 13] not yours")
@@ -434,7 +440,7 @@ def test_a_sweep_tells_what_it_can_not_clear_up_and_goes_on(
     for name in (".step_1.partial", ".step_2.replaced"):
         make(name, "a")
     monkeypatch.setattr("shutil.rmtree", refuse)
-    retire.sweep(bin_in(tmp_path))
+    retire.delete(retire.sweep(bin_in(tmp_path)), None)
     assert standing(tmp_path) == ["step_2"]
     assert standing(tmp_path / BIN) == [".step_1.partial"]
     after = "[Errno 13] not yours; tried again after the next commit"
@@ -447,7 +453,7 @@ def test_what_was_hidden_and_not_deleted_stays_in_the_bin_which_is_told(
     for step in (1, 2):
         make(f"step_{step}", *WHOLE)
     monkeypatch.setattr("shutil.rmtree", refuse)
-    retire.retire(bin_in(tmp_path), 2, 1, no_milestone)
+    prune(tmp_path, 2, 1, no_milestone)
     assert standing(tmp_path) == ["step_2"]
     assert standing(tmp_path / BIN) == ["step_1"]
     stuck, left = caplog.messages
@@ -459,8 +465,8 @@ def test_a_folder_that_can_not_be_listed_is_told_and_costs_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.scandir", refuse)
-    retire.sweep(bin_in(tmp_path))
-    retire.retire(bin_in(tmp_path), 3, 1, no_milestone)
+    retire.delete(retire.sweep(bin_in(tmp_path)), None)
+    prune(tmp_path, 3, 1, no_milestone)
     told = f"could not clear up {tmp_path}: [Errno 13] not yours; tried again after the next commit"
     assert caplog.messages == [told, told]
 

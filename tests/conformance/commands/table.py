@@ -1,0 +1,84 @@
+"""`forge-conformance table`: the reports of several managers as one table, with a page and a badge for each."""
+
+import argparse
+import os
+from pathlib import Path
+
+from forge_conformance.commands import options as shared
+from forge_conformance.judging.text import counted
+from forge_conformance.judging.verdicts import Status
+from forge_conformance.report import findings, stored
+from forge_conformance.report import table as render
+from forge_conformance.report.page import write
+
+HELP = "show the reports of several managers as one table, with a page and a badge for each"
+_OUT = Path("reports/table")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument(
+        "reports",
+        nargs="*",
+        type=Path,
+        metavar="REPORT_DIR",
+        help="an --out of `run`, with that of `crash` in its folder `crash`; added to the table that --out holds",
+    )
+    shared.add_out(parser, f"./{_OUT}")
+    parser.add_argument("--findings", type=Path, metavar="DIR", help="pages about findings (DIR/../findings of --out)")
+    parser.add_argument(
+        "--check",
+        type=Path,
+        metavar="DIR",
+        help="write nothing; fail if a table is not what its reports give today",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write a table, or compare one: 0 if it is up to date, 1 if it is not, 2 if there is nothing to show."""
+    if options.check is not None and (options.reports or options.out):
+        raise shared.BadArgument("--check takes neither --out nor reports; it reads those in the table.")
+    out = options.check or options.out or _OUT
+    comparison = _comparison(options.reports, out, options.findings or out.parent / "findings")
+    contents = render.files(comparison)
+    if options.check is not None:
+        return _check(contents, out)
+    for name, content in contents.items():
+        write({Path(name).name: content}, out / Path(name).parent)
+    print(f"{counted(len(comparison.managers), 'manager')}; written: {out}/README.md, {out}/index.html")
+    return Status.PASSED
+
+
+def _comparison(directories: list[Path], out: Path, pages: Path) -> render.Comparison:
+    for directory in directories:
+        if not directory.is_dir():
+            raise shared.BadArgument(f"there is no folder {directory}; name folders that `run` wrote its report into.")
+    named = {directory.resolve().name: directory for directory in directories}
+    if len(named) < len(directories):
+        raise shared.BadArgument("two of the folders have the same name, which is the name in the table; rename one.")
+    kept = {path.name: path for path in sorted(out.iterdir()) if path.is_dir()} if out.is_dir() else {}
+    found = {**kept, **named}
+    if not found:
+        raise shared.BadArgument(f"there is no report to show: {out} holds none, and none is named.")
+    managers = tuple(stored.read(found[name]) for name in sorted(found))
+    return render.Comparison(managers, findings.read(pages, os.path.relpath(pages, out)))
+
+
+def _check(contents: dict[str, str], out: Path) -> Status:
+    """Say which files are not what the reports and the specification of today give."""
+    wrong = [name for name, content in contents.items() if _text(out / name) != content]
+    there = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    wrong += [f"{name} (not part of the table)" for name in sorted(there - contents.keys())]
+    if not wrong:
+        print(f"{out} is up to date")
+        return Status.PASSED
+    print(f"{out} does not belong to its reports and to the specification: {', '.join(wrong)}")
+    print(f"render it again: forge-conformance table --out {out}")
+    return Status.FAILED
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None

@@ -1,0 +1,251 @@
+"""Managers side by side: what each one reaches, chapter by chapter and clause by clause, as Markdown and as a page.
+
+Invariants: nothing is typed in, so equal reports and an equal specification give equal files. Whatever is not a pass is
+shown with its reason. What a manager does not claim is not held against it.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from forge_conformance.judging.text import one_line
+from forge_conformance.report import badge, compact, explain, findings
+from forge_conformance.report.manager import SYMBOLS, Around, Finding, html_page, mark_of, ranks, trend
+from forge_conformance.report.markup import Content, Html, row, table, tag
+from forge_conformance.report.page import anchor, finder, folded, page
+from forge_conformance.report.stored import FAILED, MEANINGS, Mark, State, Stored
+from forge_spec import CLAUSES, digests
+from forge_spec.clauses import Level
+
+TITLE = "Checkpoint managers, judged"
+_HEAD = (
+    *("manager", "release", "level reached", *(str(level) for level in Level)),
+    *("kills", "losses of power", "faults", "ranks", "Python, torch", "against an older release", "report", "findings"),
+)
+
+_FREE = "Ways of working in which the specification leaves a manager free."
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The managers of a table, in its order, and all findings."""
+
+    managers: tuple[Stored, ...]
+    findings: tuple[Finding, ...] = ()
+
+    def older(self, stored: Stored) -> Stored | None:
+        """The newest release before this one behind the same adapter."""
+        mine = _version(stored)
+        others = [one for one in self.managers if one.report and one.adapter == stored.adapter and _version(one) < mine]
+        return max(others, key=_version, default=None)
+
+    def about(self, stored: Stored) -> tuple[Finding, ...]:
+        """The findings about a manager."""
+        return findings.about(self.findings, stored)
+
+    def around(self, stored: Stored) -> Around:
+        """What its page shows beside its own reports."""
+        pages = [replace(one, link=f"../{one.link}") for one in self.about(stored)]
+        return Around(self.older(stored), pages, "../index.html")
+
+
+def _version(stored: Stored) -> tuple[int, ...]:
+    """The numbers of a release, without what follows them."""
+    version = next(iter(stored.versions.values()), "")
+    match = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(number) for number in match[0].split(".")) if match else ()
+
+
+def files(comparison: Comparison) -> dict[str, str]:
+    """Return every file by its path: the table, and for each manager its page, its badges and its compact reports."""
+    comparison = replace(comparison, managers=tuple(map(stored_form, comparison.managers)))
+    found = {"README.md": markdown(comparison), "index.html": html(comparison)}
+    for stored in comparison.managers:
+        own = badge.of(stored)
+        found[f"{stored.name}/index.html"] = html_page(stored, comparison.around(stored))
+        found[f"{stored.name}/badge.svg"] = badge.svg(own)
+        found[f"{stored.name}/badge.json"] = badge.endpoint(own)
+        if stored.report:
+            found[f"{stored.name}/report.json"] = compact.as_text(compact.report(stored.report))
+        if stored.crash:
+            found[f"{stored.name}/crash/crash.json"] = compact.as_text(stored.crash)
+    return found
+
+
+def stored_form(stored: Stored) -> Stored:
+    """Return what is kept of a manager's reports, which is all that a table and its pages are made from."""
+    report = compact.expanded(compact.report(stored.report)) if stored.report else {}
+    return replace(stored, report=report, crash=compact.crash(stored.crash) if stored.crash else {})
+
+
+# -- cells --------------------------------------------------------------------------
+
+
+def _of_level(stored: Stored, level: Level) -> str:
+    """How many of the clauses that passed or failed passed."""
+    if stored.level is None or level > stored.level:
+        return "-"
+    return _share(stored, level=level)
+
+
+def _share(stored: Stored, level: Level | None = None, chapter: str = "") -> str:
+    counts = stored.counts(level, chapter)
+    failed = sum(counts[mark] for mark in FAILED)
+    if counts[Mark.PASS] or failed:
+        return f"{counts[Mark.PASS]} of {counts[Mark.PASS] + failed}"
+    return next((str(mark) for mark in Mark if counts[mark]), "-")
+
+
+def _environment(stored: Stored) -> str:
+    environment = stored.environment
+    return f"{environment.get('python', '?')}, {environment.get('torch', '?')}"
+
+
+def _state(stored: Stored) -> str:
+    state, reason = stored.state
+    deaths = f"; deaths: {stored.crash_state}" if stored.crash_state else ""
+    return f"{state}{f': {reason}' if reason else ''}{deaths}"
+
+
+def _trend(comparison: Comparison, stored: Stored) -> str:
+    older = comparison.older(stored)
+    return f"{trend(stored, older)} against {older.release}" if older else ""
+
+
+def _cells(comparison: Comparison, stored: Stored) -> list[str]:
+    """A line of the first table but for its first and its last cell, which are links."""
+    return [
+        stored.release or stored.adapter,
+        f"{stored.reached}{f' ({stored.short_of})' if stored.short_of else ''}",
+        *(_of_level(stored, level) for level in Level),
+        *map(str, (stored.kills, stored.power, stored.real)),
+        ranks(stored) if stored.report else "",
+        _environment(stored),
+        _trend(comparison, stored),
+        _state(stored),
+    ]
+
+
+def _shown(comparison: Comparison) -> list[tuple[str, list[str]]]:
+    """The clauses that belong to a level at which somebody was judged, by chapter."""
+    highest = max((stored.level for stored in comparison.managers if stored.level is not None), default=Level.CORE)
+    return [
+        (chapter, [clause.slug for clause in CLAUSES if clause.chapter == chapter and clause.level <= highest])
+        for chapter in dict.fromkeys(clause.chapter for clause in CLAUSES)
+    ]
+
+
+# -- Markdown -----------------------------------------------------------------------
+
+
+def markdown(comparison: Comparison) -> str:
+    """Return the table for a page of a repository."""
+    managers = comparison.managers
+    lines = [f"# {TITLE}", "", *_introduction(), "", _line(*_HEAD), _line(*("---" for _ in _HEAD))]
+    for stored in managers:
+        pages = ", ".join(f"[{one_line(one.title)}]({one.link})" for one in comparison.about(stored))
+        cells = [one_line(cell) for cell in _cells(comparison, stored)]
+        lines.append(_line(f"[{stored.name}]({stored.name}/index.html)", *cells, pages))
+    lines += ["", "## Clauses", "", *(f"- {SYMBOLS[mark]} *{mark}*: {meaning}" for mark, meaning in MEANINGS.items())]
+    for chapter, slugs in _shown(comparison):
+        lines += ["", f"### {chapter}", "", _line("clause", *(stored.name for stored in managers))]
+        lines += [_line(*("---" for _ in range(len(managers) + 1)))]
+        lines += [_line("*pass*", *(_share(stored, chapter=chapter) for stored in managers))]
+        lines += [_line(slug, *(_linked(stored, slug) for stored in managers)) for slug in slugs]
+    return "\n".join([*lines, "", "## Both allowed", "", *_allowed(comparison)]) + "\n"
+
+
+def _introduction() -> Iterator[str]:
+    yield f"By specification `{digests.of_specification()}` of {len(CLAUSES)} clauses. Every figure is computed from"
+    yield "the reports in the folders beside this page, by `forge-conformance table`. A level is reached if each of its"
+    yield "claimed clauses passes, and each of those of the levels below it. *x of y* counts the clauses that pass, of"
+    yield "those that pass or fail."
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _linked(stored: Stored, slug: str) -> str:
+    mark = stored.mark(slug)
+    symbol = SYMBOLS[mark]
+    return f"[{symbol}]({stored.name}/index.html#{anchor(slug)})" if mark in FAILED else symbol
+
+
+def _allowed(comparison: Comparison) -> Iterator[str]:
+    yield f"{_FREE} Without an entry, a manager works in the usual way."
+    yield ""
+    for name, meaning in explain.documented_traits():
+        own = [f"{stored.name} ({stored.traits[name]})" for stored in comparison.managers if name in stored.traits]
+        yield f"- `{name.partition(':')[0]}`: {meaning} {', '.join(own) or 'none'}."
+
+
+# -- HTML ---------------------------------------------------------------------------
+
+
+def html(comparison: Comparison) -> str:
+    """Return the table as a page, with a link from each cell to its story."""
+    return page(TITLE, [*_overview(comparison), *_matrix(comparison), *_both(comparison)])
+
+
+def _overview(comparison: Comparison) -> Iterator[Html]:
+    yield tag("a", "to the clauses", href="#clauses", class_="skip")
+    yield tag("h1", TITLE)
+    yield tag("p", re.sub("[`*]", "", " ".join(_introduction())), class_="soft")
+    yield table(_HEAD, (_manager(comparison, stored) for stored in comparison.managers))
+
+
+def _manager(comparison: Comparison, stored: Stored) -> Html:
+    pages = [(tag("a", one.title, href=one.link), " ") for one in comparison.about(stored)]
+    state, reason = stored.state
+    cells: list[Content] = list(_cells(comparison, stored))
+    cells[-1] = tag("span", state, ": " if reason else "", reason, class_="" if state is State.COMPLETE else "banner")
+    name = tag("th", tag("a", stored.name, href=f"{stored.name}/index.html"), scope="row")
+    return row(name, *cells, tag("td", pages), id=anchor(stored.name))
+
+
+def _matrix(comparison: Comparison) -> Iterator[Html]:
+    yield tag("h2", "Clauses", id="clauses")
+    meanings = tag("ul", (tag("li", mark_of(mark), " ", meaning) for mark, meaning in MEANINGS.items()))
+    yield folded("what the marks mean", meanings)
+    there = {stored.mark(slug) for stored in comparison.managers for _, slugs in _shown(comparison) for slug in slugs}
+    yield finder("the clauses", [str(mark) for mark in Mark if mark in there])
+    names = (tag("a", one.name, href=f"{one.name}/index.html") for one in comparison.managers)
+    head = [tag("th", "clause", class_="first"), *(tag("th", name, class_="head", scope="col") for name in names)]
+    yield table(head, (_chapter(comparison, *one) for one in _shown(comparison)), class_="matrix")
+
+
+def _chapter(comparison: Comparison, chapter: str, slugs: Sequence[str]) -> Html:
+    shares = (tag("td", tag("small", _share(stored, chapter=chapter))) for stored in comparison.managers)
+    head = row(tag("th", tag("b", chapter), class_="first", scope="rowgroup"), *shares, id=f"chapter-{chapter}")
+    return tag("tbody", head, (_clause(comparison, slug) for slug in slugs), data_group=True)
+
+
+def _clause(comparison: Comparison, slug: str) -> Html:
+    marks = [stored.mark(slug) for stored in comparison.managers]
+    cells = [_cell(stored, slug, mark) for stored, mark in zip(comparison.managers, marks, strict=True)]
+    name = tag("th", slug, class_="first", scope="row")
+    return row(name, *cells, id=anchor(slug), data_marks=",".join(dict.fromkeys(marks)))
+
+
+def _cell(stored: Stored, slug: str, mark: Mark) -> Html:
+    line = stored.by_slug.get(slug)
+    said = f"{stored.name}, {slug}: {mark}{f': {one_line(line.reason)}' if line and line.reason else ''}"
+    link = tag("a", SYMBOLS[mark], href=f"{stored.name}/index.html#{anchor(slug)}", title=said, aria_label=said)
+    return tag("td", link if line else SYMBOLS[mark], class_=anchor(mark))
+
+
+def _both(comparison: Comparison) -> Iterator[Html]:
+    yield tag("h2", "Both allowed", id="both-allowed")
+    yield tag("p", _FREE)
+    head = ("trait", "meaning", *(stored.name for stored in comparison.managers))
+    rows = (
+        row(name, meaning, *(_trait(stored, name) for stored in comparison.managers))
+        for name, meaning in explain.documented_traits()
+    )
+    yield table(head, rows)
+
+
+def _trait(stored: Stored, name: str) -> str:
+    value = stored.traits.get(name)
+    return "" if value is None else "yes" if value is True else str(value)
