@@ -109,7 +109,7 @@ class Deaths:
         if not self.tried:
             return "not explored"
         cut = ", stopped by the time limit" if self.is_cut_short else ""
-        return f"{self.tried - self.bad:,} of {self.tried:,} survived{cut}"
+        return f"{self.tried - self.bad:,} of {self.tried:,}{cut}"
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,8 @@ ROOMS = (
             "pytorch_lightning",
             "olmo_core",
             "orbax",
+            "ignite",
+            "torch_checkpointing",
             "torchtitan",
             "transformers",
             "accelerate",
