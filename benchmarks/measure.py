@@ -56,7 +56,7 @@ def in_turns(works: Mapping[str, Work], rounds: int, budget_s: float) -> Samples
                 parts, peak_bytes = _once(name, left[name])
             except Exception as error:
                 del left[name]
-                samples[name] = Sample(failure=f"{type(error).__name__}: {str(error).splitlines()[0][:80]}")
+                samples[name] = Sample(failure=described(error))
                 continue
             for part, seconds in parts.items() if number >= 0 else ():
                 sample = samples.setdefault(part, Sample())
@@ -65,6 +65,11 @@ def in_turns(works: Mapping[str, Work], rounds: int, budget_s: float) -> Samples
         if number + 1 >= FEWEST and time.monotonic() - begun > budget_s:
             break
     return samples
+
+
+def described(error: Exception) -> str:
+    """Return one line about an error."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0][:80]}"
 
 
 def _once(name: str, work: Work) -> tuple[Parts, int]:

@@ -10,6 +10,7 @@ made by the benchmark.
 """
 
 import os
+import resource
 import shutil
 import tempfile
 import time
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import Parts, Samples, Work, in_turns
+from measure import Parts, Sample, Samples, Work, described, in_turns
 from rivals import WAYS, Reference, Way, missing
 from subject import Size, Subject, Warm, subject, sync_tree
 
@@ -36,8 +37,10 @@ _LARGE = 3_000
 def study(size: Size, rounds: int, budget_s: float) -> tuple[Subject, Samples]:
     """Return what was measured of a state of this size: the names are those above, of a way with its name before."""
     torch.set_num_threads(1)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # torch_checkpointing opens several for each tensor
     model = subject(size)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         place = Path(folder)
         warm, ways = Warm(model), []
         failures: Samples = {}
@@ -47,7 +50,10 @@ def study(size: Size, rounds: int, budget_s: float) -> tuple[Subject, Samples]:
             ways.append(way(model, place / way.__name__))
         works = _limits(warm, place, ways[0])
         for way in ways:
-            works |= _works(way)
+            try:
+                works |= _works(way)
+            except Exception as error:
+                failures[way.name] = Sample(failure=described(error))
         works |= _apart(ways[0], place)
         return model, {**in_turns(works, rounds, budget_s), **failures}
 

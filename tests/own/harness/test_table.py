@@ -13,7 +13,7 @@ import pytest
 
 from forge_conformance.cli import main
 from forge_conformance.judging.verdicts import Expected, Finding, Report, judge
-from forge_conformance.report import badge, compact, failures, findings, markup, page, stored, table
+from forge_conformance.report import badge, compact, failures, findings, form, markup, page, stored, table
 from forge_conformance.report import run as render
 from forge_conformance.report.manager import Around, html_page
 from forge_conformance.report.markup import tag
@@ -152,10 +152,21 @@ def test_a_clause_that_is_unreached_by_a_trait_is_both_allowed_and_any_other_kee
         ),
         (lambda values: {**values, "errors": ["KeyError: 'x'"], "exit_status": 3}, State.ERROR, "KeyError"),
         (lambda values: {**values, "schema_version": 7}, State.UNREADABLE, "schema version 7"),
-        (lambda values: {"schema_version": 1}, State.UNREADABLE, "is not a report"),
-        (lambda values: {**values, "clauses": [{"slug": SYNC, "verdict": "fine"}]}, State.UNREADABLE, "'fine'"),
-        (lambda values: {**values, "clauses": 7}, State.UNREADABLE, "is not a report"),
-        (lambda values: "[]", State.UNREADABLE, "not a JSON object"),
+        (lambda values: {"schema_version": 1}, State.UNREADABLE, "suite_version is missing"),
+        (
+            lambda values: {**values, "clauses": [{"slug": SYNC, "verdict": "fine"}]},
+            State.UNREADABLE,
+            "'fine' is not a verdict",
+        ),
+        (lambda values: {**values, "clauses": 7}, State.UNREADABLE, "it: clauses is not a list"),
+        (lambda values: {**values, "level": "high"}, State.UNREADABLE, "no level is called 'high'"),
+        (lambda values: {**values, "clauses": [{"slug": 7, "verdict": "pass"}]}, State.UNREADABLE, "slug is not str"),
+        (
+            lambda values: {**values, "lines": [], "clauses": [{"failures": [{"story": [3], "detail": []}]}]},
+            State.UNREADABLE,
+            "its lines are not complete, IndexError",
+        ),
+        (lambda values: "[]", State.UNREADABLE, "schema version None"),
         (lambda values: json.dumps(values)[:-9], State.UNREADABLE, "not JSON"),
     ],
 )
@@ -251,6 +262,12 @@ def test_an_exploration_that_can_not_be_relied_on_says_why(
     one = stored.read(written(tmp_path / "made", report_of(held(SYNC)), explored(**changes)))
     assert one.crash_state == reason
     assert f"deaths: {reason}" in table.markdown(table.Comparison((one,)))
+
+
+def test_an_exploration_that_is_none_is_not_shown_and_says_why(tmp_path: Path) -> None:
+    one = stored.read(written(tmp_path / "made", report_of(held(SYNC)), {**explored(), "drills": [{}]}))
+    assert one.crash_state == "crash.json can't be shown: it: drills 0: kind is missing"
+    assert str(one.kills) == "not explored"
 
 
 # -- releases and findings ---------------------------------------------------------------
@@ -387,7 +404,7 @@ def test_a_badge_says_release_and_level_and_is_bound_to_the_specification() -> N
     assert bad.message in badge.svg(bad)
 
 
-@pytest.mark.parametrize("module", [failures, findings, markup, page], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [failures, findings, form, markup, page], ids=lambda module: module.__name__)
 def test_the_examples_of_rendering_say_what_happens(module: ModuleType) -> None:
     ran = doctest.testmod(module)
     assert ran.attempted > 0 and ran.failed == 0
