@@ -1,9 +1,7 @@
-"""How fast the suite and the reference are: printed, never asserted.
+"""How fast the suite is, and what coordination costs: printed, never asserted.  Storage has a page, by `page.py`.
 
     python benchmarks/run.py            everything
     python benchmarks/run.py lives      a fresh process life from the warm server
-    python benchmarks/run.py save       forge_ref against stock torch.distributed.checkpoint, same bytes
-    python benchmarks/run.py storage    forge_ref beside the limits of memory and disk, torch.save and stock DCP: tables
     python benchmarks/run.py truth --against DIRECTORY
                                         this checkout's forge_ref against another one's, save and load of 200 MB
     python benchmarks/run.py suite      the whole suite against forge_ref, two processes
@@ -20,7 +18,6 @@ are compared they are measured in turns in one run, and the ratio is the result.
 
 import argparse
 import json
-import shutil
 import statistics
 import subprocess
 import sys
@@ -36,8 +33,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     jobs = {
         "lives": lives,
-        "save": save,
-        "storage": storage,
         "truth": truth,
         "suite": suite,
         "matrix": matrix,
@@ -50,12 +45,11 @@ def main() -> None:
     parser.add_argument("what", nargs="*", choices=[*jobs, []], default=[])
     parser.add_argument("--write", type=Path, help="a file to write the study of scale to, too")
     parser.add_argument("--against", type=Path, help="truth: a checkout, or a folder with its forge_ref")
-    parser.add_argument("--rounds", type=int, default=21, help="truth, storage: how many rounds (default: 21)")
+    parser.add_argument("--rounds", type=int, default=21, help="truth: how many rounds (default: 21)")
     arguments = parser.parse_args()
     options = {
         "scale": (arguments.write,),
         "truth": (arguments.against, arguments.rounds),
-        "storage": (arguments.rounds,),
     }
     for name in arguments.what or jobs:
         jobs[name](*options.get(name, ()))
@@ -88,79 +82,11 @@ def lives() -> None:
     print(f"  that is 1/{cold / life:.0f} of a Python that imports torch ({cold:.2f} s)")
 
 
-def save() -> None:
-    """Save, blocking time of a save in the background, and load, over what stock DCP needs for the same state.
-
-    Ours syncs files and directories and verifies checksums; stock syncs files and verifies nothing.
-    """
-    import torch
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-
-    import forge_ref
-
-    torch.set_num_threads(1)
-    model = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024) for _ in range(16)))
-    optimizer = torch.optim.AdamW(model.parameters())
-    model(torch.randn(2, 1024)).sum().backward()
-    optimizer.step()
-    size_mb = 3 * sum(p.nbytes for p in model.parameters()) / 1e6
-
-    with tempfile.TemporaryDirectory() as folder:
-        steps = iter(range(1, 10_000))
-        config = forge_ref.CheckpointConfig(dir=f"{folder}/ours", keep_last_n=1)
-        ours = forge_ref.CheckpointManager(config, model, optimizer)
-        mode = forge_ref.AsyncCheckpointMode.async_
-        config = forge_ref.CheckpointConfig(dir=f"{folder}/behind", keep_last_n=1, async_mode=mode)
-        behind = forge_ref.CheckpointManager(config, model, optimizer)
-
-        stock = [f"{folder}/stock_0"]
-
-        def stock_save() -> None:  # into a new directory, the old one deleted, as ours does
-            weights, moments = get_state_dict(model, optimizer)
-            stock.append(f"{folder}/stock_{len(stock)}")
-            dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=stock[-1])
-            shutil.rmtree(stock[-2], ignore_errors=True)
-
-        def stock_load() -> None:
-            weights, moments = get_state_dict(model, optimizer)
-            dcp.load({"model": weights, "optimizer": moments}, checkpoint_id=stock[-1])
-            set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments)
-
-        def blocked() -> float:
-            begun = time.perf_counter()
-            behind.save(next(steps))
-            returned = time.perf_counter()
-            behind.wait()
-            return returned - begun
-
-        stock_save(), ours.save(next(steps)), blocked()  # the first of each pays for cold buffers
-        rows = {"stock save": [], "save": [], "blocked by an async save": [], "stock load": [], "load": []}
-        for _ in range(ROUNDS):
-            rows["stock save"].append(_timed(stock_save))
-            rows["save"].append(_timed(lambda: ours.save(next(steps))))
-            rows["blocked by an async save"].append(blocked())
-            rows["stock load"].append(_timed(stock_load))
-            rows["load"].append(_timed(ours.load))
-    median = {name: statistics.median(times) for name, times in rows.items()}
-    print(f"{size_mb:.0f} MB of parameters and moments, medians of {ROUNDS} rounds in turns:")
-    for name, against in (("save", "stock save"), ("blocked by an async save", "stock save"), ("load", "stock load")):
-        ratio = median[name] / median[against]
-        print(f"  {name}: {median[name] * 1e3:.0f} ms, {ratio:.2f} x {against} ({median[against] * 1e3:.0f} ms)")
-
-
 def truth(against: Path | None = None, rounds: int = 21) -> None:
     """What this checkout's forge_ref costs over another one's: ratios with their spread, and nothing is judged."""
     from truth import compare
 
     print("truth needs --against DIRECTORY" if against is None else compare(against.resolve(), rounds))
-
-
-def storage(rounds: int = 21) -> None:
-    """Saves and loads of 16 MB, 256 MB and 13,200 small tensors over what the machine can do: tables in Markdown."""
-    from storage import study
-
-    print(study(rounds))
 
 
 def suite() -> None:

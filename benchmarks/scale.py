@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from scale_cost import section
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -331,6 +332,7 @@ def study() -> str:
             _entries(runs),
             _file_operations(runs),
             _storm(largest),
+            section(lambda size: max(channel.so_far["chain"] for channel in derived[size, 0]["save"])),
         ]
     )
 
@@ -342,6 +344,7 @@ Written by `python benchmarks/run.py scale --write docs/SCALE.md`. No number her
 - *Counted*: runs of
   {", ".join(f"{size} ranks" + (f" in {stages} stages" if stages else "") for size, stages in COUNTED)}.
   Each rank is a process, with FSDP over gloo.
+- *Multiplied*: [what a save costs](#what-a-save-costs), from constants of the machine that this was written on.
 - *Derived*: the same code, run for each rank, with a dictionary in place of the network. For each counted run, rank
   and phase this gives exactly the messages and bytes that were counted.
 """

@@ -52,6 +52,11 @@ class Background(threading.Thread, Generic[T]):
             with self._running:
                 pass
 
+    def outcome(self) -> T | None:
+        """Return what the job does, when it has ended; None if it failed."""
+        self.await_end()
+        return self._outcome[0] if self._outcome else None
+
     def result(self) -> T:
         """Return or raise what the job does, when it has ended."""
         self.await_end()

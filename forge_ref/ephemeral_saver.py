@@ -24,6 +24,7 @@ import torch
 
 from forge_ref import (
     channel,
+    collector,
     ephemeral_folder,
     forms,
     layout,
@@ -46,13 +47,14 @@ from forge_ref.config import AsyncCheckpointMode
 from forge_ref.engine.leaves import Leaves, flatten
 from forge_ref.ephemeral_folder import MARKER, METADATA, SHARDS, TRAIN
 from forge_ref.errors import DamagedError, NotTakenBackError, RanksLostError, SaveError
+from forge_ref.gradients import after_first_step
 from forge_ref.interrupts import Deferral, for_call
 from forge_ref.manifest import Seal
 from forge_ref.messages import log as _log
 from forge_ref.messages import logged, some
 from forge_ref.pieces import Copy
 from forge_ref.resuming import Loaded, put_in
-from forge_ref.saving import PACKED, taken_state
+from forge_ref.saving import PACKED, taken_state, tensors_of
 from forge_ref.writer import Writer
 
 _OPTIM = "optim"
@@ -119,6 +121,11 @@ class Checkpointer:
         self.folder = self.calls.from_first(partial(paths.folder, save_folder, "save_folder", paths.here()))
         self._flights = AsyncCheckpointer(AsyncCheckpointMode.async_)
         self._writer = Writer(self.folder, self._flights)
+        after_first_step(optimizer, self.prewarm)
+
+    def prewarm(self) -> None:
+        """Make what the first save needs, beside training."""
+        self._flights.shards.prewarm(tensors_of(self.model, self.optimizer))
 
     # -- saving ---------------------------------------------------------------
 
@@ -236,7 +243,7 @@ class Checkpointer:
         save in flight.  Raises what `CheckpointManager.load` does, on every
         rank, and leaves everything as it was then.
         """
-        with for_call(0, self._ranks.are_many) as deferral, weights.mode_to_load_in(self.model):
+        with for_call(0, self._ranks.are_many) as deferral, weights.mode_to_load_in(self.model), collector.paused():
             self._flights.settle()
             source = self.calls.from_first(partial(self._find, path))
             if source is None:

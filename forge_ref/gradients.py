@@ -11,6 +11,7 @@ thousands would be noted at every step.
 """
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +71,21 @@ class GradientWatch:
             if p.grad is not None and not mark.is_gradient(p.grad)
         ]
         return any(bool(g.any()) for g in changed) and all(bool(g.isfinite().all()) for g in changed)
+
+
+def after_first_step(optimizer: torch.optim.Optimizer, job: Callable[[], object]) -> None:
+    """Call a method once, after the optimizer's next step, when its moments are there; not if its object is gone."""
+    method, has_stepped = weakref.WeakMethod(job), list[bool]()
+
+    def once(*_: object) -> None:
+        if not has_stepped:
+            has_stepped.append(True)
+            if (alive := method()) is not None:
+                alive()
+
+    if hasattr(optimizer, "register_step_post_hook"):
+        handle = optimizer.register_step_post_hook(once)
+        weakref.finalize(job.__self__, handle.remove)  # type: ignore[attr-defined]  # it is a method
 
 
 def _note(watch: "weakref.ref[GradientWatch]") -> None:

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from forge_ref import freeze, paths, publish, ranks, resuming, state, weights
+from forge_ref import collector, freeze, paths, publish, ranks, resuming, state, weights
 from forge_ref.arguments import check_boolean, check_duration
 from forge_ref.async_save import AsyncCheckpointer
 from forge_ref.config import CheckpointConfig
@@ -108,7 +108,9 @@ class CheckpointManager:
         afterwards is raised: it is logged (retention.failure-is-soft).
 
         Between saves the manager keeps one image of what this rank saves in host
-        memory, which every save is copied into.
+        memory, which every save is copied into.  In an async mode a thread makes
+        that memory after the optimizer's first step, so that the first save need
+        not.  `MemoryError` if the system has none: nothing is saved then.
 
         A warning says so when gradients have been accumulated since the last
         step of the optimizer: they are not saved (commit.gradients-said).
@@ -203,7 +205,7 @@ class CheckpointManager:
         everything is as it was; after that it is delivered when all of the
         checkpoint is in place.
         """
-        with self._run.deferral(first=0) as deferral, weights.mode_to_load_in(self.model):
+        with self._run.deferral(first=0) as deferral, weights.mode_to_load_in(self.model), collector.paused():
             self._run.checkpointer.settle()
             return self._resumer.load(deferral, path, scheduler, dataloader, exclude_keys, vlm_freeze_expected)
 

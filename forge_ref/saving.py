@@ -12,8 +12,9 @@ have staged; all ranks have written, and then rank 0 commits.  Only rank 0 makes
 renames and deletes directories.
 """
 
+import itertools
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,8 +26,10 @@ import torch
 
 from forge_ref import channel, forms, layout, manifest, optimizers, own_values, publish, retire, state, storage, weights
 from forge_ref.arguments import check_integer
+from forge_ref.config import AsyncCheckpointMode
 from forge_ref.engine.leaves import Leaves, flatten
 from forge_ref.errors import NotTakenBackError, RanksLostError, SaveError
+from forge_ref.gradients import after_first_step
 from forge_ref.interrupts import Deferral
 from forge_ref.manifest import Seal
 from forge_ref.messages import log as _log
@@ -63,6 +66,12 @@ class Saver:
     def __init__(self, run: Run, take_over: bool) -> None:
         self._run = run
         self._writer = Writer(run.folder, run.checkpointer, take_over)
+        if run.checkpointer.mode is not AsyncCheckpointMode.disabled:
+            after_first_step(run.optimizer, self.prewarm)
+
+    def prewarm(self) -> None:
+        """Make what the first save needs, beside training."""
+        self._run.checkpointer.shards.prewarm(tensors_of(self._run.model, self._run.optimizer))
 
     def save(
         self,
@@ -226,6 +235,14 @@ def taken_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dic
         weights.MODEL: weights.model_state(model),
         weights.OPTIMIZER: optimizers.optimizer_state(model, optimizer),
     }
+
+
+def tensors_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
+    """Yield the values of both, about as a save has them."""
+    yield from itertools.chain(model.parameters(), model.buffers())
+    for entry in optimizer.state.values():
+        if isinstance(entry, Mapping):
+            yield from (value for value in entry.values() if isinstance(value, torch.Tensor))
 
 
 def _compared(notes: frozenset[own_values.Note]) -> frozenset[int | None]:

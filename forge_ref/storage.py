@@ -9,6 +9,7 @@ Ranks read on their own: nobody waits here.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -53,7 +54,7 @@ class Shards:
     @property
     def parts(self) -> set[str]:
         """The top-level keys of the state that was saved."""
-        return {str(self._keys(name)[0]) for name in self.metadata.state_dict_metadata}
+        return {str(keys[0]) for keys in self._keys.values()}
 
     def read(
         self, is_wanted: Callable[[Keys], bool], place_of: Callable[[Keys], Piece | None] = lambda _: None
@@ -63,7 +64,7 @@ class Shards:
         `DamagedError` names the file that is not what was written.
         """
         with naming(self.path / layout.MARKER):
-            names = {name: keys for name in self.metadata.state_dict_metadata if is_wanted(keys := self._keys(name))}
+            names = {name: keys for name, keys in self._keys.items() if is_wanted(keys)}
             places = {name: place_of(keys) for name, keys in names.items()}
             reader = reading.Reader(self.path, self.metadata, self.seals)
             if not self.is_sealed:
@@ -84,12 +85,16 @@ class Shards:
 
     def under(self, part: str) -> list[Keys]:
         """Return the keys of all that was saved under a top-level key."""
-        return [keys for name in self.metadata.state_dict_metadata if (keys := self._keys(name))[0] == part]
+        return [keys for keys in self._keys.values() if keys[0] == part]
 
-    def _keys(self, name: str) -> Keys:
-        """Return the keys of a flat name in the nested state: dict keys are text, list indices numbers."""
-        keys = cast(Keys, (self.metadata.planner_data or {}).get(name, (name,)))
-        return (self.renamed[keys[0]], *keys[1:]) if keys[0] in self.renamed else keys
+    @cached_property
+    def _keys(self) -> dict[str, Keys]:
+        """The keys in the nested state of each flat name: dict keys are text, list indices numbers."""
+        places, renamed = self.metadata.planner_data or {}, self.renamed
+        found = {name: cast(Keys, places.get(name, (name,))) for name in self.metadata.state_dict_metadata}
+        if not renamed:
+            return found
+        return {name: (renamed[keys[0]], *keys[1:]) if keys[0] in renamed else keys for name, keys in found.items()}
 
 
 def open_shards(path: Path, seal: Seal | None) -> Shards:

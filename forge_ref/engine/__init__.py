@@ -5,7 +5,8 @@
     image        one rank's file of shards as it lies in memory: a save is one copy into it
     table        the hash of each piece, at the end of its file
     flush        large direct writes, or buffered ones where direct ones are refused
-    shards       the plan of the ranks that write together, computed once for an unchanged state
+    loose        values that change their size, behind the image
+    writing      the plan of the ranks that write together, computed once for an unchanged state
     reading      pieces into fresh memory, verified while they pass by
 
     __R_0.distcp = one container for each tensor at a multiple of 64 bytes, then, from a multiple

@@ -18,8 +18,14 @@ _REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)
 
 
 def pages(size: int) -> mmap.mmap:
-    """Return page-aligned memory of whole pages, huge ones where the system has them."""
-    memory = mmap.mmap(-1, max(up(size), PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    """Return page-aligned memory of whole pages, huge ones where the system has them; `MemoryError` if it has none."""
+    try:
+        memory = mmap.mmap(-1, max(up(size), PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(
+            f"the system has no {size:,} bytes for a copy of what this rank saves ({error}); nothing was saved; "
+            "let more ranks share the state, or leave more host memory free"
+        ) from error
     memory.madvise(mmap.MADV_HUGEPAGE)
     return memory
 

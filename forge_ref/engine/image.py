@@ -4,6 +4,7 @@ Around each slot the container is written once, when the image is made.  What
 the rank holds and does not write lies behind, where no flush comes.
 """
 
+import mmap
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
@@ -31,10 +32,28 @@ def lay_out(written: Iterable[Fixed]) -> tuple[dict[str, Extent], int]:
     return extents, flush.up(end)
 
 
+def room_for(kinds: Mapping[tuple[torch.dtype, torch.Size], int]) -> mmap.mmap:
+    """Return memory for a file with so many tensors of each type and shape, all of which the system has given."""
+    size = 0
+    for (dtype, shape), count in kinds.items():
+        prefix, suffix = container(dtype, shape)
+        size += count * flush.up(len(prefix) + dtype.itemsize * shape.numel() + len(suffix), _ALIGNMENT)
+    memory = flush.pages(size)
+    torch.frombuffer(memory, dtype=torch.uint8).zero_()
+    return memory
+
+
 class Image:
     """Room for tensors of this layout; those that are written are in the file, in their order."""
 
-    def __init__(self, layout: Sequence[Fixed], written: Collection[str], is_pinned: bool = False) -> None:
+    def __init__(
+        self,
+        layout: Sequence[Fixed],
+        written: Collection[str],
+        is_pinned: bool = False,
+        memory: mmap.mmap | None = None,
+    ) -> None:
+        """Use this memory, if it is large enough."""
         self.layout = layout
         self.extents, self.size = lay_out(one for one in layout if one.name in written)
         starts, end = {name: extent.start for name, extent in self.extents.items()}, self.size
@@ -42,7 +61,8 @@ class Image:
             if one.name not in starts:
                 starts[one.name] = end
                 end = flush.up(end + one.dtype.itemsize * one.shape.numel(), _ALIGNMENT)
-        memory = flush.pages(end)
+        if memory is None or len(memory) < end:
+            memory = flush.pages(end)
         whole = torch.frombuffer(memory, dtype=torch.uint8)
         if is_pinned:
             weakref.finalize(self, pin(whole))

@@ -113,13 +113,14 @@ def flatten(state: Mapping[Any, Any], packed: Collection[str] = ()) -> Leaves:
 
 
 def _flatten(name: str, path: Path, value: Any, leaves: Leaves) -> None:
-    place = None
-    if not is_plain(value):
+    place, is_fixed = None, is_plain(value)
+    if not is_fixed:
         if isinstance(value, DTensor) and (value := piece_of(value)) is None:
             return
         if isinstance(value, Piece):
             place, value = (value.shape, value.offsets), value.values
-            if not is_plain(value):
+            is_fixed = is_plain(value)
+            if not is_fixed:
                 raise ValueError(f"{name} has shards of type {type(value).__name__}, which DCP can't put together")
         elif isinstance(value, Mapping):
             for key, item in value.items():
@@ -133,7 +134,7 @@ def _flatten(name: str, path: Path, value: Any, leaves: Leaves) -> None:
     if name in leaves.paths:
         raise ValueError(f"two values have the name {name}; rename one of them")
     leaves.paths[name] = path
-    if is_plain(value):
+    if is_fixed:
         leaves.fixed[name] = value
         leaves.layout.append(Fixed(name, value.dtype, value.shape, value.requires_grad, place))
     else:

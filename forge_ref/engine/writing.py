@@ -10,8 +10,10 @@ so after a save that failed anywhere all send theirs again; all shards are on
 storage before the marker is written; and one rank makes the directory.
 """
 
+import mmap
 import os
 import pickle
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -34,17 +36,19 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
+from torch.distributed.tensor import DTensor
 from torch.futures import Future
 
 from forge_ref import layout, marker, publish
 from forge_ref.background import Background
 from forge_ref.channel import OnRankError, picklable
 from forge_ref.engine import flush
-from forge_ref.engine.image import Image, lay_out
+from forge_ref.engine.image import Image, lay_out, room_for
 from forge_ref.engine.leaves import Fixed, Leaves, Packed, snapshot
 from forge_ref.engine.loose import Tail
 from forge_ref.errors import RanksLostError
 from forge_ref.manifest import Seal
+from forge_ref.pieces import is_plain
 from forge_ref.pinned import PinnedStaging
 
 T = TypeVar("T")
@@ -81,13 +85,25 @@ class ShardWriter:
         self._agreed: _Agreed | None = None
         """None from the moment a plan is sent until it has come back."""
         self._lead = _Lead()
+        self._room: Background[mmap.mmap] | None = None
+
+    def prewarm(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Make the memory for a copy of these beside training, with what stands around them in the file.
+
+        Else the first `hold` makes it, which takes several times as long as a copy.
+        """
+        local = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
+        kinds = Counter((tensor.dtype, tensor.shape) for tensor in local if is_plain(tensor))
+        self._room = Background("memory", partial(room_for, kinds))
 
     def hold(self, leaves: Leaves) -> Leaves:
         """Return a copy in host memory; only for use when no write is in flight, whose memory is used again."""
         if self._image is None or not self._image.fits(leaves.layout):
             self._image = None  # before there is another one
             names = (one.name for one in leaves.layout if one.name not in leaves.unwritten)
-            self._image = Image(leaves.layout, frozenset(names), self.staging is not None)
+            room, self._room = self._room, None
+            memory = None if room is None else room.outcome()
+            self._image = Image(leaves.layout, frozenset(names), self.staging is not None, memory)
         if self.staging is None:
             self._image.stage(leaves.fixed)
         else:

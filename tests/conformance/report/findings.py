@@ -57,7 +57,7 @@ def _words(text: str) -> set[str]:
     ['3.0', 'core', 'olmo', 'olmocore']
     """
     whole = re.findall(r"[\w.-]+", text.lower())
-    return {_plain(word) for word in whole} | {part for word in whole for part in re.split("[-_]", word)}
+    return {_plain(word) for word in whole} | {part for word in whole for part in word.split("-")}
 
 
 def _plain(name: str) -> str:

@@ -1,0 +1,305 @@
+"""The benchmark of storage: measures what is asked for, and renders one page in Markdown with charts in SVG.
+
+    python benchmarks/page.py                          all but 4 GB, under 15 minutes on two idle cores
+    python benchmarks/page.py --write docs             write docs/benchmarks.md and its charts
+    python benchmarks/page.py --only 256MB --only lost one size, and what a flush takes from training
+    python benchmarks/page.py --with 4GB               the default and 4 GB, which takes 20 GB of memory
+    python benchmarks/page.py --scale 0.2              a fifth of the time, with fewer rounds
+
+Each section is measured in a process of its own, and nothing that it prints is typed in.
+"""
+
+import argparse
+import os
+import pickle
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import lost
+import storage
+import worlds
+from chart import chart
+from measure import Sample, Samples
+from rivals import WAYS, Reference, missing
+from subject import SIZES
+
+DEFAULT = ("16MB", "256MB", "1GB", "10k", "100k", "ranks", "lost", "durable")
+BUDGETS_S = {"16MB": 45, "256MB": 110, "1GB": 190, "4GB": 400, "10k": 110, "100k": 170, "ranks": 90, "lost": 60}
+ROUNDS = 15
+_OURS = Reference.name
+
+
+# -- measuring -------------------------------------------------------------------
+
+
+def measured(name: str, scale: float) -> object:
+    """Return what one section measures: plain data."""
+    budget_s = BUDGETS_S.get(name, 0) * scale
+    rounds = max(3, int(ROUNDS * scale))
+    if name in SIZES:
+        model, samples = storage.study(SIZES[name], rounds, budget_s)
+        return model.size_bytes, len(model.tensors), samples
+    if name == "ranks":
+        return worlds.study(256, rounds, budget_s)
+    if name == "lost":
+        return lost.study(SIZES["256MB"], rounds, budget_s)
+    import durable
+
+    return {way.name: durable.of(way.name) for way in WAYS if not missing(way)}
+
+
+def _apart(name: str, scale: float) -> object:
+    """Measure in a process of its own, so that no section finds the memory or the threads of another."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder, "found")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        command = [sys.executable, __file__, "--section", name, str(found), "--scale", str(scale)]
+        done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise RuntimeError(f"the section {name} could not be measured:\n{done.stderr}")
+        return pickle.loads(found.read_bytes())
+
+
+# -- rendering -------------------------------------------------------------------
+
+
+def page(found: Mapping[str, object], minutes: float) -> tuple[str, dict[str, str]]:
+    """Return the page, and its charts by their names."""
+    durable: Mapping[str, str] = found.get("durable", {})
+    sizes = {name: found[name] for name in SIZES if name in found}
+    parts = [_head(minutes)]
+    charts = _charts(sizes)
+    parts += [_picture(name) for name in charts]
+    for size_bytes, count, samples in sizes.values():
+        parts.append(f"## {size_bytes / 1e6:,.0f} MB in {count:,} tensors")
+        parts += [_limits(samples), _blocked(samples), _saves(samples, durable), _loads(samples), _own(samples)]
+        parts += _failures(samples)
+    if "ranks" in found:
+        parts += ["## One, two and four ranks", _ranks(found["ranks"])]
+    if "lost" in found:
+        parts += ["## What a flush takes from training", _lost(found["lost"])]
+    if durable:
+        rows = [[name, said] for name, said in durable.items()]
+        parts += [
+            "## Which saves are durable",
+            "By the trace of the system calls of one synchronous save, up to its return.",
+            _table(["", "durable when the save returns"], rows),
+        ]
+    return "\n\n".join(part for part in parts if part) + "\n", charts
+
+
+def _head(minutes: float) -> str:
+    ways = ", ".join(way.name for way in WAYS if not missing(way))
+    absent = ", ".join(way.name for way in WAYS if missing(way)) or "none"
+    memory_gb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+    import torch
+
+    return f"""# Benchmarks of saves and loads
+
+Written by `python benchmarks/page.py --write docs`; `./with-tox run -e bench` runs it. No number here is typed in by
+hand.
+
+- In each round every work is done once, in an order of its own. A result is the median, with its quartiles in brackets.
+- A ratio compares with the limit of the machine that was measured in the same rounds.
+- *Peak* is how much the memory of the process grew during the work. It leaves out other processes of a manager.
+- A load finds its files in the page cache.
+- *Durable* comes from [a trace of system calls](#which-saves-are-durable). For a save that is not durable there is a
+  second row, with the missing syncs added by the benchmark.
+- One run of {minutes:.0f} minutes: {len(os.sched_getaffinity(0))} cores, {memory_gb:.0f} GB of memory, Python
+  {platform.python_version()}, torch {torch.__version__}. Measured: {ways}. Not installed: {absent}."""
+
+
+def _limits(samples: Samples) -> str:
+    names = (storage.COPY, storage.DIRECT, storage.BUFFERED, storage.READ)
+    return _table(["limit", "ms", "peak, MB"], [[name, _ms(samples[name]), _peak(samples[name])] for name in names])
+
+
+def _blocked(samples: Samples) -> str:
+    return _compared(
+        samples,
+        "asynchronous save",
+        {storage.BLOCKED: "training is blocked", storage.DURABLE: "until written"},
+        {storage.COPY: storage.BLOCKED, storage.DIRECT: storage.DURABLE},
+    )
+
+
+def _saves(samples: Samples, durable: Mapping[str, str]) -> str:
+    kinds = {storage.SAVE: "", storage.SYNCED: "+ fsync"}
+    limits = {storage.DIRECT: None, storage.BUFFERED: None}
+    return _compared(samples, "synchronous save", kinds, limits, durable)
+
+
+def _loads(samples: Samples) -> str:
+    kinds = {storage.LOADER: "loader alone", storage.LOAD: "into model and optimizer"}
+    return _compared(samples, "load", kinds, {storage.READ: None})
+
+
+def _compared(
+    samples: Samples,
+    title: str,
+    kinds: Mapping[str, str],
+    limits: Mapping[str, str | None],
+    durable: Mapping[str, str] | None = None,
+) -> str:
+    """Return a table of the ways that were measured, for these kinds of work, over limits; one may be of one kind."""
+    head = [title, "ms", *(f"over {limit}" for limit in limits), "peak, MB"]
+    rows = []
+    for way in WAYS:
+        for kind, said in kinds.items():
+            sample = samples.get(f"{way.name} {kind}")
+            if sample is None or sample.failure:
+                continue
+            over = [_over(sample, samples[limit]) if only in (None, kind) else "" for limit, only in limits.items()]
+            row = [f"{way.name} {said}".strip(), _ms(sample), *over, _peak(sample)]
+            if durable is not None:
+                row.append(_yes_or_no(durable.get(way.name)) if kind == storage.SAVE else "synced here")
+            rows.append(row)
+    return _table([*head, "durable"] if durable is not None else head, rows)
+
+
+def _yes_or_no(said: str | None) -> str:
+    return "not traced" if said is None or said.startswith("not") else said.split(",")[0].split(":")[0]
+
+
+def _own(samples: Samples) -> str:
+    save = samples[f"{_OURS} {storage.SAVE}"].median
+    hashes = 1 - samples[storage.WITHOUT_HASHES].median / save
+    lines = [f"What is in a save of {_OURS}: hashes {hashes:.1%} of its time"]
+    for name, sample in samples.items():
+        if name.startswith(f"{storage.FSYNC} "):
+            lines.append(f"the fsync of {name.removeprefix(f'{storage.FSYNC} ')} {sample.median * 1e3:.1f} ms")
+    first = _over(samples[storage.FIRST], samples[storage.LATER])
+    return f"{', '.join(lines)}. The first asynchronous save of a manager blocks {first} times as long as the second."
+
+
+def _failures(samples: Samples) -> list[str]:
+    return [f"Not measured: {name}, {sample.failure}." for name, sample in samples.items() if sample.failure]
+
+
+def _ranks(samples: Samples) -> str:
+    works = ("save", "blocked", "load", "stock save", "stock load", "tiny save", "tiny load")
+    head = [
+        "",
+        *(f"{ranks} rank{'s' if ranks > 1 else ''}, ms" for ranks in worlds.RANKS),
+        "2 over 1, ms",
+        "4 over 1, ms",
+    ]
+    rows = []
+    for work in works:
+        of_ranks = [samples.get(f"{ranks}: {work}", Sample(failure="missing")) for ranks in worlds.RANKS]
+        if any(sample.failure for sample in of_ranks):
+            continue
+        more = [f"{(sample.median - of_ranks[0].median) * 1e3:+.1f}" for sample in of_ranks[1:]]
+        rows.append([work if work.startswith("stock") else f"{_OURS} {work}", *map(_ms, of_ranks), *more])
+    return (
+        "A state of 256 MB, sharded over the ranks, which share the cores and the disk of one machine. *Tiny* is a "
+        f"state of a few kilobytes, so that what ranks cost by themselves shows.\n\n{_table(head, rows)}"
+    )
+
+
+def _lost(samples: Samples) -> str:
+    alone, step = samples[lost.STEPS].median, samples[lost.STEP].median
+    rows = []
+    for way in WAYS:
+        steps = samples.get(f"{way.name} steps")
+        if steps is None or steps.failure:
+            continue
+        extra = steps.median - alone
+        blocked = samples[f"{way.name} blocked"].median
+        rows.append([way.name, f"{blocked * 1e3:.1f}", f"{extra * 1e3:.1f}", f"{(extra + blocked) / step:.1f}"])
+    return (
+        f"A state of 256 MB is saved while a loop trains a small model on one core, {step * 1e3:.1f} ms a step.\n\n"
+        + _table(["", "blocked, ms", "lost beside it, ms", "steps lost per save, both"], rows)
+    )
+
+
+def _charts(sizes: Mapping[str, tuple[int, int, Samples]]) -> dict[str, str]:
+    """Return growth with the size of large tensors, and with the number of small ones."""
+    large = {name: one for name, one in sizes.items() if name.endswith("B")}
+    small = {name: one for name, one in sizes.items() if name.endswith("k")}
+    kinds = {
+        "save": [(name, name) for name in (storage.DIRECT, storage.BUFFERED)] + _lines(storage.SAVE),
+        "blocked": [(storage.COPY, storage.COPY), *_lines(storage.BLOCKED)],
+        "load": [(storage.READ, storage.READ), *_lines(storage.LOAD)],
+    }
+    charts = {}
+    for group, x, of in ((large, "MB", 0), (small, "tensors of 4 kB", 1)):
+        for kind, lines in kinds.items() if len(group) > 1 else ():
+            points = {said: _points(group, name, of) for name, said in lines}
+            points = {said: found for said, found in points.items() if len(found) > 1}
+            name = f"benchmarks-{kind}-{'large' if of == 0 else 'small'}.svg"
+            charts[name] = chart(f"{kind.capitalize()}, by {x}", x, "ms", points)
+    return charts
+
+
+def _lines(kind: str) -> list[tuple[str, str]]:
+    return [(f"{way.name} {kind}", way.name) for way in WAYS]
+
+
+def _points(group: Mapping[str, tuple[int, int, Samples]], name: str, of: int) -> list[tuple[float, float]]:
+    return [
+        (one[0] / 1e6 if of == 0 else one[1], one[2][name].median * 1e3)
+        for one in group.values()
+        if name in one[2] and not one[2][name].failure
+    ]
+
+
+def _picture(name: str) -> str:
+    return f"![{name.removesuffix('.svg').replace('-', ' ')}]({name})"
+
+
+def _ms(sample: Sample) -> str:
+    low, high = sample.spread
+    return f"{sample.median * 1e3:.1f} ({low * 1e3:.1f} to {high * 1e3:.1f})"
+
+
+def _over(sample: Sample, limit: Sample) -> str:
+    return f"{sample.median / limit.median:.2f}"
+
+
+def _peak(sample: Sample) -> str:
+    return f"{sample.peak_bytes / 1e6:.0f}"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [*SIZES, *DEFAULT[-3:]]
+    parser.add_argument("--only", action="append", choices=names, help="measure this section; repeatable")
+    parser.add_argument("--with", dest="more", action="append", choices=names, default=[], help="measure this one too")
+    parser.add_argument("--scale", type=float, default=1.0, help="multiply the time of each section by this (1)")
+    parser.add_argument("--write", type=Path, metavar="FOLDER", help="write benchmarks.md and its charts into it")
+    parser.add_argument("--section", nargs=2, metavar=("NAME", "FILE"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.section:
+        Path(options.section[1]).write_bytes(pickle.dumps(measured(options.section[0], options.scale)))
+        return
+    begun, found, failures = time.monotonic(), {}, list[str]()
+    for name in options.only or [*DEFAULT, *options.more]:
+        print(f"measuring {name} ...", file=sys.stderr, flush=True)
+        try:
+            found[name] = _apart(name, options.scale)
+        except RuntimeError as error:  # the other sections are worth their time
+            failures.append(str(error))
+            print(error, file=sys.stderr)
+    text, charts = page(found, (time.monotonic() - begun) / 60)
+    print(text)
+    if options.write is not None:
+        (options.write / "benchmarks.md").write_text(text)
+        for name, picture in charts.items():
+            (options.write / name).write_text(picture)
+    if failures:
+        sys.exit(f"{len(failures)} sections could not be measured, and are not on the page")
+
+
+if __name__ == "__main__":
+    main()

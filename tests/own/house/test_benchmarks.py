@@ -1,0 +1,58 @@
+"""What the benchmarks compute beside times: which saves are durable, and the charts."""
+
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
+
+import durable
+from chart import chart
+
+BEGUN = 'faccessat2(AT_FDCWD, "/mark/begun", F_OK) = -1 ENOENT'
+ENDED = 'newfstatat(AT_FDCWD, "/mark/ended", 0x7ffe, 0) = -1 ENOENT'
+MAKE = 'openat(AT_FDCWD</>, "/f/new/a.tmp", O_WRONLY|O_CREAT|O_CLOEXEC, 0666) = 3</f/new/a.tmp>'
+WRITE = 'pwrite64(3</f/new/a.tmp>, "x", 1, 0) = 1'
+SYNC = "fsync(3</f/new/a.tmp>) = 0"
+RENAME = 'rename("/f/new/a.tmp", "/f/new/a") = 0'
+SYNC_DIRECTORY = "fsync(4</f/new>) = 0"
+
+
+def said(*lines: str) -> str:
+    numbered = [f"7 {line}" for line in (BEGUN, *lines, ENDED)]
+    return str(durable.read(numbered, "/f"))
+
+
+def test_a_save_is_durable_if_its_data_and_its_names_were_synced_after_they_were_made() -> None:
+    assert said(MAKE, WRITE, SYNC, RENAME, SYNC_DIRECTORY) == "yes, 2 syncs"
+    assert said(MAKE, WRITE, RENAME, SYNC_DIRECTORY) == "no: 1 files not synced"
+    assert said(MAKE, WRITE, SYNC, RENAME) == "no: 1 directories not synced"
+    assert said(MAKE, WRITE, SYNC, SYNC_DIRECTORY, RENAME) == "no: 1 directories not synced"
+    assert said(MAKE, SYNC, WRITE, SYNC_DIRECTORY) == "no: 1 files not synced"
+    assert said(MAKE, WRITE, RENAME, "sync() = 0") == "yes, 1 syncs"
+    assert said('mkdir("/f/new", 0777) = 0') == "no: 1 directories not synced"
+
+
+def test_what_was_there_before_the_save_may_be_moved_and_deleted_without_a_sync() -> None:
+    assert said('rename("/f/old", "/f/new/old") = 0', 'unlink("/f/new/old") = 0') == "yes, 0 syncs"
+    assert said(MAKE, WRITE, 'unlink("/f/new/a.tmp") = 0', SYNC_DIRECTORY) == "yes, 1 syncs"
+
+
+def test_a_call_that_strace_breaks_in_two_and_one_that_fails_are_read_as_they_are() -> None:
+    broken = [f"7 {BEGUN}", f"7 {MAKE}", "7 pwrite64(3</f/new/a.tmp>, <unfinished ...>", "8 fsync(9</f/b>) = 0"]
+    broken += ['7 <... pwrite64 resumed>"x", 1, 0) = 1', f"7 {ENDED}"]
+    assert durable.read(broken, "/f").unsynced_files == {"/f/new/a.tmp"}
+    assert said(MAKE, WRITE, "fsync(3</f/new/a.tmp>) = -1 EIO", SYNC_DIRECTORY) == "no: 1 files not synced"
+    with pytest.raises(ValueError, match="no end of a save"):
+        durable.read([f"7 {BEGUN}"], "/f")
+
+
+def test_a_chart_is_a_picture_with_a_line_for_each_way() -> None:
+    drawn = ElementTree.fromstring(
+        chart("Save", "MB", "ms", {"a & b": [(16, 5), (1000, 300)], "c": [(16, 9), (256, 70)]})
+    )
+    texts = [element.text for element in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"a & b", "c", "Save", "MB", "ms", "100"} <= set(texts)
+    assert len(list(drawn.iter("{http://www.w3.org/2000/svg}circle"))) == 4
