@@ -70,7 +70,9 @@ def expanded(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _failures(clauses: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [failure for clause in clauses for failure in clause.get("failures", ()) if "story" in failure]
+    return [
+        failure for clause in clauses for failure in clause.get("failures", ()) if {"story", "detail"} <= failure.keys()
+    ]
 
 
 def _replace(failure: dict[str, Any], by: Callable[[Any], Any], split: Callable[[Any], list[Any]]) -> None:

@@ -6,10 +6,11 @@ from typing import Any, TypeAlias
 Form: TypeAlias = "type | tuple[type, ...] | dict[str, Form] | list[Form]"
 """A type; an object by its entries, of which those with a `?` may be missing; or a list by the form of its elements."""
 
-_FAILURE: Form = {"test": str, "seen?": (str, type(None)), "expected?": str, "story?": [str], "detail?": str}
+_TROUBLE: Form = {"test": str, "seen": (str, type(None))}
+FAILURE: Form = {"test": str, "seen": str, "expected": str, "story": [str], "detail": str}
 _CLAUSE: Form = {
     **{"slug": str, "verdict": str, "digest?": str, "reason?": str, "reached?": int, "tests?": [str]},
-    "failures?": [_FAILURE],
+    **{"because_of?": (str, type(None)), "failures?": [_TROUBLE]},
 }
 _CAUSE: Form = {"clause": str, "failed_tests": int, "consequences": [str], "same_error": [str]}
 REPORT: Form = {

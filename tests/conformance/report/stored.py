@@ -369,6 +369,10 @@ def _report_from(values: Any) -> dict[str, Any]:
     except (KeyError, TypeError, IndexError) as error:
         raise _Misfit(f"its lines are not complete, {type(error).__name__}: {error}") from None
     _expect(report, form.REPORT)
+    failures = [failure for clause in report["clauses"] for failure in clause.get("failures", ())]
+    for failure in (failure for failure in failures if "expected" in failure):
+        _expect(failure, form.FAILURE)
+    _check_level(report)
     unknown = [one["verdict"] for one in report["clauses"] if one["verdict"] not in [*Verdict]]
     if unknown:
         raise _Misfit(f"{unknown[0]!r} is not a verdict")
@@ -377,6 +381,7 @@ def _report_from(values: Any) -> dict[str, Any]:
 
 def _crash_from(values: Any) -> dict[str, Any]:
     _expect(values, form.CRASH)
+    _check_level(values)
     return dict(values)
 
 
@@ -384,6 +389,9 @@ def _expect(values: Any, expected: form.Form) -> None:
     found = next(form.misfits(values, expected, "it"), "")
     if found:
         raise _Misfit(found)
+
+
+def _check_level(values: Mapping[str, Any]) -> None:
     try:
         Level.named(values["level"])
     except ValueError as error:
