@@ -1,7 +1,8 @@
 """Judges the scripts of `examples/scripts`, and writes what came of them: `judge.py --write docs/examples.md`
 
-With `--check` nothing is written; the exit status says whether the same kinds of death are fine now as on the page.
-Which verdicts the others have may depend on which of several ranks comes first.
+With `--check` nothing is written; the exit status says whether the same kinds of death are fine now as on the page,
+and whether the other tool says there what `rival.json` keeps. Which verdicts the others have may depend on which of
+several ranks comes first.
 """
 
 import argparse
@@ -14,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import rival
 
 HERE = Path(__file__).resolve().parent
 DEATHS = ("kill", "rank", "term", "int", "ext4", "posix-strict")
@@ -43,7 +46,7 @@ EXAMPLES = (
         ("--ranks", "2", "--deaths", "kill,rank", "--grace", "10"),
     ),
 )
-_HEAD = """# Six scripts, judged
+_HEAD = f"""# Six scripts, judged
 
 `python examples/judge.py --write docs/examples.md` writes this page: it runs `forge-conformance script` on each script
 of [`examples/scripts`](../examples/scripts). [scripts.md](scripts.md) explains the verdicts.
@@ -51,6 +54,11 @@ of [`examples/scripts`](../examples/scripts). [scripts.md](scripts.md) explains 
 A cell has the verdicts that are not fine after this kind of death: `rank` is one rank alone, `ext4` and `posix-strict`
 are losses of power. Each failure's replay script came to the same verdict by itself. `./with-tox run -e scripts`
 compares the page with what comes of the scripts.
+
+The last column is what another tool says, in its words, with how many points have which verdict.
+{rival.NAME} {rival.version()} kills a script before a file event, or when a file is half written, and starts it again;
+it tries no loss of power. It compares a result at the end, for which it needs the place of the last checkpoint.
+It tried {rival.MOST_POINTS} points of each script at most. `python examples/rival.py --write` asks it again.
 
 """
 
@@ -73,8 +81,8 @@ def judged(example: Example, seconds: int) -> dict[str, Any]:
 
 def page(seconds: int, at_once: int) -> str:
     """The whole page."""
-    lines = [f"| script | {' | '.join(DEATHS)} |", "|---" * (1 + len(DEATHS)) + "|"]
-    stories = []
+    lines = [f"| script | {' | '.join(DEATHS)} | {rival.NAME} |", "|---" * (2 + len(DEATHS)) + "|"]
+    stories, said = [], rival.kept()
     with ThreadPoolExecutor(at_once) as pool:
         reports = list(pool.map(lambda example: judged(example, seconds), EXAMPLES))
     for example, report in zip(EXAMPLES, reports, strict=True):
@@ -84,7 +92,7 @@ def page(seconds: int, at_once: int) -> str:
             tried = any(one["storage"] == death for one in report["explored"])
             cells.append((", ".join(words) or "fine") if tried else "not tried")
         link = f"[{example.name}](../examples/scripts/{example.name})"
-        lines.append(f"| {link}: {example.says} | {' | '.join(cells)} |")
+        lines.append(f"| {link}: {example.says} | {' | '.join(cells)} | {said[example.name].cell} |")
         stories += [_story(example, report)] if report["found"] else []
     return _HEAD + "\n".join(lines) + "\n" + "".join(stories)
 
@@ -99,10 +107,9 @@ def _story(example: Example, report: dict[str, Any]) -> str:
 
 
 def fine(page: str) -> list[list[str]]:
-    """The cells of a page's table: what is fine, what was not tried, and all else as one."""
-    rows = [line.split(" | ")[1:] for line in page.splitlines() if line.startswith("| [")]
-    plain = [[cell.removesuffix(" |").strip() for cell in row] for row in rows]
-    return [[cell if cell in ("fine", "not tried") else "bad" for cell in row] for row in plain]
+    """The cells of a page's table: what is fine, what was not tried, and all else as one; the last one as it is."""
+    rows = [line.removesuffix(" |").split(" | ")[1:] for line in page.splitlines() if line.startswith("| [")]
+    return [[*(cell if cell in ("fine", "not tried") else "bad" for cell in row[:-1]), row[-1]] for row in rows]
 
 
 def main() -> int:

@@ -101,6 +101,9 @@ class Traits:
     such as torchtitan's, need it."""
     keep_all: int = 0
     """What it is given for `keep_last_n` to keep all checkpoints. Managers that refuse 0 need a large number here."""
+    names_folder: str = ""
+    """The name that it gives its folder of checkpoints itself, inside the directory that it is given. Managers with a
+    directory for a whole project, such as accelerate's, need it."""
 
 
 @dataclass(frozen=True)

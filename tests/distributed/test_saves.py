@@ -154,7 +154,7 @@ def test_latest_waits_for_a_stage_that_is_held_back(run: Scenario, ranks: int, m
         )
         gate.step()
     world.open_gates()
-    world.ranks.ends()
+    values(world.ranks.ends())
     world.wait()
     run.expect("commit.all-stages", run.folder.latest() == 4, expected="latest at 4 in the end", seen=str(run.folder))
 

@@ -19,6 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from forge_conformance.commands import options as shared
 from forge_conformance.deaths.drills import SITUATIONS, Drill, Drilled
@@ -37,6 +38,7 @@ from forge_conformance.report.page import write
 from forge_conformance.runs.group import ALONE
 from forge_conformance.runs.machine import MachineLacks
 from forge_conformance.runs.server import Implementation
+from forge_conformance.runs.sources import fingerprint
 from forge_conformance.runs.workplace import Manager, Place, workplace
 from forge_conformance.watch.backends import RECORDERS, Backend
 from forge_spec.clauses import Level
@@ -60,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_level(parser)
     shared.add_claims(parser)
     shared.add_out(parser, "./reports/crash")
+    shared.add_unless_judged(parser)
     shared.add_jobs(parser, "recordings and drills that are gone through")
     parser.add_argument(
         "--tier",
@@ -129,17 +132,33 @@ def run(options: argparse.Namespace) -> int:
         if not jobs:
             raise CannotJudge(_nothing_to_do(options, implementation))
         setup = _setup(jobs, place.recorder, options.n)
+        again = shlex.join(_same_manager(options))
+        sources = "" if options.python else fingerprint(options.impl)
+        report = Report(implementation, level, (), (), again, out, setup, sources, _asked(options, implementation))
+        if options.unless_judged:
+            status = shared.judged_before(out, "crash.json", partial(render.status_of, report))
+            if status is not None:
+                return status
         out.mkdir(parents=True, exist_ok=True)
         done, setup = _finished(jobs, options.n, place, setup)
     results = tuple(one for one in done if isinstance(one, Result))
     drilled = tuple(one for one in done if isinstance(one, Drilled))
-    again = shlex.join(_same_manager(options))
-    report = Report(implementation, level, results, drilled, again, out, setup)
+    report = replace(report, results=results, drilled=drilled, setup=setup)
     scripts = write(render.scripts(report), out)
     if options.check_replays and not setup.interrupted:
         report = _with_replays(report, manager)
     kept = f"{out}/replay-*.py ({len(scripts)})" if scripts else ""
     return shared.publish(render.console(report), render.files(report), out, report.status, kept)
+
+
+_HOW = ("command", "out", "n", "unless_judged")
+"""Options that change nothing of what is explored."""
+
+
+def _asked(options: argparse.Namespace, implementation: Implementation) -> dict[str, Any]:
+    """What decides, besides code and environment, what is explored."""
+    chosen = {name: value for name, value in vars(options).items() if name not in _HOW}
+    return {**chosen, "capabilities": sorted(implementation.capabilities)}
 
 
 def _refuse_unclaimed(options: argparse.Namespace, implementation: Implementation) -> None:

@@ -3,11 +3,13 @@
 import argparse
 import contextlib
 import difflib
+import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from forge_conformance.judging.verdicts import Status
 from forge_conformance.report.page import write
@@ -83,6 +85,15 @@ def add_storages(parser: argparse.ArgumentParser, kill: str) -> None:
 def add_out(parser: argparse.ArgumentParser, usual: str) -> None:
     """Where the report goes; `usual` is shown."""
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"the directory of the report's files ({usual})")
+
+
+def add_unless_judged(parser: argparse.ArgumentParser) -> None:
+    """Whether a report that is there may do."""
+    parser.add_argument(
+        "--unless-judged",
+        action="store_true",
+        help="print the report that is in --out, if it is complete and of the same code, environment and options",
+    )
 
 
 def add_jobs(parser: argparse.ArgumentParser, what: str, usual: int = 1) -> None:
@@ -213,6 +224,19 @@ def temporary_folder() -> Iterator[Path]:
 
 
 # -- afterwards -----------------------------------------------------------------------
+
+
+def judged_before(out: Path, name: str, answers: Callable[[Any], Status | None]) -> Status | None:
+    """Show the report that is in `out`, if the values in its file `name` answer; its exit status, or None."""
+    try:
+        written = json.loads((out / name).read_text(encoding="utf-8"))
+        shown = (out / "console.txt").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+    status = answers(written)
+    if status is not None:
+        print(f"{shown}judged before, by the same code in the same environment: {out}")
+    return status
 
 
 def publish(shown: str, files: Mapping[str, str], out: Path, status: Status, kept: str = "") -> Status:

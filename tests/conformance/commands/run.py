@@ -4,12 +4,12 @@ import argparse
 import contextlib
 import dataclasses
 import io
-import json
 import os
 import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--write-xfail", type=Path, metavar="FILE", help="write this run's failures into a new file for --xfail-file"
     )
     shared.add_out(parser, "./reports/NAME")
-    parser.add_argument(
-        "--unless-judged",
-        action="store_true",
-        help="print the report that is in --out, if it is complete and of the same code, environment and options",
-    )
+    shared.add_unless_judged(parser)
     parser.add_argument(
         "--clause", action="append", metavar="SLUG", help="only tests that judge this clause; repeatable"
     )
@@ -101,9 +97,11 @@ def run(options: argparse.Namespace) -> int:
         level = shared.level(implementation.level if options.level is None else options.level)
         claims = shared.claims(options.claims, implementation.capabilities)
         report = _unjudged(implementation, options, level, claims, expected)
-        status = _judged_before(out, report, options)
-        if status is not None:
-            return status
+        is_whole = not (options.clause or options.case or options.write_xfail)
+        if options.unless_judged and is_whole:
+            status = shared.judged_before(out, "report.json", partial(render.status_of, report))
+            if status is not None:
+                return status
         collected = _Collected(server)
         pytest_status, output = _pytest(options, level, claims, only, collected, folder)
     if options.case:
@@ -156,21 +154,6 @@ def _unjudged(
         device=options.device,
         expected=expected,
     )
-
-
-def _judged_before(out: Path, report: Report, options: argparse.Namespace) -> Status | None:
-    """Show the complete report in `out`, if it is about the same, and return its exit status; None to judge now."""
-    if not options.unless_judged or options.clause or options.case or options.write_xfail is not None:
-        return None
-    try:
-        written = json.loads((out / "report.json").read_text(encoding="utf-8"))
-        shown = (out / "console.txt").read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return None
-    if not render.answers(written, report):
-        return None
-    print(f"{shown}judged before, by the same code in the same environment: {out}")
-    return Status(written["exit_status"])
 
 
 def _without_a_test(patterns: Sequence[str], report: Report) -> list[str]:

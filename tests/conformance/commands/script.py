@@ -288,8 +288,13 @@ def _level(options: argparse.Namespace) -> Level:
 def _with_replays(report: Report) -> Report:
     prepared = report.result.prepared
     patience_s = 3 * prepared.silence_s + 10 * prepared.seconds
-    found = tuple(replace(one, replayed=outcome(report.out / one.name, patience_s)) for one in report.result.found)
-    return replace(report, result=replace(report.result, found=found))
+    found, interrupted = list(report.result.found), ""
+    try:
+        for at, one in enumerate(found):
+            found[at] = replace(one, replayed=outcome(report.out / one.name, patience_s))
+    except KeyboardInterrupt:
+        interrupted = "while the replay scripts ran"
+    return replace(report, result=replace(report.result, found=tuple(found), interrupted=interrupted))
 
 
 class _Progress(shared.Progress):

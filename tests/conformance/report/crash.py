@@ -6,8 +6,8 @@ and drills show it.
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,10 @@ class Report:
     out: Path
     """The directory of the report's files."""
     setup: RecordingSetup
+    sources: str = ""
+    """A fingerprint of the code, the suite's and the manager's; "" where that is not known."""
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    """What decides, besides code and environment, what is explored."""
 
     @property
     def found(self) -> list[Found]:
@@ -412,7 +416,25 @@ def _sums(report: Report) -> Iterator[str]:
 
 def files(report: Report) -> dict[str, str]:
     """The report's files by name."""
-    return {"crash.json": json.dumps(as_json(report), indent=1) + "\n", "crash.html": html_page(report)}
+    return {
+        "crash.html": html_page(report),
+        "console.txt": console(report) + "\n",
+        "crash.json": json.dumps(as_json(report), indent=1) + "\n",
+    }
+
+
+QUESTION = ("version", "specification", "sources", "implementation", "environment", "level", "asked")
+"""What an exploration is about: two in which all of these are equal are about the same."""
+
+
+def status_of(report: Report, written: Any) -> Status | None:
+    """The exit status of a written report, as read from JSON, if it is complete and about the same; else None."""
+    if not isinstance(written, dict) or not report.sources:
+        return None
+    asked = json.loads(json.dumps(as_json(report)))
+    is_whole = written.get("interrupted") == "" and written.get("exit", {}).get("status") != Status.OUR_ERROR
+    is_same = all(written.get(name) == asked[name] for name in QUESTION)
+    return Status(written["exit"]["status"]) if is_whole and is_same else None
 
 
 def scripts(report: Report) -> dict[str, str]:
@@ -426,6 +448,8 @@ def as_json(report: Report) -> dict[str, Any]:
     return {
         "version": __version__,
         "specification": digests.of_specification(),
+        "sources": report.sources,
+        "asked": dict(report.asked),
         "implementation": report.implementation.name,
         "environment": report.implementation.environment,
         "level": str(report.level),

@@ -31,14 +31,23 @@ def _rows(index: Path, link: str) -> Iterator[Finding]:
 
 
 def about(findings: tuple[Finding, ...], stored: Stored) -> tuple[Finding, ...]:
-    """Return those whose page is named after the manager's folder, or whose line names that or its package."""
+    """Return those whose page is named after the manager's folder, or whose line names that or its package.
+
+    A line that names versions is about no other ones.
+    """
     folder = stored.name.removesuffix("-older")
     own = {_plain(folder), _plain(stored.release.partition(" ")[0])}
     return tuple(
         finding
         for finding in findings
         if finding.link.rpartition("/")[2].startswith(f"{folder}-") or own & _words(finding.manager)
+        if _has_version(stored, re.findall(r"\d+(?:\.\d+)+", finding.manager))
     )
+
+
+def _has_version(stored: Stored, named: list[str]) -> bool:
+    own = [*stored.versions.values(), str(stored.environment.get("torch", "")).partition("+")[0]]
+    return not named or any(f"{version}.".startswith(f"{one}.") for version in own for one in named)
 
 
 def _words(text: str) -> set[str]:
@@ -48,7 +57,7 @@ def _words(text: str) -> set[str]:
     ['3.0', 'core', 'olmo', 'olmocore']
     """
     whole = re.findall(r"[\w.-]+", text.lower())
-    return {_plain(word) for word in whole} | {part for word in whole for part in re.split("[-_]", word)}
+    return {_plain(word) for word in whole} | {part for word in whole for part in word.split("-")}
 
 
 def _plain(name: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from forge_conformance.judging.text import counted, shortened
-from forge_conformance.report.markup import Content, Html, row, table, tag
+from forge_conformance.report.markup import Content, Html, prose, row, table, tag
 from forge_conformance.report.page import anchor, cards, finder, folded, page
 from forge_conformance.report.stored import FAILED, MEANINGS, Deaths, Line, Mark, State, Stored, chapters
 from forge_spec.clauses import CAPABILITIES, Level
@@ -111,7 +111,7 @@ def _figures(stored: Stored) -> Iterator[tuple[Content, Content]]:
         if mark is not Mark.PASS and counts[mark]:
             yield counts[mark], mark_of(mark)
     for what, deaths in (("kills", stored.kills), ("losses of power", stored.power), ("faults", stored.real)):
-        yield _survived(deaths), f"{what}: {deaths}"
+        yield _survived(deaths), f"{what} survived: {deaths}"
 
 
 def _survived(deaths: Deaths) -> str:
@@ -214,7 +214,8 @@ def _deaths(stored: Stored) -> Iterator[Html]:
         return
     yield tag("p", f"Recorded by {stored.crash['recorder']['says']}; {stored.crash['exit']['why']}.", class_="soft")
     yield table(("scenario", "mode", "storage", "disks", "bad", ""), _storages(stored.crash))
-    yield tag("ol", (_cause_of_deaths(number, one, stored) for number, one in enumerate(stored.crash["causes"], 1)))
+    causes = enumerate(stories_of_deaths(stored), 1)
+    yield tag("ol", (_cause_of_deaths(number, cause, story, stored) for number, (cause, story) in causes))
     for one in (*stored.crash["recordings"], *stored.crash["drills"]):
         where = one.get("scenario") or f"{one['kind']}, {one['situation']}"
         if one["refusal"] or one["error"]:
@@ -235,9 +236,14 @@ def _number(value: int, css: str = "") -> Html:
     return tag("td", f"{value:,}", class_=f"number {css}".strip())
 
 
-def _cause_of_deaths(number: int, cause: Mapping[str, Any], stored: Stored) -> Html:
+def stories_of_deaths(stored: Stored) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """Every cause of an exploration, with the story of one death; "" where there is none."""
+    for cause in stored.crash.get("causes", ()):
+        yield cause, _story_of_death(cause, stored.crash)
+
+
+def _cause_of_deaths(number: int, cause: Mapping[str, Any], story: str, stored: Stored) -> Html:
     head = f"{cause['verdict']}, {counted(cause['times'], 'time')}; for example {cause['where'][0]}"
-    story = _story_of_death(cause, stored.crash)
     beyond = "" if cause["counts"] else f", above level {stored.crash['level']}"
     return tag(
         "li",
@@ -287,7 +293,7 @@ def _counted_marks(lines: Sequence[Line]) -> str:
 def _clause(line: Line, stored: Stored, around: Around) -> Html:
     content: list[Content] = [_name(line)]
     if line.clause:
-        content.append(tag("p", f"A checkpoint manager {line.clause.sentence}."))
+        content.append(tag("p", prose(f"A checkpoint manager {line.clause.sentence}.")))
     if line.reason:
         content.append(tag("p", shortened(line.reason, 2000), class_="soft"))
     content += _beside(line, around)
@@ -295,7 +301,7 @@ def _clause(line: Line, stored: Stored, around: Around) -> Html:
     content += [tag("p", f"{one['test']}: {one['seen']}") for one in line.troubles]
     if line.clause:
         content.append(folded("why, and when it is judged", *_about(line)))
-    return tag("article", content, class_="clause", id=anchor(line.slug), data_marks=str(line.mark))
+    return tag("article", content, class_="clause", id=anchor(line.slug), data_marks=anchor(line.mark))
 
 
 def _name(line: Line) -> Html:
@@ -321,7 +327,7 @@ def _about(line: Line) -> Iterator[Html]:
     tests = line.said.get("tests", ())
     values = [("why", line.clause.why), ("judged when", line.clause.situation)]
     values += [("needs", ", ".join(sorted(line.clause.capabilities)))] if line.clause.capabilities else []
-    yield tag("dl", ((tag("dt", name), tag("dd", value)) for name, value in values))
+    yield tag("dl", ((tag("dt", name), tag("dd", prose(value))) for name, value in values))
     if tests:
         yield tag("p", f"Judged in {counted(len(tests), 'test')}:")
         yield tag("ul", (tag("li", tag("code", test)) for test in tests))

@@ -59,6 +59,15 @@ def _attribute(key: str, value: str | int | bool | None) -> str:
     return f" {key}" if value is True else f' {key}="{text(str(value))}"'
 
 
+def prose(words: str) -> Html:
+    """Return text of the specification, in which code stands between backticks.
+
+    >>> prose("returns when `save` does")
+    'returns when <code>save</code> does'
+    """
+    return text([tag("code", part) if at % 2 else part for at, part in enumerate(words.split("`"))])
+
+
 def table(head: Iterable[Content], rows: Iterable[Html], **attributes: str | int | bool | None) -> Html:
     """Return a table with a line of headings; rows are `tr` or `tbody` elements."""
     cells = [cell if _is_cell(cell) else tag("th", cell, scope="col") for cell in head]

@@ -8,7 +8,7 @@ from forge_conformance import __version__
 from forge_conformance.judging.text import counted, one_line, shortened, wrapped
 from forge_conformance.matrix.outcome import IDLE_ASSERTION, IDLE_TEST, End, Matrix, Outcome
 from forge_conformance.report.markup import Content, Html, row, table, tag
-from forge_conformance.report.page import cards, finder, page
+from forge_conformance.report.page import anchor, cards, finder, page
 from forge_spec import CHAPTERS
 
 _MARKS = {End.KILLED: "✓", End.ELSEWHERE: "✗", End.SURVIVES: "✗", End.NOT_JUDGED: "?", End.ERROR: "!"}
@@ -161,7 +161,7 @@ def _row(one: Outcome) -> Html:
     end = tag("span", one.end, class_=f"mark {_CLASSES[one.end]}")
     name = tag("td", tag("code", one.mutant.name), id=one.mutant.name)
     cells = (name, one.mutant.mistake, end, one.because[:200], f"{one.trial.cpu_s:.1f} s")
-    return row(*cells, title=one.seen, data_marks=str(one.end))
+    return row(*cells, title=one.seen, data_marks=anchor(one.end))
 
 
 def files(matrix: Matrix) -> dict[str, str]:

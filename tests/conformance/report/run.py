@@ -193,13 +193,14 @@ QUESTION = (
 """What a run is about: two complete runs in which all of these are equal are about the same code and environment."""
 
 
-def answers(written: Any, report: Report) -> bool:
-    """Whether a written report, as read from JSON, is complete, without an error of the suite, and about the same."""
+def status_of(report: Report, written: Any) -> Status | None:
+    """The exit status of a written report, as read from JSON, if it is complete and about the same; else None."""
     if not isinstance(written, dict) or not report.sources:
-        return False
+        return None
     asked = json.loads(json.dumps(as_json(report)))
     is_whole = written.get("is_partial") is False and written.get("exit_status") in (Status.PASSED, Status.FAILED)
-    return is_whole and all(written.get(name) == asked[name] for name in QUESTION)
+    is_same = all(written.get(name) == asked[name] for name in QUESTION)
+    return Status(written["exit_status"]) if is_whole and is_same else None
 
 
 def _cause_json(cause: Cause) -> dict[str, Any]:

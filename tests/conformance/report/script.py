@@ -98,7 +98,9 @@ def _notes(report: Report) -> Iterator[str]:
             yield wrapped(f"{one.storage}: {one.note}")
         if one.contradiction:
             yield wrapped(f"INVALID RESULT ({one.storage}): {one.contradiction}")
-        if one.is_cut_short:
+        if one.totals.skipped:
+            yield f"left out: {counted(one.totals.skipped, 'death')} by {one.storage} of the later ones (--seconds)"
+        elif one.is_cut_short:
             why = "interrupted" if result.interrupted else "--seconds"
             yield f"left out: all deaths by {one.storage} after operation {one.reached} ({why})"
         if one.totals.left_out:

@@ -7,7 +7,7 @@ passes. Neither does a report of a clause that has changed since. What such a re
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from functools import cached_property
@@ -17,7 +17,7 @@ from typing import Any
 from forge_conformance.adapter import Traits
 from forge_conformance.judging.text import counted
 from forge_conformance.judging.verdicts import Status, Verdict
-from forge_conformance.report import compact
+from forge_conformance.report import compact, form
 from forge_spec import BY_SLUG, CHAPTERS, CLAUSES, digests
 from forge_spec.clauses import Clause, Level
 from forge_spec.disk import STORAGES
@@ -109,7 +109,7 @@ class Deaths:
         if not self.tried:
             return "not explored"
         cut = ", stopped by the time limit" if self.is_cut_short else ""
-        return f"{self.tried - self.bad:,} of {self.tried:,} survived{cut}"
+        return f"{self.tried - self.bad:,} of {self.tried:,}{cut}"
 
 
 @dataclass(frozen=True)
@@ -336,45 +336,55 @@ def chapters(lines: Sequence[Line]) -> Iterator[tuple[str, list[Line]]]:
 
 def read(directory: Path) -> Stored:
     """Return what a folder holds; whatever is wrong with it is said in the result."""
-    report, trouble = _read(directory / "report.json")
-    trouble = trouble or _misfit(report)
-    report = {} if trouble else compact.expanded(report)
-    crash, crash_trouble = _read(directory / "crash" / "crash.json")
-    if not crash and not crash_trouble.startswith("There is no"):
-        crash_trouble = crash_trouble or "crash.json is empty"
-    else:
-        crash_trouble = _misfit_of_crash(crash) if crash else ""
-    return Stored(directory.resolve().name, report, {} if crash_trouble else crash, trouble, crash_trouble)
+    report, trouble = _read(directory / "report.json", _report_from)
+    crash, crash_trouble = _read(directory / "crash" / "crash.json", _crash_from)
+    if crash_trouble == "There is no crash.json":
+        crash_trouble = ""
+    return Stored(directory.resolve().name, report, crash, trouble, crash_trouble)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], str]:
+def _read(path: Path, made_from: Callable[[Any], dict[str, Any]]) -> tuple[dict[str, Any], str]:
+    """The values of a file, or why there are none."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return made_from(json.loads(path.read_text(encoding="utf-8"))), ""
     except OSError as error:
         is_missing = isinstance(error, FileNotFoundError | NotADirectoryError)
         return {}, f"There is no {path.name}" if is_missing else f"{path.name} can't be read: {error.strerror}"
+    except _Misfit as misfit:
+        return {}, f"{path.name} can't be shown: {misfit}"
     except ValueError as error:
         return {}, f"{path.name} is not JSON: {error}"
-    return (values, "") if isinstance(values, dict) else ({}, f"{path.name} is not a JSON object")
 
 
-def _misfit(report: Mapping[str, Any]) -> str:
-    """Why a report can't be shown; "" if it can."""
-    version = report.get("schema_version")
+class _Misfit(Exception):
+    """Values are not those of a report; the text says in what."""
+
+
+def _report_from(values: Any) -> dict[str, Any]:
+    version = values.get("schema_version") if isinstance(values, dict) else None
     if version != SCHEMA_VERSION:
-        return f"report.json has schema version {version!r}, and this version of the suite reads {SCHEMA_VERSION}"
-    needed = ("suite_version", "implementation", "level", "is_partial", "clauses", "errors", "exit_status")
-    missing = [name for name in needed if name not in report]
+        raise _Misfit(f"it has schema version {version!r}, and this version of the suite reads {SCHEMA_VERSION}")
     try:
-        Level.named(report.get("level", "core"))
-        wrong = [one for one in report.get("clauses", ()) if one["verdict"] not in [*Verdict] or not one["slug"]]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        return f"report.json is not a report: {type(error).__name__}: {error}"
-    if missing or wrong:
-        return f"report.json is not a report: {', '.join(missing) or wrong[0]['verdict']!r}"
-    return ""
+        report = compact.expanded(values)
+    except (KeyError, TypeError, IndexError) as error:
+        raise _Misfit(f"its lines are not complete, {type(error).__name__}: {error}") from None
+    _expect(report, form.REPORT)
+    unknown = [one["verdict"] for one in report["clauses"] if one["verdict"] not in [*Verdict]]
+    if unknown:
+        raise _Misfit(f"{unknown[0]!r} is not a verdict")
+    return report
 
 
-def _misfit_of_crash(crash: Mapping[str, Any]) -> str:
-    missing = [name for name in ("interrupted", "exit", "causes", "recordings", "drills") if name not in crash]
-    return f"crash.json lacks {', '.join(missing)}" if missing else ""
+def _crash_from(values: Any) -> dict[str, Any]:
+    _expect(values, form.CRASH)
+    return dict(values)
+
+
+def _expect(values: Any, expected: form.Form) -> None:
+    found = next(form.misfits(values, expected, "it"), "")
+    if found:
+        raise _Misfit(found)
+    try:
+        Level.named(values["level"])
+    except ValueError as error:
+        raise _Misfit(str(error)) from None

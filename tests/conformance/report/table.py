@@ -7,9 +7,10 @@ shown with its reason. What a manager does not claim is not held against it.
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from urllib.parse import quote
 
 from forge_conformance.judging.text import one_line
-from forge_conformance.report import badge, compact, explain, findings
+from forge_conformance.report import badge, compact, explain, failures, findings
 from forge_conformance.report.manager import SYMBOLS, Around, Finding, html_page, mark_of, ranks, trend
 from forge_conformance.report.markup import Content, Html, row, table, tag
 from forge_conformance.report.page import anchor, finder, folded, page
@@ -20,7 +21,8 @@ from forge_spec.clauses import Level
 TITLE = "Checkpoint managers, judged"
 _HEAD = (
     *("manager", "release", "level reached", *(str(level) for level in Level)),
-    *("kills", "losses of power", "faults", "ranks", "Python, torch", "against an older release", "report", "findings"),
+    *("kills survived", "losses of power survived", "faults survived"),
+    *("ranks", "Python, torch", "against an older release", "report", "findings"),
 )
 
 _FREE = "Ways of working in which the specification leaves a manager free."
@@ -63,6 +65,7 @@ def files(comparison: Comparison) -> dict[str, str]:
     for stored in comparison.managers:
         own = badge.of(stored)
         found[f"{stored.name}/index.html"] = html_page(stored, comparison.around(stored))
+        found[f"{stored.name}/README.md"] = failures.markdown(stored, comparison.around(stored))
         found[f"{stored.name}/badge.svg"] = badge.svg(own)
         found[f"{stored.name}/badge.json"] = badge.endpoint(own)
         if stored.report:
@@ -143,12 +146,12 @@ def markdown(comparison: Comparison) -> str:
     managers = comparison.managers
     lines = [f"# {TITLE}", "", *_introduction(), "", _line(*_HEAD), _line(*("---" for _ in _HEAD))]
     for stored in managers:
-        pages = ", ".join(f"[{one_line(one.title)}]({one.link})" for one in comparison.about(stored))
-        cells = [one_line(cell) for cell in _cells(comparison, stored)]
-        lines.append(_line(f"[{stored.name}]({stored.name}/index.html)", *cells, pages))
+        pages = ", ".join(f"[{failures.plain(one.title)}]({one.link})" for one in comparison.about(stored))
+        cells = [failures.plain(cell) for cell in _cells(comparison, stored)]
+        lines.append(_line(f"[{failures.plain(stored.name)}]({_link(stored)})", *cells, pages))
     lines += ["", "## Clauses", "", *(f"- {SYMBOLS[mark]} *{mark}*: {meaning}" for mark, meaning in MEANINGS.items())]
     for chapter, slugs in _shown(comparison):
-        lines += ["", f"### {chapter}", "", _line("clause", *(stored.name for stored in managers))]
+        lines += ["", f"### {chapter}", "", _line("clause", *(failures.plain(stored.name) for stored in managers))]
         lines += [_line(*("---" for _ in range(len(managers) + 1)))]
         lines += [_line("*pass*", *(_share(stored, chapter=chapter) for stored in managers))]
         lines += [_line(slug, *(_linked(stored, slug) for stored in managers)) for slug in slugs]
@@ -159,7 +162,8 @@ def _introduction() -> Iterator[str]:
     yield f"By specification `{digests.of_specification()}` of {len(CLAUSES)} clauses. Every figure is computed from"
     yield "the reports in the folders beside this page, by `forge-conformance table`. A level is reached if each of its"
     yield "claimed clauses passes, and each of those of the levels below it. *x of y* counts the clauses that pass, of"
-    yield "those that pass or fail."
+    yield "those that pass or fail. Kills and losses of power count the disks that a death left. Faults count deaths"
+    yield "and failing calls of real processes. A run survives one if it resumes as it has to."
 
 
 def _line(*cells: str) -> str:
@@ -169,7 +173,12 @@ def _line(*cells: str) -> str:
 def _linked(stored: Stored, slug: str) -> str:
     mark = stored.mark(slug)
     symbol = SYMBOLS[mark]
-    return f"[{symbol}]({stored.name}/index.html#{anchor(slug)})" if mark in FAILED else symbol
+    return f"[{symbol}]({_link(stored)}#{anchor(slug)})" if mark in FAILED else symbol
+
+
+def _link(stored: Stored) -> str:
+    """The page of a manager that can be read without a browser's page."""
+    return f"{quote(stored.name)}/README.md"
 
 
 def _allowed(comparison: Comparison) -> Iterator[str]:
@@ -200,7 +209,7 @@ def _manager(comparison: Comparison, stored: Stored) -> Html:
     state, reason = stored.state
     cells: list[Content] = list(_cells(comparison, stored))
     cells[-1] = tag("span", state, ": " if reason else "", reason, class_="" if state is State.COMPLETE else "banner")
-    name = tag("th", tag("a", stored.name, href=f"{stored.name}/index.html"), scope="row")
+    name = tag("th", tag("a", stored.name, href=f"{quote(stored.name)}/index.html"), scope="row")
     return row(name, *cells, tag("td", pages), id=anchor(stored.name))
 
 
@@ -210,7 +219,7 @@ def _matrix(comparison: Comparison) -> Iterator[Html]:
     yield folded("what the marks mean", meanings)
     there = {stored.mark(slug) for stored in comparison.managers for _, slugs in _shown(comparison) for slug in slugs}
     yield finder("the clauses", [str(mark) for mark in Mark if mark in there])
-    names = (tag("a", one.name, href=f"{one.name}/index.html") for one in comparison.managers)
+    names = (tag("a", one.name, href=f"{quote(one.name)}/index.html") for one in comparison.managers)
     head = [tag("th", "clause", class_="first"), *(tag("th", name, class_="head", scope="col") for name in names)]
     yield table(head, (_chapter(comparison, *one) for one in _shown(comparison)), class_="matrix")
 
@@ -225,13 +234,13 @@ def _clause(comparison: Comparison, slug: str) -> Html:
     marks = [stored.mark(slug) for stored in comparison.managers]
     cells = [_cell(stored, slug, mark) for stored, mark in zip(comparison.managers, marks, strict=True)]
     name = tag("th", slug, class_="first", scope="row")
-    return row(name, *cells, id=anchor(slug), data_marks=",".join(dict.fromkeys(marks)))
+    return row(name, *cells, id=anchor(slug), data_marks=",".join(map(anchor, dict.fromkeys(marks))))
 
 
 def _cell(stored: Stored, slug: str, mark: Mark) -> Html:
     line = stored.by_slug.get(slug)
     said = f"{stored.name}, {slug}: {mark}{f': {one_line(line.reason)}' if line and line.reason else ''}"
-    link = tag("a", SYMBOLS[mark], href=f"{stored.name}/index.html#{anchor(slug)}", title=said, aria_label=said)
+    link = tag("a", SYMBOLS[mark], href=f"{quote(stored.name)}/index.html#{anchor(slug)}", title=said, aria_label=said)
     return tag("td", link if line else SYMBOLS[mark], class_=anchor(mark))
 
 

@@ -71,6 +71,9 @@ ALONE = Shape(1, kind="alone")
 Supervise = Callable[[int, int, int], Supervisor]
 """From a rank, a listener and a process to who answers for it."""
 
+LONG_S = 1800.0
+"""How long ranks wait for each other where no test is about that: torch's own default, longer than any test takes."""
+
 
 def staged(ranks: int) -> Shape:
     """Two stages of so many ranks."""
@@ -269,7 +272,7 @@ def _for_rank(supervise: Supervise, rank: int) -> Callable[[int, Path, int], Sup
 
 
 def places(
-    server: Server, shape: Shape, timeout_s: float = 60, is_alone: bool = False
+    server: Server, shape: Shape, timeout_s: float = LONG_S, is_alone: bool = False
 ) -> Callable[[int], dict[str, Any]]:
     """What each rank of a run is told about its place; they find each other through a file of their own."""
     rendezvous = str(server.new_file("rendezvous"))

@@ -11,7 +11,7 @@ from typing import Any
 from forge_conformance.judging.judge import Judge, Unreached
 from forge_conformance.runs import ways
 from forge_conformance.runs.folder import Folder
-from forge_conformance.runs.group import ALONE, Outcome, Ranks, Shape, values
+from forge_conformance.runs.group import ALONE, LONG_S, Outcome, Ranks, Shape, values
 from forge_conformance.runs.life import AnyLife, Life, World
 from forge_conformance.runs.process import Loaded, Raised
 from forge_conformance.runs.server import Implementation, Server
@@ -145,7 +145,7 @@ class Scenario:
         reads: bool = False,
         seed: int = 0,
         views: Mapping[int, Path] | None = None,
-        timeout_s: float = 60,
+        timeout_s: float = LONG_S,
         **settings: Any,
     ) -> World:
         """The ranks of a fresh run, which have made their managers over the scenario's folder and loaded nothing.
@@ -153,8 +153,8 @@ class Scenario:
         `gated` says whose file operations can be held, with `reads` those that
         open for reading as well; ranks in `views` see
         another directory at the folder's path.  `timeout_s` is what groups of
-        processes have: by default a rank that waits for a lost one does so
-        for longer than the suite waits for it.
+        processes have: by default a rank that waits for a lost one, or for one
+        that the suite holds, does so for longer than any test takes.
         """
         world = self._world(shape, gated, reads, seed, views or {}, settings)
         values(world.open(seed, timeout_s))

@@ -5,6 +5,7 @@ manager that is judged can't be brought into the situation of the test.  Nothing
 here ever fails a clause.
 """
 
+import os
 from typing import Any
 
 from forge_conformance.adapter import Traits
@@ -24,6 +25,11 @@ def require_settings(traits: Traits, settings: dict[str, Any], folder: Folder) -
         raise Unreached(
             "the manager uses load_path only in a folder without a checkpoint (trait load_path_is_fallback), and this "
             "test needs it beside checkpoints"
+        )
+    if traits.names_folder not in ("", os.path.basename(settings.get("folder", folder.path))):
+        raise Unreached(
+            f"the manager names its folder {traits.names_folder!r} (trait names_folder), and this test needs another "
+            "name"
         )
 
 

@@ -45,6 +45,8 @@ class Totals:
     """Shared outcomes that were really tried and came out the same."""
     left_out: int = 0
     """Pairs of lost changes that were not tried."""
+    skipped: int = 0
+    """Deaths that there was no time for, spread over those that come after half of the time."""
     seconds: float = 0
 
 
@@ -218,15 +220,15 @@ class _Walk:
         totals.seconds = time.monotonic() - begun
         bad_disks = frozenset(self._known[identity] for identity in self._bad_disks)
         disks = frozenset(self._known.values())
-        note = self._landed() if self._storage is None else ""
+        note = self._landed(not is_cut_short) if self._storage is None else ""
         return Explored(name, totals, bad, self._contradiction, is_cut_short, self._reached, note, disks, bad_disks)
 
-    def _landed(self) -> str:
-        """After which lines restarts went on: those after which the script saves what its restarts use."""
+    def _landed(self, is_whole: bool) -> str:
+        """After which lines restarts went on; where all deaths were tried, also which saves none went on from."""
         landings = sorted(set(self._landings.values()) - {0})
         if not landings:
             return ""
-        unused = self._unused()
+        unused = self._unused() if is_whole else []
         said = f" UNUSED: no restart went on from the saves after: {self._lines(unused)}." if unused else ""
         return f"Restarts went on after: {self._lines(landings)}.{said}"
 
@@ -248,16 +250,25 @@ class _Walk:
         return "; ".join([*texts[:_SHOWN_LINES], *more])
 
     def _walk(self, states: States) -> bool:
-        """Visit all; whether the time was too short."""
+        """Visit all; where the time is short, some of those after half of it, up to the last. Whether any was not."""
+        begun = time.monotonic()
+        half = begun + (self._all.deadline - begun) / 2
+        middle, end = 0, len(self._all.line.trace.effects)
         for state in states:
-            if time.monotonic() > self._all.deadline:
+            now = time.monotonic()
+            if now > self._all.deadline:
                 return True
             if self._contradiction:
                 break
+            if now < half:
+                middle = state.cut
             if self._storage is None or state.is_power_cut:
+                if now >= half and is_late((now - half) / (self._all.deadline - half), middle, state.cut, end):
+                    self._totals.skipped += 1
+                    continue
                 self._visit(states, state)
                 self._reached = state.cut
-        return False
+        return self._totals.skipped > 0
 
     def _visit(self, states: States, state: State) -> None:
         self._totals.states += 1
@@ -316,6 +327,11 @@ class _Walk:
 
             state = shrink(trace, self._storage, bad.state, is_bad)
             yield replace(bad, state=state, disk=disk_of(trace, self._storage, state))
+
+
+def is_late(used: float, middle: int, cut: int, end: int) -> bool:
+    """Whether more is used of the second half of the time than of the deaths that are left for it."""
+    return used * max(1, end - middle) > cut - middle
 
 
 def cause_of(verdict: Verdict) -> tuple[str, ...]:

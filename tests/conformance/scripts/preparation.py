@@ -5,6 +5,7 @@ a fork of a process that has imported what it imports.  What differs between the
 flakiness, and is not compared in restarts.
 """
 
+import errno
 import os
 import re
 import tempfile
@@ -60,6 +61,8 @@ class Prepared:
     """What the report has to say about the script itself."""
     seconds: float = 0
     """How long an undisturbed run takes."""
+    restart_s: float = 0
+    """How long one takes that is started as restarts are."""
 
     @property
     def result_asked(self) -> tuple[str, list[str]]:
@@ -86,7 +89,7 @@ def prepare(stage: Stage, wishes: Wishes, say: Say) -> Prepared:
     second = progress.read(form, recorded.output)
     prepared = Prepared(
         stage, form, Undisturbed(lines, result), recorded, timeline(recorded, form, wishes.saved), 0.0,
-        wishes.result_pattern, wishes.result_command, seconds=ended.seconds,
+        wishes.result_pattern, wishes.result_command, seconds=ended.seconds, restart_s=ended.seconds,
     )  # fmt: skip
     prepared.notes += [] if lines else [recognised]
     if not lines and any(drawn(text) for text in first):
@@ -118,9 +121,11 @@ def _undisturbed(stage: Stage, wishes: Wishes) -> tuple[list[str], Ended]:
         )
     if ended.status:
         last = "\n".join(f"  {line}" for line in output[-12:]) or "  (nothing)"
+        is_full = any(os.strerror(errno.ENOSPC) in line for line in output[-12:])
+        room = f" Make room in {stage.folder}, or let it train a smaller model." if is_full else ""
         raise CannotJudge(
-            f"The script fails when nothing disturbs it (exit status {ended.status}), so no restart can be judged. Its "
-            f"last lines were:\n{last}"
+            f"The script fails when nothing disturbs it (exit status {ended.status}), so no restart can be judged."
+            f"{room} Its last lines were:\n{last}"
         )
     return output, ended
 
@@ -250,6 +255,7 @@ def _warm(prepared: Prepared, wishes: Wishes, left: frozenset[tuple[str, str, bo
             stage.warm.close()
             raise CannotJudge("a fork did not do what the script itself does")
         stage.warm.learn()
+        prepared.restart_s = ended.seconds
     except CannotJudge as reason:
         stage.warm = None
         prepared.notes.append(f"Each start is a new process, because {reason}.")
@@ -271,6 +277,6 @@ def _saves(prepared: Prepared) -> str:
     kind = "warm" if prepared.stage.warm else "cold"
     return (
         f"recorded: {counted(prepared.recorded.operations, 'operation')} on the checkpoint folder in "
-        f"{counted(prepared.line.saves, 'save')}; a run takes {prepared.seconds:.1f} s, restarts are {kind}, and one "
-        f"counts as hung after {prepared.silence_s:.0f} s without a line"
+        f"{counted(prepared.line.saves, 'save')}; a run takes {prepared.seconds:.1f} s; restarts are {kind}, take up "
+        f"to {prepared.restart_s:.1f} s each, and one counts as hung after {prepared.silence_s:.0f} s without a line"
     )

@@ -82,6 +82,7 @@ class Chain(LRScheduler):
         self.last_epoch += 1
         for link in self.links:
             link.step()
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]  # for `get_last_lr`, which loops call
 
 
 KINDS = {"extra": Scaled, "buffer": Shifted}

@@ -381,6 +381,11 @@ def test_the_command_reports_for_people_and_for_programs(tmp_path: Path, capsys:
     assert len(recording["orders"]["disorders"]) == 2
     assert "<table>" in (tmp_path / "crash.html").read_text()
     assert list(tmp_path.glob("replay-*.py"))
+    (tmp_path / "crash.html").write_text("as it was")
+    again = ["crash", "--impl", f"{CAREFUL}:NoSyncOfState", *options, "--out", str(tmp_path), "--unless-judged"]
+    assert main(again) == 1
+    assert "judged before, by the same code in the same environment" in capsys.readouterr().out
+    assert (tmp_path / "crash.html").read_text() == "as it was"
 
 
 def test_a_storage_that_does_not_exist_is_refused_with_those_that_do(capsys: pytest.CaptureFixture[str]) -> None:

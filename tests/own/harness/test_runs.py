@@ -395,7 +395,7 @@ def test_a_complete_report_of_the_same_is_printed_instead_of_judging_again(forge
 def test_a_report_of_anything_else_is_no_answer(change: dict[str, Any]) -> None:
     asked = Report({"name": "made.up"}, Level.CORE, (), (), (), (), 1.0, sources="0" * 64)
     written = {**json.loads(json.dumps(render.as_json(asked))), "exit_status": 0}
-    assert render.answers(written, asked)
-    assert not render.answers({**written, **change}, asked)
-    assert not render.answers([], asked)
-    assert not render.answers({**written, "sources": ""}, replace(asked, sources=""))
+    assert render.status_of(asked, written) == 0
+    assert render.status_of(asked, {**written, **change}) is None
+    assert render.status_of(asked, []) is None
+    assert render.status_of(replace(asked, sources=""), {**written, "sources": ""}) is None

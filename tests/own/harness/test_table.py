@@ -1,18 +1,21 @@
 """The table of several managers: what is no pass is never shown as one, and nothing on it is typed in."""
 
+import doctest
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from forge_conformance.cli import main
 from forge_conformance.judging.verdicts import Expected, Finding, Report, judge
-from forge_conformance.report import badge, compact, findings, stored, table
+from forge_conformance.report import badge, compact, failures, findings, form, markup, page, stored, table
 from forge_conformance.report import run as render
-from forge_conformance.report.manager import html_page
+from forge_conformance.report.manager import Around, html_page
 from forge_conformance.report.markup import tag
 from forge_conformance.report.stored import Mark, State, Stored
 from forge_spec import BY_SLUG, CLAUSES, digests
@@ -149,10 +152,21 @@ def test_a_clause_that_is_unreached_by_a_trait_is_both_allowed_and_any_other_kee
         ),
         (lambda values: {**values, "errors": ["KeyError: 'x'"], "exit_status": 3}, State.ERROR, "KeyError"),
         (lambda values: {**values, "schema_version": 7}, State.UNREADABLE, "schema version 7"),
-        (lambda values: {"schema_version": 1}, State.UNREADABLE, "is not a report"),
-        (lambda values: {**values, "clauses": [{"slug": SYNC, "verdict": "fine"}]}, State.UNREADABLE, "'fine'"),
-        (lambda values: {**values, "clauses": 7}, State.UNREADABLE, "is not a report"),
-        (lambda values: "[]", State.UNREADABLE, "not a JSON object"),
+        (lambda values: {"schema_version": 1}, State.UNREADABLE, "suite_version is missing"),
+        (
+            lambda values: {**values, "clauses": [{"slug": SYNC, "verdict": "fine"}]},
+            State.UNREADABLE,
+            "'fine' is not a verdict",
+        ),
+        (lambda values: {**values, "clauses": 7}, State.UNREADABLE, "it: clauses is not a list"),
+        (lambda values: {**values, "level": "high"}, State.UNREADABLE, "no level is called 'high'"),
+        (lambda values: {**values, "clauses": [{"slug": 7, "verdict": "pass"}]}, State.UNREADABLE, "slug is not str"),
+        (
+            lambda values: {**values, "lines": [], "clauses": [{"failures": [{"story": [3], "detail": []}]}]},
+            State.UNREADABLE,
+            "its lines are not complete, IndexError",
+        ),
+        (lambda values: "[]", State.UNREADABLE, "schema version None"),
         (lambda values: json.dumps(values)[:-9], State.UNREADABLE, "not JSON"),
     ],
 )
@@ -212,15 +226,26 @@ def test_a_report_that_does_not_name_its_specification_is_out_of_date() -> None:
     assert of(values).mark(SYNC) is Mark.OUT_OF_DATE
 
 
+def test_each_mark_on_a_page_can_be_chosen() -> None:
+    values = report_of(*all_hold(), failing(SYNC), unreached(WAIT, "no GPU"))
+    values["clauses"] = [{**one, "digest": "0" * 16} if one["slug"] == WAIT else one for one in values["clauses"][:-9]]
+    values["specification"] = "1" * 16
+    one = of(values)
+    for shown in (html_page(one), table.html(table.Comparison((one,)))):
+        marks = {mark for marks in re.findall('data-marks="([^"]*)"', shown) for mark in marks.split(",")}
+        assert {"out-of-date", "fail", "pass", "unclaimed"} <= marks
+        assert marks == set(re.findall('type="checkbox" value="([^"]*)"', shown))
+
+
 # -- deaths ----------------------------------------------------------------------------
 
 
 def test_deaths_are_counted_by_what_they_take_away() -> None:
     one = replace(of(report_of(held(SYNC))), crash=explored("ext4, links", disks=12, bad=5))
-    assert (str(one.power), str(one.kills), str(one.real)) == ("7 of 12 survived", "not explored", "not explored")
+    assert (str(one.power), str(one.kills), str(one.real)) == ("7 of 12", "not explored", "not explored")
     cut = explored("kill")
     cut["recordings"][0]["storages"][0]["is_cut_short"] = True
-    assert str(replace(one, crash=cut).kills) == "10 of 10 survived, stopped by the time limit"
+    assert str(replace(one, crash=cut).kills) == "10 of 10, stopped by the time limit"
 
 
 @pytest.mark.parametrize(
@@ -239,6 +264,12 @@ def test_an_exploration_that_can_not_be_relied_on_says_why(
     assert f"deaths: {reason}" in table.markdown(table.Comparison((one,)))
 
 
+def test_an_exploration_that_is_none_is_not_shown_and_says_why(tmp_path: Path) -> None:
+    one = stored.read(written(tmp_path / "made", report_of(held(SYNC)), {**explored(), "drills": [{}]}))
+    assert one.crash_state == "crash.json can't be shown: it: drills 0: kind is missing"
+    assert str(one.kills) == "not explored"
+
+
 # -- releases and findings ---------------------------------------------------------------
 
 
@@ -255,12 +286,13 @@ def test_a_release_is_compared_with_the_next_older_one_of_the_same_adapter() -> 
 
 def test_findings_are_those_whose_line_names_the_manager(tmp_path: Path) -> None:
     index = "| finding | manager | kind |\n|---|---|---|\n| [it forgets](forgets.md) | Made-Up 1.2 | data lost |\n"
-    (tmp_path / "README.md").write_text(index + "| [another](other.md) | Unmade | x |\n")
+    (tmp_path / "README.md").write_text(index + "| [another](other.md) | Unmade 2 | x |\n")
     (tmp_path / "forgets.md").write_text(f"See `{SYNC}` and `no.clause`.\n")
     found = findings.read(tmp_path, "../findings")
     one = of(report_of(failing(SYNC)))
     (own,) = findings.about(found, one)
     assert (own.title, own.link, own.clauses) == ("it forgets", "../findings/forgets.md", {SYNC})
+    assert findings.about(found, of(report_of(failing(SYNC), version="1.1"))) == ()
     comparison = table.Comparison((one,), found)
     assert "[it forgets](../findings/forgets.md)" in table.markdown(comparison)
     assert 'href="../../findings/forgets.md"' in html_page(one, comparison.around(one))
@@ -293,7 +325,10 @@ def test_a_table_is_rendered_from_what_it_keeps(tmp_path: Path, capsys: pytest.C
     assert main(["table", "--out", str(out)]) == 0
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     names = {path.relative_to(out).as_posix() for path in before}
-    own = {f"made/{name}" for name in ("index.html", "badge.svg", "badge.json", "report.json", "crash/crash.json")}
+    own = {
+        f"made/{name}"
+        for name in ("index.html", "README.md", "badge.svg", "badge.json", "report.json", "crash/crash.json")
+    }
     assert names == {"README.md", "index.html", *own}
     (out / "index.html").write_text("typed in")
     (out / "notes.txt").write_text("")
@@ -345,6 +380,14 @@ def test_whatever_a_story_holds_stays_text() -> None:
     assert tag("p", ODD, title=ODD).count("<") == 2
 
 
+def test_whatever_a_story_holds_stays_within_its_block_of_markdown() -> None:
+    odd = f"{ODD}\n```\n# a heading"
+    shown = failures.markdown(of(report_of(failing(SYNC, odd), expected=(Expected(SYNC, "*", ODD),)), ODD), Around())
+    outside = re.sub(r"^(`{3,})text\n.*?^\1$", "", shown, flags=re.DOTALL | re.MULTILINE)
+    assert "# a heading" in shown and "# a heading" not in outside
+    assert re.findall(r"(?<!\\)<[^>]*>", outside) == [f'<a id="{SYNC}">', "</a>"]
+
+
 def test_a_badge_says_release_and_level_and_is_bound_to_the_specification() -> None:
     one = badge.of(of(report_of(*all_hold())))
     assert one.message == "made-up 1.2: level core"
@@ -359,3 +402,9 @@ def test_a_badge_says_release_and_level_and_is_bound_to_the_specification() -> N
     bad = badge.of(of(report_of(*all_hold(), failing(SYNC))))
     assert bad.message == f"made-up 1.2: {judged - 1} of {judged} clauses"
     assert bad.message in badge.svg(bad)
+
+
+@pytest.mark.parametrize("module", [failures, findings, form, markup, page], ids=lambda module: module.__name__)
+def test_the_examples_of_rendering_say_what_happens(module: ModuleType) -> None:
+    ran = doctest.testmod(module)
+    assert ran.attempted > 0 and ran.failed == 0

@@ -51,6 +51,7 @@ WAYS = (
         "KeepsTwo",
         {SMALLEST: "unreached", "retention/a-run-prunes-on-after-a-save-that-failed[sync]": "done"},
     ),
+    Way("names_folder", "NamesFolder", {"place/a-name-is-a-name[dash]": "unreached"}),
 )
 
 

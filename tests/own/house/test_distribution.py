@@ -42,10 +42,15 @@ DATA = FIXTURES | {
     "forge_conformance/report/page.css",
     "forge_conformance/report/page.js",
     "forge_conformance/report/schema.json",
+    "forge_conformance/adapters/accelerate_state.xfail",
+    "forge_conformance/adapters/dcp_recipe.xfail",
+    "forge_conformance/adapters/ignite.xfail",
     "forge_conformance/adapters/lightning.xfail",
     "forge_conformance/adapters/olmo.xfail",
     "forge_conformance/adapters/orbax.xfail",
     "forge_conformance/adapters/titan.xfail",
+    "forge_conformance/adapters/transformers_trainer.xfail",
+    "forge_conformance/adapters/torch_checkpointing.xfail",
 }
 
 

@@ -67,7 +67,11 @@ ROOMS = (
             "pytorch_lightning",
             "olmo_core",
             "orbax",
+            "ignite",
+            "torch_checkpointing",
             "torchtitan",
+            "transformers",
+            "accelerate",
         ),
     ),
     Room(

@@ -8,7 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
@@ -20,7 +20,8 @@ from forge_spec import CLAUSES
 from forge_spec.clauses import Level
 
 ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "tox.ini").is_file())
-MUTATION = "tests/own/mutation/run.py"
+OTHER_PROGRAMS = {"mutation": ["tests/own/mutation/run.py"], "bench": ["benchmarks/run.py"]}
+"""What tox runs in these environments, with what stands after `--`; in others it is the suite."""
 BOOK = ROOT / "spec" / "BOOK.md"
 WRITTEN = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "fixtures/README.md")),
@@ -118,10 +119,22 @@ def _help(*command: str) -> str:
     return done.stdout
 
 
-def _environments() -> set[str]:
+def _environments() -> dict[str, str]:
+    """The label of each environment of tox; empty for those that have none."""
     tox = configparser.ConfigParser(interpolation=None)
     tox.read(ROOT / "tox.ini")
-    return {name.removeprefix("testenv:") for name in tox.sections() if name.startswith("testenv:")}
+    return {name: tox.get(f"testenv:{name}", "labels", fallback="") for name in _named(tox.sections())}
+
+
+def _named(sections: Iterable[str]) -> list[str]:
+    return [name.removeprefix("testenv:") for name in sections if name.startswith("testenv:")]
+
+
+def _meant(words: Sequence[str]) -> list[str]:
+    """The environments, known or not, that the words after `tox run` choose: by name with -e, by label with -m."""
+    if words[:1] == ["-m"]:
+        return [name for name, label in _environments().items() if label == words[1]]
+    return words[1].split(",") if words[:1] == ["-e"] else []
 
 
 def _wrong(command: str) -> str | None:
@@ -133,7 +146,7 @@ def _wrong(command: str) -> str | None:
     if first in OF_OTHERS:
         return None
     if first == "./with-tox":
-        names = rest[2].split(",") if rest[:2] == ["run", "-e"] else []
+        names = _meant(rest[1:])
         unknown = [name for name in names if name not in _environments()]
         if unknown or (rest and not names):
             return f"{command}: not in tox.ini: {', '.join(unknown) or rest}"
@@ -154,8 +167,7 @@ def _wrong(command: str) -> str | None:
 def _of_environment(command: str, names: list[str], rest: list[str]) -> str | None:
     if rest[:1] != ["--"]:
         return f"{command}: {rest} after the environment, without --" if rest else None
-    of_mutation = names == ["mutation"]
-    program = [MUTATION] if of_mutation else ["-m", "forge_conformance.cli", "run"]
+    program = OTHER_PROGRAMS.get(",".join(names), ["-m", "forge_conformance.cli", "run"])
     return _unknown(command, _help(sys.executable, *program), rest[1:])
 
 
@@ -183,6 +195,7 @@ def test_every_path_that_a_page_names_exists(page: Path) -> None:
 
 def test_a_command_that_does_not_exist_is_noticed() -> None:
     assert _wrong("./with-tox run -e no-such-environment")
+    assert _wrong("./with-tox run -m no-such-label")
     assert _wrong("forge-conformance prove --impl mine.py:Mine")
     assert _wrong("forge-conformance run --implementation mine.py:Mine")
     assert _wrong("python -m forge_spec.book --print")
@@ -213,8 +226,9 @@ def test_the_readme_is_short_and_its_table_of_costs_has_every_environment() -> N
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) < 120
     costs = text[text.index("## What the commands cost") :].partition("\n## ")[0]
-    named = {name for names in re.findall(r"`\./with-tox run -e ([\w,-]+)`", costs) for name in names.split(",")}
-    assert named == _environments() - {"lint", "tests"}
+    chosen = re.findall(r"`\./with-tox run (-[em]) ([\w,-]+)`", costs)
+    named = {name for words in chosen for name in _meant(list(words))}
+    assert named == _environments().keys() - {"lint", "tests"}
     assert "`./with-tox`" in costs
 
 

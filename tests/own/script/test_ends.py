@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import RIGHT, needs_recorder
+from .conftest import IN_PLACE, RIGHT, needs_recorder
 
 pytestmark = needs_recorder
 
@@ -59,10 +59,14 @@ def test_nothing_outlives_the_command(number: int, starts: int, tmp_path: Path) 
     wait_until(lambda: not with_variable("SEEN", seen))
 
 
-def test_an_interrupted_run_reports_what_it_has_found_out(tmp_path: Path) -> None:
-    """It is interrupted while it waits for a script that never ends after a loss of power."""
-    unsynced = RIGHT.replace("os.fsync(file.fileno())", "pass")
-    waits = unsynced.replace(
+@pytest.mark.parametrize(
+    ("script", "explored"),
+    [(RIGHT.replace("os.fsync(file.fileno())", "pass"), 1), (IN_PLACE, 0)],
+    ids=["after a loss of power", "after a kill"],
+)
+def test_an_interrupted_run_reports_what_it_has_found_out(script: str, explored: int, tmp_path: Path) -> None:
+    """It is interrupted while it waits for a script that never ends after such a death."""
+    waits = script.replace(
         "step, total = json.load(open(path))",
         "\n    while not os.path.getsize(path): open(os.environ['SEEN'], 'w').write('x')\n"
         "    step, total = json.load(open(path))",
@@ -77,5 +81,5 @@ def test_an_interrupted_run_reports_what_it_has_found_out(tmp_path: Path) -> Non
         wait_until(lambda: seen.exists() or leader.poll() is not None)
         leader.send_signal(signal.SIGTERM)
         assert leader.wait() == 3
-    assert "PARTIAL: interrupted after 1 of 2 kinds of death." in (tmp_path / "said").read_text()
+    assert f"PARTIAL: interrupted after {explored} of 2 kinds of death." in (tmp_path / "said").read_text()
     assert (tmp_path / "reports" / "script" / "script.json").is_file()

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 
+from forge_conformance.scripts.explorer import is_late
 from forge_conformance.scripts.judge import Form, Line, Start, Task, Undisturbed, judge
 from forge_spec.script import is_same_run
 
@@ -82,3 +83,13 @@ def test_results_are_compared_only_at_the_end() -> None:
 def test_numbers_are_near_within_the_tolerance(one: str, other: str, is_near: bool) -> None:
     form = Form("", (), ("value",), tolerance=0.1)
     assert form.is_equal(Line((), (one,), ""), Line((), (other,), "")) == is_near
+
+
+def test_where_the_time_is_short_the_last_deaths_are_tried_as_well_as_the_first() -> None:
+    """Half of the time went by until operation 20 of 100; now each death takes an eighth of the other half."""
+    used, tried = 0.0, []
+    for cut in range(20, 101):
+        if not is_late(used, 20, cut, 100):
+            tried.append(cut)
+            used += 0.125
+    assert tried == [20, 30, 40, 50, 60, 70, 80, 90, 100]
