@@ -30,6 +30,8 @@ class Way:
     needs: ClassVar[str] = "torch"
     """The module without which it can't be had."""
     saves_beside: ClassVar[bool] = False
+    files_for_tensor: ClassVar[int] = 0
+    """How many files an asynchronous save keeps open for each tensor."""
 
     def __init__(self, subject: Subject, folder: Path) -> None:
         self.subject = subject
@@ -143,6 +145,7 @@ class TorchCheckpointing(Way):
     name = "torch_checkpointing"
     needs = "torch_checkpointing"
     saves_beside = True
+    files_for_tensor = 2
 
     def __init__(self, subject: Subject, folder: Path) -> None:
         super().__init__(subject, folder)

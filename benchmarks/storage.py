@@ -47,11 +47,19 @@ def study(size: Size, rounds: int, budget_s: float) -> tuple[Subject, Samples]:
         for way in WAYS:
             if missing(way) or (size.megabytes > _LARGE and way.saves_beside and way is not Reference):
                 continue
-            ways.append(way(model, place / way.__name__))
+            try:
+                ways.append(way(model, place / way.__name__))
+            except Exception as error:
+                failures[way.name] = Sample(failure=described(error))
         works = _limits(warm, place, ways[0])
         for way in ways:
+            needed = way.files_for_tensor * len(model.tensors)
+            has_files = 2 * needed < most  # with fewer the process is left without any, and measures nothing more
+            if not has_files:
+                why = f"it opens {needed:,} files or more, and {most:,} are allowed"
+                failures[f"{way.name} {BLOCKED}"] = Sample(failure=why)
             try:
-                works |= _works(way)
+                works |= _works(way, has_files)
             except Exception as error:
                 failures[way.name] = Sample(failure=described(error))
         works |= _apart(ways[0], place)
@@ -70,7 +78,7 @@ def _limits(warm: Warm, place: Path, reference: Way) -> dict[str, Work]:
     }
 
 
-def _works(way: Way) -> dict[str, Work]:
+def _works(way: Way, has_files: bool) -> dict[str, Work]:
     places = _Places(way.folder)
 
     def save() -> Parts:
@@ -97,7 +105,7 @@ def _works(way: Way) -> dict[str, Work]:
 
     way.save(places.fresh("saved"))
     return {f"{way.name} {SAVE}": save, f"{way.name} {LOAD}": load} | (
-        {f"{way.name} {BLOCKED}": beside} if way.saves_beside else {}
+        {f"{way.name} {BLOCKED}": beside} if way.saves_beside and has_files else {}
     )
 
 
