@@ -117,7 +117,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the page")
     parser.add_argument("--check", type=Path, metavar="FILE", help="compare the page, and write nothing")
-    parser.add_argument("--seconds", type=int, default=600, help="time for each script and kind of death (600)")
+    parser.add_argument("--seconds", type=int, default=3600, help="time for each script and kind of death (3600)")
     parser.add_argument("-n", type=int, default=1, metavar="N", help="scripts that are judged at the same time (1)")
     options = parser.parse_args()
     now = page(options.seconds, options.n)
