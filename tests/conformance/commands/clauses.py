@@ -39,6 +39,9 @@ def list_all(options: argparse.Namespace) -> int:
 
 def explain(options: argparse.Namespace) -> int:
     """Print one clause."""
-    (slug,) = shared.clauses([options.slug]) or (options.slug,)
+    slugs = shared.clauses([options.slug]) or frozenset()
+    if len(slugs) > 1:
+        raise shared.BadArgument(f"{options.slug!r} matches {len(slugs)} clauses; name one.")
+    (slug,) = slugs
     print(*page.explained(BY_SLUG[slug]), sep="\n")
     return 0

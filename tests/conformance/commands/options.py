@@ -3,6 +3,8 @@
 import argparse
 import contextlib
 import difflib
+import fnmatch
+import itertools
 import json
 import os
 import sys
@@ -135,15 +137,16 @@ def level(name: str) -> Level:
         raise BadArgument(f"{error}.") from None
 
 
-def clauses(slugs: Sequence[str] | None) -> frozenset[str] | None:
-    """The clauses that were asked for; None for all."""
-    unknown = [slug for slug in slugs or () if slug not in BY_SLUG]
+def clauses(patterns: Sequence[str] | None) -> frozenset[str] | None:
+    """The clauses that were asked for, by their slugs or by patterns such as `commit.*`; None for all."""
+    matching = {pattern: fnmatch.filter(BY_SLUG, pattern) for pattern in patterns or ()}
+    unknown = [pattern for pattern, slugs in matching.items() if not slugs]
     if unknown:
         near = [name for slug in unknown for name in difflib.get_close_matches(slug, BY_SLUG, 2)]
         meant = f" Did you mean {' or '.join(near)}?" if near else ""
         named = ", ".join(map(repr, unknown))
         raise BadArgument(f"there is no clause {named}; forge-conformance list shows them all.{meant}")
-    return frozenset(slugs) if slugs else None
+    return frozenset(itertools.chain.from_iterable(matching.values())) if patterns else None
 
 
 def claims(option: str | None, claimed: frozenset[str]) -> frozenset[str]:

@@ -2,13 +2,13 @@
 
 import argparse
 import contextlib
-import dataclasses
 import io
 import os
 import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_out(parser, "./reports/NAME")
     shared.add_unless_judged(parser)
     parser.add_argument(
-        "--clause", action="append", metavar="SLUG", help="only tests that judge this clause; repeatable"
+        "--clause",
+        action="append",
+        metavar="SLUG",
+        help="only tests that judge this clause, or those that match a pattern such as 'commit.*'; repeatable",
     )
     parser.add_argument(
         "--examples",
@@ -96,8 +99,9 @@ def run(options: argparse.Namespace) -> int:
         implementation = server.implementation
         level = shared.level(implementation.level if options.level is None else options.level)
         claims = shared.claims(options.claims, implementation.capabilities)
-        report = _unjudged(implementation, options, level, claims, expected)
-        is_whole = not (options.clause or options.case or options.write_xfail)
+        asked = () if options.case else tuple(sorted(only or ()))
+        report = replace(_unjudged(implementation, options, level, claims, expected), asked=asked)
+        is_whole = not (options.case or options.write_xfail)
         if options.unless_judged and is_whole:
             status = shared.judged_before(out, "report.json", partial(render.status_of, report))
             if status is not None:
@@ -107,7 +111,7 @@ def run(options: argparse.Namespace) -> int:
     if options.case:
         only = frozenset(slug for finding in collected.findings for slug in finding.clauses)
     judged, stale = judge(collected.findings, level, claims, expected, only)
-    report = dataclasses.replace(
+    report = replace(
         report,
         judged=judged,
         stale=stale,
@@ -248,8 +252,8 @@ def _described(implementation: Implementation, options: argparse.Namespace, clai
 
 def _unusual_traits(traits: Traits) -> dict[str, Any]:
     """Return the traits that the adapter names, by name; the others have their defaults."""
-    usual = dataclasses.asdict(Traits())
-    return {name: value for name, value in dataclasses.asdict(traits).items() if value != usual[name]}
+    usual = asdict(Traits())
+    return {name: value for name, value in asdict(traits).items() if value != usual[name]}
 
 
 class _Collected(Findings):

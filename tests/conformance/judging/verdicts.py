@@ -197,6 +197,8 @@ class Report:
     seconds: float
     is_partial: bool = False
     """Whether only some clauses were asked for."""
+    asked: tuple[str, ...] = ()
+    """The clauses that were asked for, each with all of its tests; empty if all were, or only some tests."""
     errors: tuple[str, ...] = field(default=())
     sources: str = ""
     """A fingerprint of the code that was run, the suite's and the manager's; "" where that is not known."""

@@ -25,11 +25,11 @@ class Badge:
 
 
 def of(stored: Stored) -> Badge:
-    """Return the badge of a manager; only a complete report of today's specification has a level in it."""
+    """Return the badge of a manager; only a sound report of today's specification has a level in it."""
     label = f"forge-conformance {digests.of_specification()[:7]}"
     release = stored.release or stored.name
     state, _ = stored.state
-    if state is not State.COMPLETE:
+    if state not in (State.COMPLETE, State.SOME):
         return Badge(label, f"{release}: {state}", _COLOURS[""])
     if stored.reached != "none":
         return Badge(label, f"{release}: level {stored.reached}", _COLOURS[stored.reached])

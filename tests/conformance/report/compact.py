@@ -17,7 +17,15 @@ from forge_spec.evidence import HERE
 
 _REPORT = (
     *("schema_version", "suite_version", "sources", "specification", "implementation", "level", "ranks", "device"),
-    *("options", "expected_failures", "is_partial", "causes", "stale_expected_failures", "capability_mismatches"),
+    *(
+        "options",
+        "expected_failures",
+        "asked",
+        "is_partial",
+        "causes",
+        "stale_expected_failures",
+        "capability_mismatches",
+    ),
     *("errors", "exit_status"),
 )
 _CLAUSE = ("slug", "digest", "verdict", "reached", "because_of", "reason", "tests", "failures")

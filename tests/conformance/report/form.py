@@ -16,7 +16,7 @@ _CAUSE: Form = {"clause": str, "failed_tests": int, "consequences": [str], "same
 REPORT: Form = {
     **{"suite_version": str, "level": str, "is_partial": bool, "exit_status": int, "errors": [str]},
     "implementation": {"name": str, "capabilities": [str], "traits?": dict, "environment": {"versions?": dict}},
-    **{"causes?": [_CAUSE], "clauses": [_CLAUSE], "ranks?": [int], "options?": [str]},
+    **{"causes?": [_CAUSE], "clauses": [_CLAUSE], "ranks?": [int], "options?": [str], "asked?": [str]},
     **{"stale_expected_failures?": [str], "capability_mismatches?": [str]},
 }
 

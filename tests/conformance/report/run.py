@@ -173,6 +173,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "device": report.device,
         "options": list(report.options),
         "expected_failures": [entry.line for entry in report.expected],
+        "asked": list(report.asked),
         "is_partial": report.is_partial,
         "totals": {str(verdict): report.count(verdict) for verdict in Verdict},
         "causes": [_cause_json(cause) for cause in causes(report.judged)],
@@ -188,7 +189,7 @@ def as_json(report: Report) -> dict[str, Any]:
 
 QUESTION = (
     *("schema_version", "suite_version", "sources", "specification", "implementation", "level"),
-    *("ranks", "device", "options", "expected_failures"),
+    *("ranks", "device", "options", "expected_failures", "asked"),
 )
 """What a run is about: two complete runs in which all of these are equal are about the same code and environment."""
 
@@ -198,9 +199,10 @@ def status_of(report: Report, written: Any) -> Status | None:
     if not isinstance(written, dict) or not report.sources:
         return None
     asked = json.loads(json.dumps(as_json(report)))
-    is_whole = written.get("is_partial") is False and written.get("exit_status") in (Status.PASSED, Status.FAILED)
+    is_whole = written.get("is_partial") is False or bool(written.get("asked"))
+    has_ended = written.get("exit_status") in (Status.PASSED, Status.FAILED)
     is_same = all(written.get(name) == asked[name] for name in QUESTION)
-    return Status(written["exit_status"]) if is_whole and is_same else None
+    return Status(written["exit_status"]) if is_whole and has_ended and is_same else None
 
 
 def _cause_json(cause: Cause) -> dict[str, Any]:

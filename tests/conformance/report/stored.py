@@ -62,6 +62,7 @@ class State(StrEnum):
     """How far a report can be relied on."""
 
     COMPLETE = "complete"
+    SOME = "some clauses"
     OUT_OF_DATE = "out of date"
     PARTIAL = "partial"
     ERROR = "error of the suite"
@@ -169,19 +170,21 @@ class Stored:
         if not report:
             return State.UNREADABLE, f"{self.trouble}."
         errors = [str(error).partition("\n")[0].rstrip(".") for error in report["errors"]]
-        if report["is_partial"]:
+        if report["is_partial"] and (not report.get("asked") or report["exit_status"] == Status.OUR_ERROR):
             return State.PARTIAL, f"{errors[0]}." if errors else "Only some clauses or tests were asked for."
         if report["exit_status"] == Status.OUR_ERROR:
             errors += [line.reason for line in self.lines if line.mark is Mark.ERROR]
             return State.ERROR, f"{errors[0] if errors else 'The report does not say which'}."
         if report.get("specification") != digests.of_specification():
             return State.OUT_OF_DATE, f"{self._changes()}."
+        if report["is_partial"]:
+            return State.SOME, "The others were not asked for."
         return State.COMPLETE, ""
 
     @property
     def is_sound(self) -> bool:
         """Whether a pass in it is one."""
-        return self.state[0] in (State.COMPLETE, State.OUT_OF_DATE)
+        return self.state[0] in (State.COMPLETE, State.SOME, State.OUT_OF_DATE)
 
     def _changes(self) -> str:
         if "specification" not in self.report:

@@ -162,6 +162,7 @@ def test_expected_failures_that_cannot_be_read_are_refused(how: str) -> None:
     ("options", "naming"),
     [
         (["--clause", "commit.synk"], ["no clause", "commit.synk"]),
+        (["--clause", "comit.*"], ["no clause", "comit.*"]),
         (["--level", "heroic"], ["'heroic'", "core, strict, durable"]),
         (["--level", ""], ["''", "core, strict, durable"]),
         (["--claims", "sync,asink"], ["--claims", "asink", "async"]),

@@ -368,12 +368,15 @@ def test_a_complete_report_of_the_same_is_printed_instead_of_judging_again(forge
     options = ("--claims", "sync", "--ranks", "none")
     first = forge.run("honest.py", "commit.sync", options=options)
     whole = forge.folder / "reports" / "report.json"
-    whole.write_text(json.dumps({**first.report, "is_partial": False, "totals": {"made": "here"}}))
+    values = {**first.report, "asked": [], "is_partial": False, "totals": {"made": "here"}}
+    whole.write_text(json.dumps(values))
     again = forge.run("honest.py", options=(*options, "--unless-judged"))
     assert (again.status, again.report["totals"]) == (0, {"made": "here"})
     assert "1 pass" in again.said and "judged before, by the same code in the same environment" in again.said
     part = forge.run("honest.py", "commit.sync", options=(*options, "--unless-judged"))
     assert part.report["is_partial"] and part.report["totals"]["pass"] == 1
+    again = forge.run("honest.py", "commit.s[y]nc", options=(*options, "--unless-judged"))
+    assert "judged before" in again.said and again.report["asked"] == ["commit.sync"]
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,17 @@ def test_a_failure_in_a_partial_report_is_shown() -> None:
     assert (one.mark(SYNC), one.mark(WAIT)) == (Mark.FAIL, Mark.NOT_JUDGED)
 
 
+def test_clauses_that_were_asked_for_are_judged_and_the_others_are_not() -> None:
+    whole = report_of(held(WAIT), is_partial=True, asked=(WAIT,))
+    chosen = {**whole, "clauses": [one for one in whole["clauses"] if one["slug"] == WAIT]}
+    one = of(chosen)
+    assert one.state == (State.SOME, "The others were not asked for.")
+    assert (one.mark(WAIT), one.mark(SYNC), one.reached) == (Mark.PASS, Mark.NOT_JUDGED, "none")
+    assert "not judged" in one.short_of
+    interrupted = {**chosen, "errors": ["interrupted after 3 tests"], "exit_status": 3}
+    assert (of(interrupted).state[0], of(interrupted).mark(WAIT)) == (State.PARTIAL, Mark.NOT_JUDGED)
+
+
 def test_a_folder_without_a_report_is_shown(tmp_path: Path) -> None:
     (tmp_path / "bare").mkdir()
     one = stored.read(tmp_path / "bare")
