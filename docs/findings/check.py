@@ -10,7 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-_SHOWS, _CANNOT_RUN = 1, 3
+_SHOWS, _CANNOT_RUN, _BROKEN = 1, 3, -1
+_SAYS = {
+    _SHOWS: "the failure shows",
+    0: "the failure does not show: the page is out of date",
+    _CANNOT_RUN: "can't run here",
+}
 
 
 def main(slugs: list[str]) -> int:
@@ -26,17 +31,13 @@ def main(slugs: list[str]) -> int:
 
 def _outcome(script: Path) -> int:
     ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
-    says = {
-        _SHOWS: "the failure shows",
-        0: "the failure does not show: the page is out of date",
-        _CANNOT_RUN: "can't run here",
-    }
-    print(f"{script.stem}: {says.get(ended.returncode, f'the script itself failed, status {ended.returncode}')}")
     # Python itself exits with 1 for an exception, which shows nothing.
-    if ended.returncode != _SHOWS or "Traceback (most recent call last)" in ended.stderr:
+    is_broken = ended.returncode == _SHOWS and "Traceback (most recent call last)" in ended.stderr
+    status = _BROKEN if is_broken else ended.returncode
+    print(f"{script.stem}: {_SAYS.get(status, f'the script itself failed, status {ended.returncode}')}")
+    if status != _SHOWS:
         print(ended.stdout + ended.stderr)
-        return ended.returncode if ended.returncode != _SHOWS else _CANNOT_RUN
-    return _SHOWS
+    return status
 
 
 if __name__ == "__main__":
