@@ -2,12 +2,13 @@
 
 import argparse
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from forge_conformance.commands import options as shared
 from forge_conformance.judging.text import counted
 from forge_conformance.judging.verdicts import Status
-from forge_conformance.report import findings, stored
+from forge_conformance.report import compact, findings, stored
 from forge_conformance.report import table as render
 from forge_conformance.report.page import write
 
@@ -43,8 +44,14 @@ def run(options: argparse.Namespace) -> int:
     contents = render.files(comparison)
     if options.check is not None:
         return _check(contents, out)
+    elsewhere = [directory for directory in options.reports if directory.resolve().parent != out.resolve()]
+    named = {directory.resolve().name for directory in elsewhere}
     for name, content in contents.items():
-        write({Path(name).name: content}, out / Path(name).parent)
+        if not _is_damaged(name, content, named, out):
+            write({Path(name).name: content}, out / Path(name).parent)
+    for name in named:
+        if f"{name}/crash/crash.json" not in contents:  # that of an earlier report
+            (out / name / "crash" / "crash.json").unlink(missing_ok=True)
     print(f"{counted(len(comparison.managers), 'manager')}; written: {out}/README.md, {out}/index.html")
     return Status.PASSED
 
@@ -64,6 +71,12 @@ def _comparison(directories: list[Path], out: Path, pages: Path) -> render.Compa
     return render.Comparison(managers, findings.read(pages, os.path.relpath(pages, out)))
 
 
+def _is_damaged(name: str, content: str, named: Collection[str], out: Path) -> bool:
+    """Whether a kept report can't be shown. It stays as it is, so that somebody can repair it."""
+    kept = Path(name).parts[0] not in named and name.endswith(("/report.json", "/crash.json"))
+    return kept and compact.is_trouble(content) and _text(out / name) not in (None, content)
+
+
 def _check(contents: dict[str, str], out: Path) -> Status:
     """Say which files are not what the reports and the specification of today give."""
     wrong = [name for name, content in contents.items() if _text(out / name) != content]
@@ -72,7 +85,9 @@ def _check(contents: dict[str, str], out: Path) -> Status:
     if not wrong:
         print(f"{out} is up to date")
         return Status.PASSED
-    print(f"{out} does not belong to its reports and to the specification: {', '.join(wrong)}")
+    print(f"{out} is not what its reports and the specification give today: {', '.join(wrong)}")
+    for name in (name for name in wrong if name in contents and _is_damaged(name, contents[name], (), out)):
+        print(f"{out / name} can't be shown; restore it, or judge the manager again")
     print(f"render it again: forge-conformance table --out {out}")
     return Status.FAILED
 

@@ -1,8 +1,8 @@
 """The form in which reports are kept beside the specification, without what it says itself and what the machine adds.
 
-Left out are the sentences of clauses, the list of tests, times, paths, kernel and Python's place. Kept are verdicts,
-reasons, failures with their stories, versions, and what a reader needs to see a failure again. Stories and tracebacks
-repeat one another, so each of their lines is written once, and failures have its number.
+Left out are the sentences of clauses, the list of tests, times, paths, kernel and Python's place, with `--python`. Kept
+are verdicts, reasons, failures with their stories, versions, and what a reader needs to see a failure again. Stories
+and tracebacks repeat one another, so each of their lines is written once, and failures have its number.
 
 Invariant: the compact form of a compact report, once expanded, is the same.
 """
@@ -49,13 +49,16 @@ _PATHS = (
     (re.compile(r"(?:/[\w.@+~-]+)*/(?:site|dist)-packages/"), ""),
     (re.compile(r"(?:/[\w.@+~-]+)*/lib/python3\.\d+/"), ""),
     (re.compile(re.escape(f"{HERE.parent}/")), ""),
+    (re.compile(r"(?:/[\w.@+~-]+)+/(?=tests/conformance/)"), ""),
+    (re.compile(r"/tmp/test_\w*\d(?!\w)"), "/tmp"),
 )
-"""Parts of paths that differ from machine to machine, and what takes their place."""
+"""Parts of paths that differ from machine to machine or from run to run, and what takes their place."""
 
 
 def report(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the compact form of a report."""
     kept: dict[str, Any] = _cleaned({name: values[name] for name in _REPORT if name in values})
+    kept["options"] = [one for one in kept.get("options", ()) if not one.startswith("--python=")]
     implementation = dict(kept["implementation"])
     implementation["environment"] = _without(implementation.get("environment", {}), *_OF_THE_MACHINE)
     numbers: dict[str, int] = {}
@@ -108,6 +111,17 @@ def _again(cause: Mapping[str, Any], implementation: str) -> str:
     scenario, mode, storage, *_ = cause["where"][0].split(", ")
     options = f"--tier disks --scenario {scenario} --mode {mode} --storage {storage}"
     return f"forge-conformance crash --impl {shlex.quote(implementation)} {options}"
+
+
+def trouble(sentence: str) -> dict[str, Any]:
+    """Return what is kept in the place of a file that can't be shown: why, as `stored` reads it again."""
+    return {"trouble": sentence}
+
+
+def is_trouble(text: str) -> bool:
+    """Whether a file holds the reason why there is none, and nothing else."""
+    values = json.loads(text)
+    return isinstance(values, dict) and values.keys() == {"trouble"}
 
 
 def as_text(values: Mapping[str, Any]) -> str:

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from forge_conformance.judging.text import counted, shortened
-from forge_conformance.report.manager import Around, reproduce, stories_of_deaths
+from forge_conformance.report.manager import Around, how_to_repeat, reproduce, stories_of_deaths
+from forge_conformance.report.markup import visible
 from forge_conformance.report.page import anchor
 from forge_conformance.report.stored import FAILED, Line, State, Stored
 
@@ -23,7 +24,7 @@ def plain(text: str) -> str:
     >>> print(plain("a *b* <c>"))
     a \*b\* \<c\>
     """
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    return _SPECIAL.sub(r"\\\1", visible(" ".join(text.split())))
 
 
 def markdown(stored: Stored, around: Around) -> str:
@@ -41,6 +42,8 @@ def _head(stored: Stored, around: Around) -> Iterator[str]:
         short_of = f" ({stored.short_of})" if stored.short_of else ""
         yield f"\nLevel reached: {stored.reached}{short_of}. Clauses: {counts}."
     yield from (f"\nFinding: [{plain(one.title)}]({one.link})" for one in around.findings)
+    if again := how_to_repeat(stored):
+        yield f"\n{plain(again)}"
 
 
 def _clauses(stored: Stored) -> Iterator[str]:
@@ -68,7 +71,7 @@ def _told(failure: Mapping[str, Any]) -> str:
 def _fenced(text: str) -> list[str]:
     """A block whose fence is longer than any that is in it."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return [f"{fence}text", text.encode("utf-8", "backslashreplace").decode(), fence]
+    return [f"{fence}text", visible(text), fence]
 
 
 def _deaths(stored: Stored) -> Iterator[str]:

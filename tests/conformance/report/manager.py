@@ -138,6 +138,8 @@ def _notes(stored: Stored, around: Around) -> Iterator[Html]:
         yield tag("p", f"Against {around.older.release}: ", _trend_links(trend(stored, around.older)), ".")
     if around.findings:
         yield tag("p", "Findings: ", _listed(tag("a", one.title, href=one.link) for one in around.findings), ".")
+    if around.home and (again := how_to_repeat(stored)):
+        yield tag("p", again, class_="soft")
 
 
 def _listed(parts: Iterator[Html]) -> Html:
@@ -358,6 +360,13 @@ def _traceback(number: int, line: Line) -> Html | None:
 
 def _failure_anchor(line: Line, failure: Mapping[str, Any]) -> str:
     return f"{anchor(line.slug)}--{anchor(failure['test'])}"
+
+
+def how_to_repeat(stored: Stored) -> str:
+    """Where the commands of failures have to be run; "" if nothing fails, or no package is known."""
+    if not stored.release or not any(line.mark in FAILED for line in stored.lines):
+        return ""
+    return f"To see a failure again, run its command in an environment with the suite and {stored.release}."
 
 
 def reproduce(test: str, stored: Stored) -> str:

@@ -33,10 +33,19 @@ def text(content: Content) -> Html:
     if content is None:
         return Html()
     if isinstance(content, str):
-        return Html(html.escape(_UNSEEN.sub(_named, content)))
+        return Html(html.escape(visible(content)))
     if isinstance(content, Iterable):
         return Html("".join(map(text, content)))
     return Html(content)
+
+
+def visible(words: str) -> str:
+    r"""Return text in which the characters that can't be seen, or reverse its direction, have their names.
+
+    >>> print(visible("\x1b[1m"))
+    \x1b[1m
+    """
+    return _UNSEEN.sub(_named, words)
 
 
 def _named(match: re.Match[str]) -> str:

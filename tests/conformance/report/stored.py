@@ -349,7 +349,10 @@ def read(directory: Path) -> Stored:
 def _read(path: Path, made_from: Callable[[Any], dict[str, Any]]) -> tuple[dict[str, Any], str]:
     """The values of a file, or why there are none."""
     try:
-        return made_from(json.loads(path.read_text(encoding="utf-8"))), ""
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(values, dict) and values.keys() == {"trouble"}:  # what a table keeps of a file that it can't show
+            return {}, str(values["trouble"])
+        return made_from(values), ""
     except OSError as error:
         is_missing = isinstance(error, FileNotFoundError | NotADirectoryError)
         return {}, f"There is no {path.name}" if is_missing else f"{path.name} can't be read: {error.strerror}"

@@ -68,10 +68,12 @@ def files(comparison: Comparison) -> dict[str, str]:
         found[f"{stored.name}/README.md"] = failures.markdown(stored, comparison.around(stored))
         found[f"{stored.name}/badge.svg"] = badge.svg(own)
         found[f"{stored.name}/badge.json"] = badge.endpoint(own)
-        if stored.report:
-            found[f"{stored.name}/report.json"] = compact.as_text(compact.report(stored.report))
-        if stored.crash:
-            found[f"{stored.name}/crash/crash.json"] = compact.as_text(stored.crash)
+        if stored.report or stored.trouble:
+            kept = compact.report(stored.report) if stored.report else compact.trouble(stored.trouble)
+            found[f"{stored.name}/report.json"] = compact.as_text(kept)
+        if stored.crash or stored.crash_trouble:
+            kept = stored.crash or compact.trouble(stored.crash_trouble)
+            found[f"{stored.name}/crash/crash.json"] = compact.as_text(kept)
     return found
 
 
@@ -159,11 +161,12 @@ def markdown(comparison: Comparison) -> str:
 
 
 def _introduction() -> Iterator[str]:
-    yield f"By specification `{digests.of_specification()}` of {len(CLAUSES)} clauses. Every figure is computed from"
-    yield "the reports in the folders beside this page, by `forge-conformance table`. A level is reached if each of its"
-    yield "claimed clauses passes, and each of those of the levels below it. *x of y* counts the clauses that pass, of"
-    yield "those that pass or fail. Kills and losses of power count the disks that a death left. Faults count deaths"
-    yield "and failing calls of real processes. A run survives one if it resumes as it has to."
+    yield f"Judged by specification `{digests.of_specification()}`, which has {len(CLAUSES)} clauses. Every figure is"
+    yield "computed from the reports in the folders beside this page, by `forge-conformance table`. A level is reached"
+    yield "if each of its claimed clauses passes, and each of those of the levels below it. What keeps the next level"
+    yield "from being reached stands in brackets. *x of y* counts the clauses that pass, of those that pass or fail."
+    yield "Kills and losses of power count the disks that a death can leave. Faults count deaths and failing calls of"
+    yield "real processes. A run survives one if it resumes as it has to."
 
 
 def _line(*cells: str) -> str:

@@ -34,8 +34,9 @@ def failing(slug: str, seen: str = "the step before", case: str = "commit/fails[
         "clause": slug,
         "expected": "the last step",
         "seen": seen,
-        "story": ["process 1 starts", "process 1 saves step 2", "process 1 is killed"],
-        "detail": 'Traceback:\n  File "/home/me/venv/lib/python3.11/site-packages/made/up.py"\nOSError: no',
+        "story": ["process 1 starts", "process 1 loads /tmp/test_a_kill7/step=2", "process 1 is killed"],
+        "detail": 'Traceback:\n  File "/home/me/venv/lib/python3.11/site-packages/made/up.py"\n'
+        '  File "/home/me/other/tests/conformance/adapter.py"\nOSError: no',
     }
     return Finding(case, (slug,), {}, "failed", 0.1, failure)
 
@@ -314,16 +315,19 @@ def test_findings_are_those_whose_line_names_the_manager(tmp_path: Path) -> None
 
 def test_the_compact_form_says_the_same_without_the_machine() -> None:
     values = report_of(*all_hold(), failing(SYNC), failing(SYNC, case="commit/fails[async]"))
+    values["options"] = ["--python=/home/me/venv/bin/python", "--ranks=none"]
     text = compact.as_text(compact.report(values))
-    for of_the_machine in ("/home/me", "Linux-of-mine", BY_SLUG[SYNC].sentence, "seconds"):
+    for of_the_machine in ("/home/me", "--python", "test_a_kill7", "Linux-of-mine", BY_SLUG[SYNC].sentence, "seconds"):
         assert of_the_machine not in text
     back = of(compact.expanded(json.loads(text)))
     full = of(values)
     assert {line.slug: line.mark for line in back.lines} == {line.slug: line.mark for line in full.lines}
-    assert [one["story"] for one in back.by_slug[SYNC].failures] == [
-        one["story"] for one in full.by_slug[SYNC].failures
-    ]
-    assert '  File "made/up.py"' in back.by_slug[SYNC].failures[0]["detail"]
+    first, second = back.by_slug[SYNC].failures
+    assert (
+        first["story"] == second["story"] == ["process 1 starts", "process 1 loads /tmp/step=2", "process 1 is killed"]
+    )
+    assert '  File "made/up.py"\n  File "tests/conformance/adapter.py"' in first["detail"]
+    assert "--ranks=none" in html_page(back)
     assert compact.as_text(compact.report(back.report)) == text
 
 
@@ -345,6 +349,25 @@ def test_a_table_is_rendered_from_what_it_keeps(tmp_path: Path, capsys: pytest.C
     (out / "notes.txt").write_text("")
     assert main(["table", "--check", str(out)]) == 1
     assert "index.html, notes.txt (not part of the table)" in capsys.readouterr().out
+
+
+def test_why_a_report_can_not_be_shown_is_kept_and_a_kept_report_that_is_damaged_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = written(tmp_path / "good" / "made", report_of(*all_hold()), explored())
+    bad = written(tmp_path / "bad" / "made", "[")
+    out = tmp_path / "released"
+    assert main(["table", str(good), "--out", str(out)]) == 0
+    assert main(["table", str(bad), "--out", str(out)]) == 0
+    assert main(["table", "--check", str(out)]) == 0
+    assert "report.json is not JSON" in (out / "README.md").read_text()
+    assert not (out / "made" / "crash" / "crash.json").exists()
+    assert main(["table", str(good), "--out", str(out)]) == 0
+    (out / "made" / "report.json").write_text("[")
+    assert main(["table", "--out", str(out)]) == 0
+    assert (out / "made" / "report.json").read_text() == "["
+    assert main(["table", "--check", str(out)]) == 1
+    assert "report.json can't be shown; restore it, or judge the manager again" in capsys.readouterr().out
 
 
 def test_a_changed_clause_makes_a_kept_table_fail_until_it_is_rendered_again(
@@ -396,6 +419,7 @@ def test_whatever_a_story_holds_stays_within_its_block_of_markdown() -> None:
     shown = failures.markdown(of(report_of(failing(SYNC, odd), expected=(Expected(SYNC, "*", ODD),)), ODD), Around())
     outside = re.sub(r"^(`{3,})text\n.*?^\1$", "", shown, flags=re.DOTALL | re.MULTILINE)
     assert "# a heading" in shown and "# a heading" not in outside
+    assert r"\x1b" in shown and "\x1b" not in shown and "\u202e" not in shown
     assert re.findall(r"(?<!\\)<[^>]*>", outside) == [f'<a id="{SYNC}">', "</a>"]
 
 
