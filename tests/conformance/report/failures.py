@@ -80,5 +80,6 @@ def _deaths(stored: Stored) -> Iterator[str]:
         yield "\n## What deaths leave"
     for cause, story in told:
         yield f"\n### {cause['clause']}: {plain(cause['verdict'])}"
-        yield f"\n{counted(cause['times'], 'time')}; {plain(shortened(cause['why'], 500))}"
+        beyond = "" if cause["counts"] else f" It does not count at level {stored.crash['level']}."
+        yield f"\n{counted(cause['times'], 'time')}; {plain(shortened(cause['why'], 500))}.{beyond}"
         yield from ("", *_fenced(f"{story}\n\n  reproduce: {cause['replay']}".strip()))

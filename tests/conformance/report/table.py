@@ -166,7 +166,9 @@ def _introduction() -> Iterator[str]:
     yield "if each of its claimed clauses passes, and each of those of the levels below it. What keeps the next level"
     yield "from being reached stands in brackets. *x of y* counts the clauses that pass, of those that pass or fail."
     yield "Kills and losses of power count the disks that a death can leave. Faults count deaths and failing calls of"
-    yield "real processes. A run survives one if it resumes as it has to."
+    yield "real processes. A run survives one if it resumes as it has to. Losses of power count towards level durable"
+    yield "alone. Against an older release, *+1 -2* says that one clause fails there and passes now, and that two"
+    yield "clauses pass there and fail now."
 
 
 def _line(*cells: str) -> str:
