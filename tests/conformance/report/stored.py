@@ -171,7 +171,7 @@ class Stored:
             return State.UNREADABLE, f"{self.trouble}."
         errors = [str(error).partition("\n")[0].rstrip(".") for error in report["errors"]]
         if report["is_partial"] and (not report.get("asked") or report["exit_status"] == Status.OUR_ERROR):
-            return State.PARTIAL, f"{errors[0]}." if errors else "Only some clauses or tests were asked for."
+            return State.PARTIAL, f"{errors[0] if errors else 'Only some tests were asked for'}. No pass is shown."
         if report["exit_status"] == Status.OUR_ERROR:
             errors += [line.reason for line in self.lines if line.mark is Mark.ERROR]
             return State.ERROR, f"{errors[0] if errors else 'The report does not say which'}."

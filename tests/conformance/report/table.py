@@ -72,8 +72,8 @@ def files(comparison: Comparison) -> dict[str, str]:
             kept = compact.report(stored.report) if stored.report else compact.trouble(stored.trouble)
             found[f"{stored.name}/report.json"] = compact.as_text(kept)
         if stored.crash or stored.crash_trouble:
-            kept = stored.crash or compact.trouble(stored.crash_trouble)
-            found[f"{stored.name}/crash/crash.json"] = compact.as_text(kept)
+            explored = stored.crash or compact.trouble(stored.crash_trouble)
+            found[f"{stored.name}/crash/crash.json"] = compact.as_text(explored)
     return found
 
 
