@@ -62,10 +62,17 @@ def report(values: Mapping[str, Any]) -> dict[str, Any]:
     implementation = dict(kept["implementation"])
     implementation["environment"] = _without(implementation.get("environment", {}), *_OF_THE_MACHINE)
     numbers: dict[str, int] = {}
-    clauses = [_cleaned({name: one[name] for name in _CLAUSE if one.get(name)}) for one in values["clauses"]]
+    clauses = [_in_order(_cleaned({name: one[name] for name in _CLAUSE if one.get(name)})) for one in values["clauses"]]
     for failure in _failures(clauses):
         _replace(failure, lambda line: numbers.setdefault(line, len(numbers)), lambda text: text.split("\n"))
     return {**kept, "implementation": implementation, "clauses": clauses, "lines": list(numbers)}
+
+
+def _in_order(clause: dict[str, Any]) -> dict[str, Any]:
+    """Return it with its tests by name; in a report they stand as they ended, which differs from run to run."""
+    by_name = {"tests": sorted(clause.get("tests", ()))}
+    by_name["failures"] = sorted(clause.get("failures", ()), key=lambda failure: str(failure["test"]))
+    return {**clause, **{name: values for name, values in by_name.items() if values}}
 
 
 def expanded(values: Mapping[str, Any]) -> dict[str, Any]:
