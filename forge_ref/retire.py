@@ -53,12 +53,17 @@ class Deletion:
     def begin(self, hidden: Iterable[Hidden], trash: Path | None, keeping: object) -> None:
         """Delete these, and the trash directory that they may be in, when the deletion before has ended.
 
-        Until then `keeping` is not collected: who holds the folder, and so keeps others from deleting there.
+        Without any, the empty trash directory goes at once.  Until a deletion has ended `keeping` is not collected: who
+        holds the folder, and so keeps others from deleting there.
         """
         self.wait()
+        doomed = list(hidden)
+        if not doomed:
+            delete((), trash)
+            return
         with Deferral():  # a deletion that has begun has to be known
             self._trash = trash
-            self._running = Background("deletion", partial(_deleted, list(hidden), trash, keeping))
+            self._running = Background("deletion", partial(_deleted, doomed, trash, keeping))
 
     def wait(self, trash: Path | None = None) -> None:
         """Return when nothing is being deleted, or nothing in this trash directory, which a step saved again needs."""
