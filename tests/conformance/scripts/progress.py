@@ -92,8 +92,8 @@ def guess(output: Sequence[str]) -> Form | None:
     bars = [said[0] for text in output if (said := drawn(text)) is not None]
     line = _most(kind for kind in _kinds([text for text in output if drawn(text) is None]) if kind.key)
     drawings = [kind.as_bar() for kind in _kinds(bars)]
-    bar = _most(kind for kind in drawings if kind.key and kind.is_whole)
-    if bar is not None and (line is None or len(bar.rows) > 2 * len(line.rows)):
+    bar = _most(kind for kind in drawings if kind.key)
+    if bar is not None and bar.is_whole and (line is None or len(bar.rows) > 2 * len(line.rows)):
         return bar.form(is_bar=True)
     return None if line is None else line.form(is_bar=False)
 

@@ -39,6 +39,10 @@ latest, step = os.path.join(folder, "latest"), 0
 if os.path.exists(latest):
     step = json.load(open(latest))
     json.load(open(os.path.join(folder, f"{step}-{rank}")))
+if rank:
+    says(b"l")
+else:
+    hears() or sys.exit("rank 1 has not started")
 while step < 6:
     step += 1
     if rank == 0:
