@@ -148,16 +148,26 @@ def markdown(comparison: Comparison) -> str:
     managers = comparison.managers
     lines = [f"# {TITLE}", "", *_introduction(), "", _line(*_HEAD), _line(*("---" for _ in _HEAD))]
     for stored in managers:
-        pages = ", ".join(f"[{failures.plain(one.title)}]({one.link})" for one in comparison.about(stored))
+        count = len(comparison.about(stored))
         cells = [failures.plain(cell) for cell in _cells(comparison, stored)]
+        pages = f"[{count}](#findings)" if count else ""
         lines.append(_line(f"[{failures.plain(stored.name)}]({_link(stored)})", *cells, pages))
-    lines += ["", "## Clauses", "", *(f"- {SYMBOLS[mark]} *{mark}*: {meaning}" for mark, meaning in MEANINGS.items())]
+    lines += [*_findings(comparison), "", "## Clauses", ""]
+    lines += [*(f"- {SYMBOLS[mark]} *{mark}*: {meaning}" for mark, meaning in MEANINGS.items())]
     for chapter, slugs in _shown(comparison):
         lines += ["", f"### {chapter}", "", _line("clause", *(failures.plain(stored.name) for stored in managers))]
         lines += [_line(*("---" for _ in range(len(managers) + 1)))]
         lines += [_line("*pass*", *(_share(stored, chapter=chapter) for stored in managers))]
         lines += [_line(slug, *(_linked(stored, slug) for stored in managers)) for slug in slugs]
     return "\n".join([*lines, "", "## Both allowed", "", *_allowed(comparison)]) + "\n"
+
+
+def _findings(comparison: Comparison) -> Iterator[str]:
+    told = [(stored, comparison.about(stored)) for stored in comparison.managers if comparison.about(stored)]
+    yield from ["", "## Findings", ""] if told else []
+    for stored, pages in told:
+        links = "; ".join(f"[{failures.plain(one.title)}]({one.link})" for one in pages)
+        yield f"- {failures.plain(stored.name)}: {links}"
 
 
 def _introduction() -> Iterator[str]:
@@ -207,15 +217,24 @@ def _overview(comparison: Comparison) -> Iterator[Html]:
     yield tag("h1", TITLE)
     yield tag("p", re.sub("[`*]", "", " ".join(_introduction())), class_="soft")
     yield table(_HEAD, (_manager(comparison, stored) for stored in comparison.managers))
+    told = [(stored, comparison.about(stored)) for stored in comparison.managers if comparison.about(stored)]
+    if told:
+        yield tag("h2", "Findings", id="findings")
+        yield tag("ul", (tag("li", stored.name, ": ", _linked_pages(pages)) for stored, pages in told))
+
+
+def _linked_pages(pages: Sequence[Finding]) -> list[Content]:
+    links: list[Content] = [content for one in pages for content in (tag("a", one.title, href=one.link), "; ")]
+    return links[:-1]
 
 
 def _manager(comparison: Comparison, stored: Stored) -> Html:
-    pages = [(tag("a", one.title, href=one.link), " ") for one in comparison.about(stored)]
+    count = len(comparison.about(stored))
     state, reason = stored.state
     cells: list[Content] = list(_cells(comparison, stored))
     cells[-1] = tag("span", state, ": " if reason else "", reason, class_="" if state is State.COMPLETE else "banner")
     name = tag("th", tag("a", stored.name, href=f"{quote(stored.name)}/index.html"), scope="row")
-    return row(name, *cells, tag("td", pages), id=anchor(stored.name))
+    return row(name, *cells, tag("a", count, href="#findings") if count else "", id=anchor(stored.name))
 
 
 def _matrix(comparison: Comparison) -> Iterator[Html]:
