@@ -157,7 +157,7 @@ class _Packer:
             name = self.named(path, key)
             encoded, mirrored = self.encoded(item, f"{path}.{name}")
             items.append((key, encoded) if name == str(key) else (key, encoded, name))
-            if mirrored is not _NOTHING:
+            if not _is_empty(mirrored):
                 mirror[name] = mirrored
         keys = tuple(mirror)
         if keys and type(value) is dict and items == [(key, _TENSOR) for key in keys]:
@@ -173,7 +173,7 @@ class _Packer:
         mirrors = [mirror for _, mirror in parts]
         if all(isinstance(mirror, dict) and mirror for mirror in mirrors):
             return encoded, mirrors  # as stock DCP has the groups of parameters
-        return encoded, {str(index): mirror for index, mirror in enumerate(mirrors) if mirror is not _NOTHING}
+        return encoded, {str(index): mirror for index, mirror in enumerate(mirrors) if not _is_empty(mirror)}
 
     def _check(self, value: Any, path: str) -> None:
         """`ValueError` unless the value can be pickled and loaded again; of tensors, without running pickled code."""
@@ -198,6 +198,11 @@ class _Packer:
 
     def refused(self, path: str, why: str) -> ValueError:
         return ValueError(f"{self._part}.{path} can't be saved: it is {why}")
+
+
+def _is_empty(mirror: Any) -> bool:
+    """Return whether DCP gets nothing of it; in a list it would then get the next one's number."""
+    return mirror is _NOTHING or (isinstance(mirror, dict) and not mirror)
 
 
 def _as_bytes(form: Mapping[str, Any]) -> torch.Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import names
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.distributed.checkpoint.state_dict_loader import load as stock_load
 
@@ -85,6 +85,7 @@ def same(one: Any, other: Any) -> bool:
 
 @settings(max_examples=60, deadline=None)
 @given(st.dictionaries(st.text("abc.", min_size=1, max_size=3), nests, max_size=3))
+@example({"a": [[{}], [torch.tensor([0, 1])]]})
 def test_nested_values_of_every_shape_come_back_through_dcp(
     tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]
 ) -> None:
