@@ -24,7 +24,8 @@ excluded; `schedule` and `peek`, because the manager can't be asked; `rng`,
 because the trainer saves no random streams; and `pipeline`, whose layers have
 names of their own in torchtitan, and the same names in each stage here.
 
-Releases before 0.3.0 have the configuration in another place, and their `save` returns nothing.
+Releases before 0.3.0 have the configuration in another place, their `save` returns nothing, and they wait for a save
+by a method with a private name, which their next save calls.
 """
 
 import os
@@ -95,7 +96,10 @@ class Titan(Adapter):
             raise RuntimeError(f"CheckpointManager.save({step}) returned False: nothing was saved")
 
     def wait(self) -> None:
-        self._manager.maybe_wait_for_saving()
+        if _IS_OLD:
+            self._manager._async_wait()
+        else:
+            self._manager.maybe_wait_for_saving()
 
     def load(
         self,
