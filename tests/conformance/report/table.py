@@ -119,7 +119,7 @@ def _state(stored: Stored) -> str:
 
 def _trend(comparison: Comparison, stored: Stored) -> str:
     older = comparison.older(stored)
-    return f"{trend(stored, older)} against {older.release}" if older else ""
+    return f"{trend(stored, older)} against {next(iter(older.versions.values()))}" if older else ""
 
 
 def _cells(comparison: Comparison, stored: Stored) -> list[str]:
@@ -236,9 +236,11 @@ def _linked_pages(pages: Sequence[Finding]) -> list[Content]:
 def _manager(comparison: Comparison, stored: Stored) -> Html:
     count = len(comparison.about(stored))
     state, reason = stored.state
-    cells: list[Content] = list(_cells(comparison, stored))
-    cells[-1] = tag("span", state, ": " if reason else "", reason, class_="" if state is State.COMPLETE else "banner")
+    said = tag("span", state, ": " if reason else "", reason, class_="" if state is State.COMPLETE else "banner")
     name = tag("th", tag("a", stored.name, href=f"{quote(stored.name)}/index.html"), scope="row")
+    if not stored.report and not stored.crash:
+        return row(name, tag("td", said, colspan=len(_HEAD) - 1), id=anchor(stored.name))
+    cells: list[Content] = [*_cells(comparison, stored)[:-1], said]
     return row(name, *cells, tag("a", count, href="#findings") if count else "", id=anchor(stored.name))
 
 

@@ -36,7 +36,7 @@ def failing(slug: str, seen: str = "the step before", case: str = "commit/fails[
         "seen": seen,
         "story": ["process 1 starts", "process 1 loads /tmp/test_a_kill7/step=2", "process 1 is killed"],
         "detail": 'Traceback:\n  File "/home/me/venv/lib/python3.11/site-packages/made/up.py"\n'
-        '  File "/home/me/other/tests/conformance/adapter.py"\nOSError: no',
+        '  File "/home/me/other/tests/conformance/adapter.py"\n  File "/home/me/cut/lib/python3.1; rank 1\nOSError: no',
     }
     return Finding(case, (slug,), {}, "failed", 0.1, failure)
 
@@ -297,7 +297,7 @@ def test_a_release_is_compared_with_the_next_older_one_of_the_same_adapter() -> 
     other = of({**report_of(version="9.9"), "implementation": {**first.report["implementation"], "name": "x"}}, "other")
     comparison = table.Comparison((before, first, now, other))
     assert comparison.older(now) == before and comparison.older(before) == first and comparison.older(first) is None
-    assert "+1 -1 against made-up 9.1" in table.markdown(comparison)
+    assert "+1 -1 against 9.1 |" in table.markdown(comparison)
     assert "In made-up 9.1: " in html_page(now, comparison.around(now))
 
 
