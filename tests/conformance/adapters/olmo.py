@@ -6,7 +6,10 @@ The real `Trainer` builds models, data and metrics of its own, and can't be
 handed a training run.  So the callback is bound to an object with the members
 that it uses, each with the lines of the trainer's own that concern a checkpoint:
 `save_checkpoint`, `save_checkpoint_async`, `run_bookkeeping_op`, and the state
-dict of a train module, by the same functions of torch.
+dict of a train module, by the same functions of torch. A save is waited for as
+the callback waits: until it is done, and then until the checkpointer has
+finalized it. `load_path` is used in a folder without a checkpoint, as the
+trainer does with `LoadStrategy.always`.
 
 Claimed is what the callback promises, besides a way to save and to load.
 Random streams and loaders are the trainer's business, and not judged here.
@@ -24,8 +27,9 @@ from typing import Any, ClassVar
 import torch.distributed.checkpoint.state_dict as dist_cp_sd
 from olmo_core.train.callbacks.checkpointer import CheckpointerCallback, CheckpointRemovalStrategy
 from olmo_core.train.checkpoint import Checkpointer
+from olmo_core.utils import wait_for
 
-from forge_conformance.adapter import CallbackAdapter, Claims, Loaded, Settings, Training, Unsupported
+from forge_conformance.adapter import CallbackAdapter, Claims, Loaded, Settings, Training, Traits, Unsupported
 
 logging.getLogger("olmo_core").setLevel(logging.WARNING)
 
@@ -50,6 +54,7 @@ class Olmo(CallbackAdapter):
             *(capability for field, capability in _LATER_FIELDS.items() if field not in _MISSING),
         ),
     )
+    traits: ClassVar[Traits] = Traits(load_path_is_fallback=True)
     distributions: ClassVar[tuple[str, ...]] = ("ai2-olmo-core",)
 
     def __init__(self, settings: Settings, training: Training) -> None:
@@ -66,6 +71,17 @@ class Olmo(CallbackAdapter):
             raise Unsupported("the trainer names a checkpoint after its own step")
         super().save(step, tokens_seen, extra, parts)
 
+    def count(self, step: int, tokens_seen: int) -> None:
+        self.run.tokens_seen = tokens_seen
+
+    def wait(self) -> None:
+        is_pending = self.future is not None
+        super().wait()
+        if is_pending:
+            wait_for(
+                lambda: self.run.checkpointer.dir_is_checkpoint(self.run.pending), "waiting to finalize checkpoint"
+            )
+
     def load(
         self,
         path: str | None,
@@ -78,6 +94,8 @@ class Olmo(CallbackAdapter):
         try:
             source = path or Checkpointer.latest_checkpoint(self.settings.folder)
         except FileNotFoundError:
+            source = self.settings.load_path
+        if source is None:
             return Loaded()
         loaded: Loaded = self.run.load(source)
         return loaded
@@ -93,6 +111,9 @@ class _Run:
         self.checkpointer = Checkpointer(work_dir=Path(folder).with_name("work"))
         self.checkpoint_loaded = False
         self.block_ephemeral_checkpoints = False
+        self.tokens_seen = 0
+        self.pending = ""
+        """The checkpoint that is saved in the background."""
         self.extra: dict[str, Any] = {}
         self.thread = ThreadPoolExecutor(1)
 
@@ -106,7 +127,7 @@ class _Run:
         return path
 
     def save_checkpoint_async(self, ephemeral: bool = False) -> tuple[str, "Future[None]"]:
-        path = self._path()
+        path = self.pending = self._path()
         future: Future[None] = self.checkpointer.save_async(path, self.module, self._state(), **_kind(ephemeral))
         return path, future
 
@@ -127,7 +148,7 @@ class _Run:
     def _state(self) -> dict[str, Any]:
         return {
             "global_step": self.training.step,
-            "global_train_tokens_seen": self.training.tokens_seen,
+            "global_train_tokens_seen": self.tokens_seen,
             "scheduler": self.training.scheduler.state_dict(),
             "extra": self.extra,
         }

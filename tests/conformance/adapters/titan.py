@@ -23,12 +23,16 @@ Not claimed: `pinned`, which needs a GPU; `exclude`, because the model can't be
 excluded; `schedule` and `peek`, because the manager can't be asked; `rng`,
 because the trainer saves no random streams; and `pipeline`, whose layers have
 names of their own in torchtitan, and the same names in each stage here.
+
+Releases before 0.3.0 have the configuration in another place, their `save` returns nothing, and they wait for a save
+by a method with a private name, which their next save calls.
 """
 
 import os
 import pickle
 import re
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from threading import Event
 from typing import Any, ClassVar
 
@@ -37,6 +41,10 @@ from torchtitan.components.checkpoint import CheckpointManager
 from torchtitan.components.optimizer import OptimizersContainer
 
 from forge_conformance.adapter import Adapter, Claims, Layout, Loaded, Settings, Training, Traits, Unsupported
+
+_IS_OLD = not hasattr(CheckpointManager, "Config")
+_CONFIG = "checkpoint_config" if _IS_OLD else "config"
+_Config = import_module("torchtitan.config.job_config").Checkpoint if _IS_OLD else CheckpointManager.Config
 
 
 class Titan(Adapter):
@@ -62,7 +70,7 @@ class Titan(Adapter):
             dist.init_process_group("gloo", store=alone, rank=0, world_size=1)
         self._state = _TrainState()
         self._scheduler, self._loader = _Scheduler(training), _Loader(training)
-        config = CheckpointManager.Config(
+        config = _Config(
             enable=True,
             folder=settings.folder,
             interval=1,
@@ -72,7 +80,7 @@ class Titan(Adapter):
             initial_load_model_only=False,
         )
         self._manager = CheckpointManager(
-            config,
+            **{_CONFIG: config},
             dataloader=self._loader,
             model_parts=[training.model],
             optimizers=_Optimizers(training),
@@ -84,11 +92,14 @@ class Titan(Adapter):
     def save(self, step: int, tokens_seen: int, extra: Mapping[str, Any] | None, parts: Sequence[str]) -> None:
         self._state.step, self._state.ntokens_seen, self._state.extra = step, tokens_seen, dict(extra or {})
         self._hand_over(parts)
-        if not self._manager.save(step):
+        if self._manager.save(step) is False:
             raise RuntimeError(f"CheckpointManager.save({step}) returned False: nothing was saved")
 
     def wait(self) -> None:
-        self._manager.maybe_wait_for_saving()
+        if _IS_OLD:
+            self._manager._async_wait()
+        else:
+            self._manager.maybe_wait_for_saving()
 
     def load(
         self,
@@ -193,6 +204,11 @@ class _Reached(os.PathLike[str]):
 
     def __init__(self) -> None:
         self.event = Event()
+
+    @property  # type: ignore[misc]  # every object has this one, and it is writable
+    def __class__(self) -> type:
+        """Releases before 0.3.0 assert that what they delete is a `str`."""
+        return str
 
     def __fspath__(self) -> str:
         self.event.set()

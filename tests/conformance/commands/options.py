@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -233,12 +234,13 @@ def judged_before(out: Path, name: str, answers: Callable[[Any], Status | None])
     """Show the report that is in `out`, if the values in its file `name` answer; its exit status, or None."""
     try:
         written = json.loads((out / name).read_text(encoding="utf-8"))
+        since = datetime.fromtimestamp((out / name).stat().st_mtime).astimezone()
         shown = (out / "console.txt").read_text(encoding="utf-8")
     except (OSError, ValueError):
         return None
     status = answers(written)
     if status is not None:
-        print(f"{shown}judged before, by the same code in the same environment: {out}")
+        print(f"{shown}kept from {since:%Y-%m-%d %H:%M}, judged by the same code in the same environment: {out}")
     return status
 
 

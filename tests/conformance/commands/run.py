@@ -17,6 +17,7 @@ import pytest
 
 from forge_conformance.adapter import Traits
 from forge_conformance.commands import options as shared
+from forge_conformance.judging.text import counted
 from forge_conformance.judging.verdicts import (
     Expected,
     Report,
@@ -118,7 +119,8 @@ def run(options: argparse.Namespace) -> int:
         findings=tuple(collected.findings),
         seconds=time.perf_counter() - begun,
         is_partial=only is not None or options.case is not None or collected.is_interrupted,
-        errors=_our_errors(pytest_status, output, collected),
+        errors=() if collected.is_interrupted else _our_errors(pytest_status, output, collected),
+        interrupted=f"after {counted(len(collected.findings), 'test')}" if collected.is_interrupted else "",
     )
     shown = render.console(report, colour=sys.stdout.isatty())
     status = shared.publish(shown, render.files(report), out, report.status)
@@ -231,8 +233,6 @@ def _pytest(
 
 def _our_errors(pytest_status: int, output: str, collected: "_Collected") -> tuple[str, ...]:
     """Whatever kept tests from finding something out."""
-    if collected.is_interrupted:
-        return (f"interrupted after {len(collected.findings)} tests; what is missing was not judged",)
     broken = pytest_status in (pytest.ExitCode.INTERNAL_ERROR, pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERRUPTED)
     tail = (f"pytest ended with status {pytest_status}:\n{output[-3000:]}",) if broken else ()
     return (*collected.lost, *tail)

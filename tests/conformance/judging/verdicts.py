@@ -200,6 +200,8 @@ class Report:
     asked: tuple[str, ...] = ()
     """The clauses that were asked for, each with all of its tests; empty if all were, or only some tests."""
     errors: tuple[str, ...] = field(default=())
+    interrupted: str = ""
+    """After how many tests it was interrupted, in words; "" for a run that came to its end."""
     sources: str = ""
     """A fingerprint of the code that was run, the suite's and the manager's; "" where that is not known."""
     options: tuple[str, ...] = ()
@@ -217,7 +219,7 @@ class Report:
     @property
     def status(self) -> Status:
         """What the run exits with."""
-        if self.errors or self.count(Verdict.ERROR):
+        if self.errors or self.interrupted or self.count(Verdict.ERROR):
             return Status.OUR_ERROR
         if self.count(Verdict.FAIL) or self.stale:
             return Status.FAILED

@@ -51,7 +51,9 @@ _PATHS = (
     (re.compile(re.escape(f"{HERE.parent}/")), ""),
     (re.compile(r"(?:/[\w.@+~-]+)+/(?=tests/conformance/)"), ""),
     (re.compile(r"/tmp/test_\w*\d(?!\w)"), "/tmp"),
-    (re.compile(r"(?:/[\w.@+~-]+)*/\.(?:tox|venv)(?:/[\w.@+~-]*)*"), "..."),  # what a shortened text has left of one
+    # What a shortened text has left of one.
+    (re.compile(r"(?:/[\w.@+~-]+)*/\.(?:tox|venv)(?:/[\w.@+~-]*)*"), "..."),
+    (re.compile(r"(?:/[\w.@+~-]+)*/lib/python3[.\d]*(?![.\w/])"), "..."),
 )
 """Parts of paths that differ from machine to machine or from run to run, and what takes their place."""
 

@@ -1,6 +1,7 @@
 """What fails in one manager, as Markdown, for where a repository is read without its HTML pages.
 
-Of each clause it has the first failure; the page `index.html` beside it has all of them.
+Of each clause it has the first failure; the page `index.html` beside it has all of them. Then come the clauses that
+neither passed nor failed, with the reason.
 """
 
 import re
@@ -11,8 +12,11 @@ from forge_conformance.judging.text import counted, shortened
 from forge_conformance.report.manager import Around, how_to_repeat, reproduce, stories_of_deaths
 from forge_conformance.report.markup import visible
 from forge_conformance.report.page import anchor
-from forge_conformance.report.stored import FAILED, Line, State, Stored
+from forge_conformance.report.stored import FAILED, Line, Mark, State, Stored
 
+_NEITHER = (Mark.ERROR, Mark.OUT_OF_DATE, Mark.UNREACHED, Mark.BOTH_ALLOWED)
+TOLD = (*FAILED, *_NEITHER)
+"""The marks of clauses that have a place on the page."""
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|&~])")
 
 
@@ -29,7 +33,7 @@ def plain(text: str) -> str:
 
 def markdown(stored: Stored, around: Around) -> str:
     """Return the page."""
-    return "\n".join([*_head(stored, around), *_clauses(stored), *_deaths(stored)]) + "\n"
+    return "\n".join([*_head(stored, around), *_clauses(stored), *_neither(stored), *_deaths(stored)]) + "\n"
 
 
 def _head(stored: Stored, around: Around) -> Iterator[str]:
@@ -72,6 +76,14 @@ def _fenced(text: str) -> list[str]:
     """A block whose fence is longer than any that is in it."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return [f"{fence}text", visible(text), fence]
+
+
+def _neither(stored: Stored) -> Iterator[str]:
+    lines = [line for line in stored.lines if stored.mark(line.slug) in _NEITHER]
+    yield from ("\n## Neither passed nor failed", "") if lines else ()
+    for line in lines:
+        reason = plain(shortened(line.reason, 500))
+        yield f'- <a id="{anchor(line.slug)}"></a>{line.slug}, *{line.mark}*: {reason}'
 
 
 def _deaths(stored: Stored) -> Iterator[str]:

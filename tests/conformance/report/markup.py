@@ -18,7 +18,7 @@ class Html(str):
 
 Content: TypeAlias = str | int | float | Iterable["Content"] | None
 
-_VOID = frozenset({"br", "hr", "input", "meta"})
+_VOID = frozenset({"br", "hr", "input", "meta", "wbr"})
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from forge_conformance import __version__
 from forge_conformance.judging.text import counted, one_line, shortened, wrapped
 from forge_conformance.matrix.outcome import IDLE_ASSERTION, IDLE_TEST, End, Matrix, Outcome
-from forge_conformance.report.markup import Content, Html, row, table, tag
+from forge_conformance.report.markup import Content, Html, prose, row, table, tag
 from forge_conformance.report.page import anchor, cards, finder, page
 from forge_spec import CHAPTERS
 
@@ -50,8 +51,12 @@ def totals(matrix: Matrix) -> str:
 
 
 def _title(matrix: Matrix) -> str:
-    bases = ", ".join(base.name for base in (matrix.base, *matrix.other_bases))
-    return f"forge-conformance {__version__}: the suite judged by mutants of {bases}"
+    return f"forge-conformance {__version__}: the suite judged by mutants of {_bases(matrix)}"
+
+
+def _bases(matrix: Matrix) -> str:
+    """The managers that the mutants are made from; files without their folders."""
+    return ", ".join(Path(base.name).name for base in (matrix.base, *matrix.other_bases))
 
 
 def _by_chapter(matrix: Matrix) -> Iterator[tuple[str, list[Outcome]]]:
@@ -122,17 +127,19 @@ def markdown(matrix: Matrix) -> str:
 def html_page(matrix: Matrix) -> str:
     """One self-contained page: what there is to tell, clause by mutant, and what became of each mutant."""
     ends = [end for end in End if matrix.count(end)]
-    body: list[Content] = [tag("h1", _title(matrix)), tag("p", totals(matrix))]
+    made_from = f"forge-conformance {__version__}; mutants of {_bases(matrix)}"
+    body: list[Content] = [tag("h1", _HEADLINE), tag("p", made_from, class_="soft"), tag("p", totals(matrix))]
     body.append(cards((matrix.count(end), tag("span", end, class_=f"mark {_CLASSES[end]}")) for end in ends))
     body += [tag("p", f"{line.kind}: {line.text}", class_="banner" if line.fails else "soft") for line in matrix.lines]
     body += [tag("h2", "Clauses and mutants", id="grid"), tag("p", _HOW_TO_READ, class_="soft")]
     body.append(tag("div", tag("table", _grid(matrix)), class_="grid"))
     body.append(tag("h2", "Mutants", id="mutants"))
     body.append(finder("the mutants", map(str, ends)))
-    body.append(table(("mutant", "mistake", "ends", "by", "processor"), map(_row, matrix.outcomes)))
-    return page("The suite, judged by mutants", body)
+    body.append(table(("mutant", "mistake", "ends", "by", "processor"), map(_row, matrix.outcomes), class_="mutants"))
+    return page(_HEADLINE, body)
 
 
+_HEADLINE = "The suite, judged by mutants"
 _HOW_TO_READ = (
     "Green: the mutant's own clauses failed. Framed in red: its own clause did not fail. Yellow: another clause "
     "failed. Pale: tried, and it held."
@@ -141,11 +148,13 @@ _HOW_TO_READ = (
 
 def _grid(matrix: Matrix) -> Iterator[Html]:
     mutants = [one.mutant for one in matrix.outcomes]
-    names = (tag("th", tag("span", one.name), class_="head", title=one.mistake) for one in mutants)
+    links = ((tag("a", one.name, href=f"#{one.name}"), one.mistake) for one in mutants)
+    names = (tag("th", link, class_="head", title=mistake) for link, mistake in links)
     yield tag("tr", tag("th", class_="head side"), names)
     for clause in matrix.clauses:
         bare = "" if matrix.is_partial or matrix.killed_by(clause.slug) else " bare"
-        side = tag("th", clause.slug, class_=f"side{bare}", title=clause.sentence)
+        chapter, _, rest = clause.slug.partition(".")
+        side = tag("th", f"{chapter}.", tag("wbr"), rest, class_=f"side{bare}", title=clause.sentence)
         yield tag("tr", side, (_mark(one, clause.slug) for one in matrix.outcomes))
 
 
@@ -160,7 +169,7 @@ def _mark(one: Outcome, slug: str) -> Html:
 def _row(one: Outcome) -> Html:
     end = tag("span", one.end, class_=f"mark {_CLASSES[one.end]}")
     name = tag("td", tag("code", one.mutant.name), id=one.mutant.name)
-    cells = (name, one.mutant.mistake, end, one.because[:200], f"{one.trial.cpu_s:.1f} s")
+    cells = (name, prose(one.mutant.mistake), end, one.because[:200], f"{one.trial.cpu_s:.1f} s")
     return row(*cells, title=one.seen, data_marks=anchor(one.end))
 
 

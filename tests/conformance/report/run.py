@@ -54,7 +54,7 @@ def console(report: Report, colour: bool = False) -> str:
     for cause in grouped:
         for one in (cause.root, *cause.consequences, *cause.same_error):
             lines += ["", *_explained(one, report)]
-    lines += _our_errors(report)
+    lines += [*_our_errors(report), *(["", partial] if (partial := _interrupted(report)) else [])]
     if report.stale:
         lines += ["", *(f"STALE expected failure: {entry} holds now; remove its line" for entry in report.stale)]
     lines += [f"CAPABILITY {mismatch}" for mismatch in report.mismatches]
@@ -130,6 +130,11 @@ def _our_errors(report: Report) -> list[str]:
     return lines
 
 
+def _interrupted(report: Report) -> str:
+    """What nobody may overlook in the report of a run that did not come to its end; "" for any other."""
+    return f"PARTIAL: interrupted {report.interrupted}. The rest was not judged." if report.interrupted else ""
+
+
 def _explained(one: Judged, report: Report) -> list[str]:
     head = f"{one.verdict.upper()} {one.clause.slug} ({one.clause.level}): a checkpoint manager {one.clause.sentence}"
     lines = [wrapped(head, 0, 2), wrapped(f"why: {one.clause.why}", 2, 4)]
@@ -181,7 +186,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "stale_expected_failures": [str(entry) for entry in report.stale],
         "capability_mismatches": list(report.mismatches),
         "tests": [_finding_json(finding) for finding in report.findings],
-        "errors": list(report.errors),
+        "errors": [*([f"interrupted {report.interrupted}"] if report.interrupted else []), *report.errors],
         "seconds": round(report.seconds, 3),
         "exit_status": int(report.status),
     }
@@ -275,6 +280,7 @@ def _junit_case(suite: ElementTree.Element, one: Judged, report: Report) -> None
 def markdown(report: Report) -> str:
     """A summary for a pull request or a job page."""
     lines = [f"## {_title(report)}", "", totals(report), ""]
+    lines += [partial, ""] if (partial := _interrupted(report)) else []
     lines.append("| chapter | " + " | ".join(Verdict) + " |")
     lines.append("|---" * (len(Verdict) + 1) + "|")
     for chapter, judged in _by_chapter(report):

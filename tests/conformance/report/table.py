@@ -35,6 +35,11 @@ class Comparison:
     managers: tuple[Stored, ...]
     findings: tuple[Finding, ...] = ()
 
+    @property
+    def judged(self) -> tuple[Stored, ...]:
+        """The managers with a report; the others have a line with the reason, and nothing to say of a clause."""
+        return tuple(stored for stored in self.managers if stored.report)
+
     def older(self, stored: Stored) -> Stored | None:
         """The newest release before this one behind the same adapter."""
         mine = _version(stored)
@@ -103,7 +108,7 @@ def _share(stored: Stored, level: Level | None = None, chapter: str = "") -> str
 
 def _environment(stored: Stored) -> str:
     environment = stored.environment
-    return f"{environment.get('python', '?')}, {environment.get('torch', '?')}"
+    return ", ".join(environment.get(name, "unknown") for name in ("python", "torch")) if environment else ""
 
 
 def _state(stored: Stored) -> str:
@@ -114,7 +119,7 @@ def _state(stored: Stored) -> str:
 
 def _trend(comparison: Comparison, stored: Stored) -> str:
     older = comparison.older(stored)
-    return f"{trend(stored, older)} against {older.release}" if older else ""
+    return f"{trend(stored, older)} against {next(iter(older.versions.values()))}" if older else ""
 
 
 def _cells(comparison: Comparison, stored: Stored) -> list[str]:
@@ -145,9 +150,9 @@ def _shown(comparison: Comparison) -> list[tuple[str, list[str]]]:
 
 def markdown(comparison: Comparison) -> str:
     """Return the table for a page of a repository."""
-    managers = comparison.managers
+    judged = comparison.judged
     lines = [f"# {TITLE}", "", *_introduction(), "", _line(*_HEAD), _line(*("---" for _ in _HEAD))]
-    for stored in managers:
+    for stored in comparison.managers:
         count = len(comparison.about(stored))
         cells = [failures.plain(cell) for cell in _cells(comparison, stored)]
         pages = f"[{count}](#findings)" if count else ""
@@ -155,10 +160,10 @@ def markdown(comparison: Comparison) -> str:
     lines += [*_findings(comparison), "", "## Clauses", ""]
     lines += [*(f"- {SYMBOLS[mark]} *{mark}*: {meaning}" for mark, meaning in MEANINGS.items())]
     for chapter, slugs in _shown(comparison):
-        lines += ["", f"### {chapter}", "", _line("clause", *(failures.plain(stored.name) for stored in managers))]
-        lines += [_line(*("---" for _ in range(len(managers) + 1)))]
-        lines += [_line("*pass*", *(_share(stored, chapter=chapter) for stored in managers))]
-        lines += [_line(slug, *(_linked(stored, slug) for stored in managers)) for slug in slugs]
+        lines += ["", f"### {chapter}", "", _line("clause", *(failures.plain(stored.name) for stored in judged))]
+        lines += [_line(*("---" for _ in range(len(judged) + 1)))]
+        lines += [_line("*pass*", *(_share(stored, chapter=chapter) for stored in judged))]
+        lines += [_line(slug, *(_linked(stored, slug) for stored in judged)) for slug in slugs]
     return "\n".join([*lines, "", "## Both allowed", "", *_allowed(comparison)]) + "\n"
 
 
@@ -188,7 +193,7 @@ def _line(*cells: str) -> str:
 def _linked(stored: Stored, slug: str) -> str:
     mark = stored.mark(slug)
     symbol = SYMBOLS[mark]
-    return f"[{symbol}]({_link(stored)}#{anchor(slug)})" if mark in FAILED else symbol
+    return f"[{symbol}]({_link(stored)}#{anchor(slug)})" if mark in failures.TOLD else symbol
 
 
 def _link(stored: Stored) -> str:
@@ -231,9 +236,11 @@ def _linked_pages(pages: Sequence[Finding]) -> list[Content]:
 def _manager(comparison: Comparison, stored: Stored) -> Html:
     count = len(comparison.about(stored))
     state, reason = stored.state
-    cells: list[Content] = list(_cells(comparison, stored))
-    cells[-1] = tag("span", state, ": " if reason else "", reason, class_="" if state is State.COMPLETE else "banner")
+    said = tag("span", state, ": " if reason else "", reason, class_="" if state is State.COMPLETE else "banner")
     name = tag("th", tag("a", stored.name, href=f"{quote(stored.name)}/index.html"), scope="row")
+    if not stored.report and not stored.crash:
+        return row(name, tag("td", said, colspan=len(_HEAD) - 1), id=anchor(stored.name))
+    cells: list[Content] = [*_cells(comparison, stored)[:-1], said]
     return row(name, *cells, tag("a", count, href="#findings") if count else "", id=anchor(stored.name))
 
 
@@ -241,22 +248,22 @@ def _matrix(comparison: Comparison) -> Iterator[Html]:
     yield tag("h2", "Clauses", id="clauses")
     meanings = tag("ul", (tag("li", mark_of(mark), " ", meaning) for mark, meaning in MEANINGS.items()))
     yield folded("what the marks mean", meanings)
-    there = {stored.mark(slug) for stored in comparison.managers for _, slugs in _shown(comparison) for slug in slugs}
+    there = {stored.mark(slug) for stored in comparison.judged for _, slugs in _shown(comparison) for slug in slugs}
     yield finder("the clauses", [str(mark) for mark in Mark if mark in there])
-    names = (tag("a", one.name, href=f"{quote(one.name)}/index.html") for one in comparison.managers)
+    names = (tag("a", one.name, href=f"{quote(one.name)}/index.html") for one in comparison.judged)
     head = [tag("th", "clause", class_="first"), *(tag("th", name, class_="head", scope="col") for name in names)]
     yield table(head, (_chapter(comparison, *one) for one in _shown(comparison)), class_="matrix")
 
 
 def _chapter(comparison: Comparison, chapter: str, slugs: Sequence[str]) -> Html:
-    shares = (tag("td", tag("small", _share(stored, chapter=chapter))) for stored in comparison.managers)
+    shares = (tag("td", tag("small", _share(stored, chapter=chapter))) for stored in comparison.judged)
     head = row(tag("th", tag("b", chapter), class_="first", scope="rowgroup"), *shares, id=f"chapter-{chapter}")
     return tag("tbody", head, (_clause(comparison, slug) for slug in slugs), data_group=True)
 
 
 def _clause(comparison: Comparison, slug: str) -> Html:
-    marks = [stored.mark(slug) for stored in comparison.managers]
-    cells = [_cell(stored, slug, mark) for stored, mark in zip(comparison.managers, marks, strict=True)]
+    marks = [stored.mark(slug) for stored in comparison.judged]
+    cells = [_cell(stored, slug, mark) for stored, mark in zip(comparison.judged, marks, strict=True)]
     name = tag("th", slug, class_="first", scope="row")
     return row(name, *cells, id=anchor(slug), data_marks=",".join(map(anchor, dict.fromkeys(marks))))
 
@@ -271,9 +278,9 @@ def _cell(stored: Stored, slug: str, mark: Mark) -> Html:
 def _both(comparison: Comparison) -> Iterator[Html]:
     yield tag("h2", "Both allowed", id="both-allowed")
     yield tag("p", _FREE)
-    head = ("trait", "meaning", *(stored.name for stored in comparison.managers))
+    head = ("trait", "meaning", *(stored.name for stored in comparison.judged))
     rows = (
-        row(name, meaning, *(_trait(stored, name) for stored in comparison.managers))
+        row(name, meaning, *(_trait(stored, name) for stored in comparison.judged))
         for name, meaning in explain.documented_traits()
     )
     yield table(head, rows)

@@ -384,7 +384,7 @@ def test_the_command_reports_for_people_and_for_programs(tmp_path: Path, capsys:
     (tmp_path / "crash.html").write_text("as it was")
     again = ["crash", "--impl", f"{CAREFUL}:NoSyncOfState", *options, "--out", str(tmp_path), "--unless-judged"]
     assert main(again) == 1
-    assert "judged before, by the same code in the same environment" in capsys.readouterr().out
+    assert ", judged by the same code in the same environment: " in capsys.readouterr().out
     assert (tmp_path / "crash.html").read_text() == "as it was"
 
 

@@ -17,6 +17,10 @@ from typing import Any
 import pytest
 
 from forge_conformance.judging.verdicts import Finding, Report, judge
+from forge_conformance.matrix.mutants import Mutant
+from forge_conformance.matrix.outcome import Base, Matrix, Outcome
+from forge_conformance.matrix.trial import Trial
+from forge_conformance.report import matrix as render_matrix
 from forge_conformance.report import run as render
 from forge_conformance.report.manager import html_page
 from forge_conformance.report.stored import Stored
@@ -48,6 +52,16 @@ def stored() -> Stored:
     implementation = {"name": "made.up", "capabilities": ["sync"], "traits": {}, "environment": environment}
     report = Report(implementation, Level.STRICT, judged, (), (), found, 1.0)
     return Stored("made", json.loads(json.dumps(render.as_json(report))), {})
+
+
+def matrix(mutants: int) -> Matrix:
+    """A matrix with so many mutants of `SYNC`, one after the other killed, by another clause, alive, and an error."""
+    held = Finding("commit/holds", (SYNC, WAIT), {SYNC: 1, WAIT: 1}, "done", 0.1)
+    ends = (failing(SYNC, "commit/x"), failing(WAIT, "commit/y"), held, Finding("z", (SYNC,), {}, "error", 0.1))
+    base = Base("folder/of/a/base.py", verdicts={clause.slug: "pass" for clause in CLAUSES})
+    paths = [Path(f"a_mistake_with_a_long_name_{number}.py") for number in range(mutants)]
+    trials = [Trial(Mutant(path, ODD, (SYNC,)), (held, ends[at % len(ends)])) for at, path in enumerate(paths)]
+    return Matrix(base, tuple(Outcome(trial, base) for trial in trials))
 
 
 def asked(shown: str, questions: str, folder: Path, *options: str, anchor: str = "") -> Any:
@@ -162,14 +176,14 @@ def test_a_page_fits_a_phone_and_every_text_has_contrast(tmp_path: Path, scheme:
             return (high + 0.05) / (low + 0.05);
         };
         const names = 'p, a, b, small, span, dt, dd, li, td, th, code, summary, h1, h2, h4';
-        const texts = [...document.querySelectorAll(names)];
+        const texts = [...document.querySelectorAll(names)].filter((node) => node.textContent.trim());
         const faint = texts.filter((node) => contrast(node) < 4.5).map((node) => node.outerHTML.slice(0, 80));
         return {faint: [...new Set(faint)], texts: texts.length, isDark: light(behind(document.body)) < 0.1,
             width: innerWidth, overflow: document.documentElement.scrollWidth - innerWidth};
     """
     options = (f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}", "--window-size=500,800")
     made = stored()
-    for shown in (html_page(made), html(Comparison((made,)))):
+    for shown in (html_page(made), html(Comparison((made,))), render_matrix.html_page(matrix(60))):
         answer = asked(shown, questions, tmp_path, *options)
         assert (answer["faint"], answer["isDark"], answer["width"]) == ([], scheme == "dark", 500)
         assert answer["texts"] > 200 and answer["overflow"] <= 0
@@ -182,3 +196,42 @@ def test_each_cell_of_a_table_leads_to_a_clause_of_the_managers_page(tmp_path: P
     )
     own = html_page(made)
     assert len(answer) > 100 and [link for link in answer if f'id="{link[1:]}"' not in own] == []
+
+
+def test_each_mutant_of_the_matrix_leads_to_its_line_and_names_stay_in_view(tmp_path: Path) -> None:
+    """Above and beside the squares stand the mutants and the clauses, however far they are scrolled."""
+    questions = """
+        const grid = document.querySelector('.grid');
+        const place = (node) => [node.getBoundingClientRect().left, node.getBoundingClientRect().top];
+        const names = () => [grid.querySelector('th.head.side'), grid.querySelectorAll('th.head')[1],
+            grid.querySelectorAll('th.side')[1]].map(place);
+        grid.scrollIntoView();
+        const [corner, head, side] = names();
+        grid.scrollTo(200, 300);
+        const [cornerLater, headLater, sideLater] = names();
+        const links = [...grid.querySelectorAll('th.head a')].map((one) => one.hash.slice(1));
+        const middle = grid.getBoundingClientRect();
+        return {
+            stays: corner[0] === cornerLater[0] && corner[1] === cornerLater[1] && head[1] === headLater[1]
+                && side[0] === sideLater[0],
+            moves: head[0] - headLater[0] === 200 && side[1] - sideLater[1] === 300,
+            onTop: document.elementFromPoint(middle.left + 3, middle.top + 3).className,
+            missing: links.filter((name) => !document.getElementById(name)), links: links.length,
+        };
+    """
+    answer = asked(render_matrix.html_page(matrix(100)), questions, tmp_path, "--window-size=1000,900")
+    expected = {"stays": True, "moves": True, "onTop": "head side", "missing": [], "links": 100}
+    assert answer == expected
+    width = "return document.querySelector('.grid').offsetWidth / document.querySelector('main').offsetWidth"
+    assert asked(render_matrix.html_page(matrix(3)), width, tmp_path) < 0.5
+
+
+def test_on_a_phone_each_mutant_is_a_paragraph_and_one_that_is_filtered_out_is_gone(tmp_path: Path) -> None:
+    questions = """
+        const shown = () => [...document.querySelectorAll('.mutants tbody tr')].filter((one) => one.checkVisibility());
+        const before = shown().length, around = document.querySelector('.wide:has(.mutants)');
+        document.querySelector('.find input[value=killed]').click();
+        return {before, after: shown().length, beyond: around.scrollWidth - around.clientWidth};
+    """
+    answer = asked(render_matrix.html_page(matrix(8)), questions, tmp_path, "--window-size=500,800")
+    assert answer == {"before": 8, "after": 2, "beyond": 0}

@@ -36,7 +36,7 @@ def failing(slug: str, seen: str = "the step before", case: str = "commit/fails[
         "seen": seen,
         "story": ["process 1 starts", "process 1 loads /tmp/test_a_kill7/step=2", "process 1 is killed"],
         "detail": 'Traceback:\n  File "/home/me/venv/lib/python3.11/site-packages/made/up.py"\n'
-        '  File "/home/me/other/tests/conformance/adapter.py"\nOSError: no',
+        '  File "/home/me/other/tests/conformance/adapter.py"\n  File "/home/me/cut/lib/python3.1; rank 1\nOSError: no',
     }
     return Finding(case, (slug,), {}, "failed", 0.1, failure)
 
@@ -204,6 +204,11 @@ def test_a_folder_without_a_report_is_shown(tmp_path: Path) -> None:
     one = stored.read(tmp_path / "bare")
     assert one.state == (State.UNREADABLE, "There is no report.json.")
     assert "There is no report.json" in html_page(one)
+    comparison = table.Comparison((of(report_of(*all_hold())), one))
+    for shown in (table.markdown(comparison), table.html(comparison)):
+        overview, clauses = re.split("## Clauses|id=.clauses.", shown)
+        assert "no report: There is no report.json" in re.sub("<[^>]*>|\\\\", "", overview)
+        assert "made" in clauses and "bare" not in clauses
 
 
 def test_a_clause_that_has_changed_since_is_out_of_date_and_one_that_is_new_is_not_judged() -> None:
@@ -292,7 +297,7 @@ def test_a_release_is_compared_with_the_next_older_one_of_the_same_adapter() -> 
     other = of({**report_of(version="9.9"), "implementation": {**first.report["implementation"], "name": "x"}}, "other")
     comparison = table.Comparison((before, first, now, other))
     assert comparison.older(now) == before and comparison.older(before) == first and comparison.older(first) is None
-    assert "+1 -1 against made-up 9.1" in table.markdown(comparison)
+    assert "+1 -1 against 9.1 |" in table.markdown(comparison)
     assert "In made-up 9.1: " in html_page(now, comparison.around(now))
 
 
@@ -420,7 +425,16 @@ def test_whatever_a_story_holds_stays_within_its_block_of_markdown() -> None:
     outside = re.sub(r"^(`{3,})text\n.*?^\1$", "", shown, flags=re.DOTALL | re.MULTILINE)
     assert "# a heading" in shown and "# a heading" not in outside
     assert r"\x1b" in shown and "\x1b" not in shown and "\u202e" not in shown
-    assert re.findall(r"(?<!\\)<[^>]*>", outside) == [f'<a id="{SYNC}">', "</a>"]
+    places = {f'<a id="{clause.slug}">' for clause in CLAUSES}
+    assert set(re.findall(r"(?<!\\)<[^>]*>", outside)) - places == {"</a>"}
+
+
+def test_why_a_clause_neither_passed_nor_failed_stands_behind_its_mark() -> None:
+    one = of(report_of(held(SYNC), unreached(WAIT, f"this machine has no GPU {ODD}")))
+    shown = failures.markdown(one, Around())
+    assert f'- <a id="{WAIT}"></a>{WAIT}, *unreached*: this machine has no GPU' in shown
+    assert shown.count('<a id="') == one.counts()[Mark.UNREACHED] and "<img" not in shown.replace(r"\<", "")
+    assert f"| {WAIT} | [?](made/README.md#{WAIT}) |" in table.markdown(table.Comparison((one,)))
 
 
 def test_a_badge_says_release_and_level_and_is_bound_to_the_specification() -> None:
