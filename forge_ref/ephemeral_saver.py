@@ -32,6 +32,7 @@ from forge_ref import (
     paths,
     publish,
     ranks,
+    source,
     state,
     storage,
     trainer_state,
@@ -113,7 +114,11 @@ class EphemeralResumer(Resumer):
             return None
         trust.warn_of_open_dirs(found)
         is_import = not (found / SHARDS).is_dir()
-        return Source(found, {} if is_import else _described(found), None if is_import else b"", True, False)
+        if is_import:
+            return Source(found, {}, None, has_shards=True, has_stages=False)
+        read, is_ours = partial(manifest.read, found / METADATA), partial(marker.is_ours, found / MARKER)
+        metadata = source.said(found / METADATA, read, is_ours, "no checksums of files are")
+        return Source(found, metadata, b"", has_shards=True, has_stages=False)
 
     def _newest(self) -> Path | None:
         folder = self._run.folder
@@ -162,8 +167,7 @@ class EphemeralResumer(Resumer):
         return own if os.path.lexists(own) else first
 
     def _check_step(self, checkpoint: Path, train_state: Mapping[str, Any]) -> None:
-        if train_state:
-            ephemeral_folder.check_step(checkpoint, train_state["step"])
+        source.check_step(checkpoint, train_state, ephemeral_folder.step_of, ephemeral_folder.step_name)
 
 
 class Checkpointer:
@@ -221,27 +225,6 @@ def _named(path: Path) -> Path:
     return path.resolve()
 
 
-def _described(path: Path) -> dict[str, Any]:
-    """Return what `.metadata.json` says; nothing, with a warning, if another manager wrote it and it can't be parsed.
-
-    `DamagedError` if this manager wrote the checkpoint, as its marker shows.
-    """
-    try:
-        return manifest.read(path / METADATA)
-    except FileNotFoundError:
-        return {}  # of a checkpoint that was named
-    except PermissionError:
-        raise
-    except (OSError, ValueError) as error:
-        if marker.is_ours(path / MARKER):
-            raise DamagedError(
-                f"{path / METADATA} is damaged: {error}; nothing was loaded, since the checksums are in that file; "
-                "put the right file back, or resume from another checkpoint"
-            ) from None
-        _log.warning("%s can't be read, so no file is compared with its checksum: %s", path / METADATA, error)
-        return {}
-
-
 def _check_stepped(train_state: Mapping[str, Any], file: Path) -> None:
     """Raise `ValueError` if the train state has no step."""
     if "step" not in train_state:
@@ -252,21 +235,21 @@ def _check_stepped(train_state: Mapping[str, Any], file: Path) -> None:
 
 
 @contextmanager
-def _naming_the_odd_one(source: Source, rank: int) -> Iterator[None]:
+def _naming_the_odd_one(found: Source, rank: int) -> Iterator[None]:
     """Name `.metadata.json` if it says another step, or vouches for none of the files beside it."""
     try:
         yield
     except DamagedError as error:
-        seals = manifest.seals(source.metadata)
+        seals = manifest.seals(found.metadata)
         names = {MARKER, ephemeral_folder.rank_file(0), ephemeral_folder.rank_file(rank)} & seals.keys()
-        said, named = source.metadata.get("step"), ephemeral_folder.step_of(source.path)
+        said, named = found.metadata.get("step"), ephemeral_folder.step_of(found.path.name)
         if seals and None not in (said, named) and said != named:
             reason = f"it says step {said}, and not all files beside it are of that step"
-        elif not names or any(seals[name].fits(source.path / name) for name in names):
+        elif not names or any(seals[name].fits(found.path / name) for name in names):
             raise
         else:
             reason = "the hashes in it match none of the files beside it"
         raise DamagedError(
-            f"{source.path / METADATA} belongs to another save: {reason}; put the right file back, or resume from "
+            f"{found.path / METADATA} belongs to another save: {reason}; put the right file back, or resume from "
             "another checkpoint"
         ) from error
