@@ -1,7 +1,7 @@
-"""Saves and loads the checkpoints of the second design, on the engine of the first.
+"""What is different where checkpoints of the second design are saved and loaded: see `saving` and `resuming`.
 
-    save = take the state, stage, [in the background from here] write, sync, publish under the step's name
-    load = find, read and verify everything into fresh memory, then put it in
+Each rank has a file of its own for the train state, no pointer moves, and a save
+deletes nothing but what it replaces under its own name.
 
 Invariants: what stands under a step's name is whole, also while it replaces a
 checkpoint of the same step; files of one checkpoint are bound to one save by
@@ -11,16 +11,12 @@ and only rank 0 looks at the folder and changes names in it.
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
-
-import torch
 
 from forge_ref import (
     ephemeral_folder,
@@ -31,7 +27,6 @@ from forge_ref import (
     marker,
     paths,
     publish,
-    ranks,
     source,
     state,
     storage,
@@ -39,15 +34,12 @@ from forge_ref import (
     trust,
     weights,
 )
-from forge_ref.async_save import AsyncCheckpointer
-from forge_ref.config import AsyncCheckpointMode, CheckpointConfig
 from forge_ref.ephemeral_folder import MARKER, METADATA, SHARDS, TRAIN
 from forge_ref.errors import DamagedError
-from forge_ref.gradients import GradientWatch
 from forge_ref.manifest import Seal
 from forge_ref.messages import log as _log
 from forge_ref.messages import some
-from forge_ref.resuming import Loaded, PathLike, Resumed, Resumer
+from forge_ref.resuming import Loaded, PathLike, Resumer
 from forge_ref.run import Run
 from forge_ref.saving import Request, Saver, Staged
 from forge_ref.source import Source
@@ -168,54 +160,6 @@ class EphemeralResumer(Resumer):
 
     def _check_step(self, checkpoint: Path, train_state: Mapping[str, Any]) -> None:
         source.check_step(checkpoint, train_state, ephemeral_folder.step_of, ephemeral_folder.step_name)
-
-
-class Checkpointer:
-    """Not thread-safe: call it from the thread that trains, on every rank, in the same order."""
-
-    def __init__(
-        self,
-        save_folder: str | os.PathLike[str],
-        model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        scheduler: Any | None = None,
-        dataloader: Any | None = None,
-        timeout: timedelta = ranks.TIMEOUT,
-    ) -> None:
-        """Make no file yet; with several ranks, all have to come here together.
-
-        The folder is rank 0's, fixed here.  `NotADirectoryError` if it can't be a folder.
-        """
-        self.scheduler, self.dataloader = scheduler, dataloader
-        joined = ranks.join(None, None, timeout)
-        self.calls = joined.calls
-        """What ranks agree through, on the thread that calls."""
-        self.folder = self.calls.from_first(partial(paths.folder, save_folder, "save_folder", paths.here()))
-        flights, config = AsyncCheckpointer(AsyncCheckpointMode.async_), CheckpointConfig(self.folder)
-        self._run = Run(config, model, optimizer, self.folder, joined, flights, GradientWatch(optimizer))
-        self._saver = EphemeralSaver(self._run)
-        self._resumer = EphemeralResumer(self._run, scheduler is not None)
-
-    def save(
-        self, step: int, tokens_seen: int, extra: Mapping[str, Any], is_ephemeral: bool, in_background: bool
-    ) -> tuple[Path, "Future[None]"]:
-        """Save now; on return it is complete, or in flight.  Return where it will be, and the flush's future.
-
-        First waits for the save in flight, whose failure is left to its own
-        future.  Raises what `CheckpointManager.save` does, on every rank.
-        """
-        request = Request(step, tokens_seen, self.scheduler, self.dataloader, extra, is_ephemeral, in_background)
-        future = self._saver.save(request)
-        return self.folder / ephemeral_folder.step_name(step), future
-
-    def load(self, path: PathLike | None = None) -> Resumed | None:
-        """Resume in place from the highest complete step, or from the checkpoint that is named; None for a fresh start.
-
-        A directory with a bare marker in it holds weights alone.  Waits for a
-        save in flight.  Raises what `CheckpointManager.load` does, on every
-        rank, and leaves everything as it was then.
-        """
-        return self._resumer.load(path, self.scheduler, self.dataloader)
 
 
 def _named(path: Path) -> Path:
