@@ -7,8 +7,9 @@ process may save), `resolve` and `source` (which checkpoint a resume lands on),
 `storage`, `pieces`, `weights` and `optimizers` (shards and the live objects),
 `ranks` and `channel` (how several processes come to one outcome), then `saving`
 and `resuming`, which do all this in order, and `manager`, the API.  The second
-design uses the same parts: `ephemeral` decides, `ephemeral_run` and
-`ephemeral_saver` save.
+design uses the same parts: `ephemeral` decides and `removals` removes;
+`ephemeral_saver` has what differs in saving and resuming, `ephemeral_folder` the
+names, and `ephemeral_run` is the run.
 """
 
 from forge_ref.async_save import AsyncCheckpointer

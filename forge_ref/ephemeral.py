@@ -15,9 +15,7 @@ The callback saves through its `trainer`, which may be a `TrainingRun` or any
 object with the members that the callback uses.
 """
 
-import inspect
 import operator
-import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
@@ -38,12 +36,10 @@ from forge_ref.errors import RanksLostError, SaveError
 from forge_ref.interrupts import Deferral, for_call
 from forge_ref.messages import log as _log
 from forge_ref.messages import some
+from forge_ref.removals import Removals
 
 _PATIENCE_S = 30.0
 """How long a directory may take to look complete when its save has ended: a network file system shows it late."""
-
-_REMOVAL_PATIENCE_S = 60.0
-"""How long the run may let a removal lie while none is under way; then the callback does it."""
 
 
 class CheckpointRemovalStrategy(StrEnum):
@@ -110,7 +106,7 @@ class CheckpointerCallback:
         self._permanents: _Steps = {}
         self._debris: list[Path] = []
         self._scheduled: list[Path] = []
-        self._removals = _Removals()
+        self._removals = Removals()
 
     def check(self) -> None:
         """Refuse values that can't be meant; fields may have changed since the callback was made."""
@@ -399,115 +395,6 @@ class CheckpointerCallback:
         if self._calls.rank == 0:
             for path in scheduled:
                 self._removals.begin(path, getattr(self.trainer, "run_bookkeeping_op", None))
-
-
-@dataclass(eq=False)
-class _Removal:
-    """The removal of a directory, handed over to whoever does it."""
-
-    path: Path
-    has_begun: bool = False
-
-
-class _Removals:
-    """What is being removed, on whichever thread, and what could not be.
-
-    Invariant: each removal is begun once: by the run, or, where the run lets it
-    lie, by whoever waits for it.  One that has begun is waited for without limit.
-    """
-
-    def __init__(self) -> None:
-        self.patience_s = _REMOVAL_PATIENCE_S
-        self._changed = threading.Condition()
-        self._changes = 0
-        self._open: list[_Removal] = []
-        self._failed: list[Path] = []
-
-    def begin(self, path: Path, run_bookkeeping_op: Any | None) -> None:
-        """Remove the checkpoint; nothing that fails here is raised."""
-        removal = _Removal(path)
-        with self._changed:
-            self._open.append(removal)
-        if run_bookkeeping_op is None:
-            self._remove(removal)
-            return
-        try:
-            run_bookkeeping_op(self._remove, removal, op_name=f"removing {path}", **_alone(run_bookkeeping_op))
-        except Exception as error:
-            if self._is_to_begin(removal):
-                self._end(removal, error)
-
-    def _is_to_begin(self, removal: _Removal) -> bool:
-        """Begin it; return False if somebody else has: a new checkpoint may have the name by now."""
-        with self._changed:
-            has_begun, removal.has_begun = removal.has_begun, True
-            self._changes += 1
-            self._changed.notify_all()
-        return not has_begun
-
-    def _remove(self, removal: _Removal) -> None:
-        if self._is_to_begin(removal):
-            self._carry_out(removal)
-
-    def _carry_out(self, removal: _Removal) -> None:
-        try:
-            ephemeral_folder.remove(removal.path)
-        except BaseException as error:
-            self._end(removal, error)
-            if not isinstance(error, Exception):  # an interrupt
-                raise
-        else:
-            self._end(removal, None)
-
-    def _end(self, removal: _Removal, problem: BaseException | None) -> None:
-        if problem is not None:
-            _log.warning("could not remove %s: %s; tried again after the next save", removal.path, problem)
-        with self._changed:
-            self._open.remove(removal)
-            self._failed += [] if problem is None else [removal.path]
-            self._changes += 1
-            self._changed.notify_all()
-
-    def take_failed(self) -> list[Path]:
-        """Return what is to be tried again; each only once."""
-        with self._changed:
-            failed, self._failed = self._failed, []
-        return failed
-
-    def wait(self, path: Path | None = None) -> None:
-        """Return when nothing is being removed, or nothing under this name."""
-        while (lying := self._lying(path)) is not None:
-            for removal in filter(self._is_to_begin, lying):
-                _log.warning(
-                    "run_bookkeeping_op has not begun to remove %s within %g seconds; it is removed without it",
-                    removal.path,
-                    self.patience_s,
-                )
-                self._carry_out(removal)
-
-    def _lying(self, path: Path | None) -> list[_Removal] | None:
-        """Wait for a change; return what is awaited if none came, and None if nothing is awaited.
-
-        A change is waited for without limit while a removal is under way.
-        """
-        with self._changed:
-            awaited = [removal for removal in self._open if path in (None, removal.path)]
-            if not awaited:
-                return None
-            before, is_running = self._changes, any(removal.has_begun for removal in self._open)
-            has_changed = self._changed.wait_for(
-                lambda: self._changes != before, None if is_running else self.patience_s
-            )
-            return [] if has_changed else awaited
-
-
-def _alone(run_bookkeeping_op: Any) -> dict[str, bool]:
-    """Return how to tell a run, where it asks, that a removal has no part in collectives and may be beside others."""
-    try:
-        is_asked = "distributed" in inspect.signature(run_bookkeeping_op).parameters
-    except (TypeError, ValueError):  # it can't be looked into
-        is_asked = False
-    return {"distributed": False} if is_asked else {}
 
 
 def _say_what_stays(folder: Path, contents: ephemeral_folder.Contents) -> None:

@@ -15,7 +15,6 @@ its removal is on storage by then.
 import os
 import re
 import shutil
-import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -51,9 +50,9 @@ def step_name(step: int) -> str:
     return f"step{step}"
 
 
-def step_of(path: Path) -> int | None:
-    """The step that the name of a directory stands for; None for any other name."""
-    match = _STEP.fullmatch(path.name)
+def step_of(name: str) -> int | None:
+    """The step that a name stands for; None for all other names."""
+    match = _STEP.fullmatch(name)
     return int(match[1]) if match else None
 
 
@@ -64,15 +63,7 @@ def rank_file(rank: int) -> str:
 
 def missing_files(path: Path) -> list[str]:
     """The files without which the directory is no checkpoint; empty ones, as a loss of power leaves, included."""
-    return [name for name in REQUIRED if not _has_content(f"{path}/{name}")]
-
-
-def _has_content(path: str) -> bool:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return False
-    return stat.S_ISREG(found.st_mode) and found.st_size > 0
+    return [name for name in REQUIRED if not layout.has_file(path / name)]
 
 
 def is_complete(path: Path) -> bool:
@@ -116,7 +107,7 @@ def foreign_names(path: Path) -> list[str]:
     return sorted(
         str(Path(part, entry.name))
         for part, own in _OWN_NAMES.items()
-        for entry in _entries(path / part)
+        for entry in layout.entries(path / part)
         if not (entry.name in _OWN_NAMES and not part and entry.is_dir(follow_symlinks=False))
         and not (own.fullmatch(entry.name) and entry.is_file(follow_symlinks=False))
     )
@@ -124,7 +115,7 @@ def foreign_names(path: Path) -> list[str]:
 
 def _is_of_this_layout(path: Path) -> bool:
     """Whether a save may replace the directory: it is empty, or has a name of this layout in it."""
-    names = {entry.name for entry in _entries(path)}
+    names = {entry.name for entry in layout.entries(path)}
     return not names or not names.isdisjoint({SHARDS, TRAIN, METADATA})
 
 
@@ -153,28 +144,16 @@ def newest(folder: Path) -> tuple[StepDir | None, list[StepDir]]:
 def _standing(folder: Path) -> tuple[list[StepDir], list[str]]:
     """Return the directories of steps in numeric order, and names that look like checkpoints of another layout."""
     found, aside, others = dict[int, str](), dict[int, str](), list[str]()
-    for name, is_dir in _listed(folder):
-        if is_dir and (match := _STEP.fullmatch(name)):
-            found[int(match[1])] = name
+    for entry in layout.entries(folder):
+        name, is_dir = entry.name, entry.is_dir(follow_symlinks=False)
+        if is_dir and (step := step_of(name)) is not None:
+            found[step] = name
         elif is_dir and (hidden := layout.hidden_dir(folder, name)) and hidden.role == "replaced":
             aside[hidden.step] = name
         elif _OF_OTHERS.fullmatch(name):
             others.append(name)
     aside = {step: name for step, name in aside.items() if not missing_files(folder / name)}
     return [StepDir(step, folder, name) for step, name in sorted({**aside, **found}.items())], others
-
-
-def _listed(folder: Path) -> list[tuple[str, bool]]:
-    """Each name in the folder, and whether it is a directory; links are not."""
-    return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in _entries(folder)]
-
-
-def _entries(folder: Path) -> list["os.DirEntry[str]"]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
 
 
 def recorded(path: Path) -> str | None:
@@ -199,17 +178,7 @@ def check_name_free(folder: Path, step: int) -> None:
             f"{target} holds {some(foreign_names(target))} of another tool, so step {step} can't be saved there; "
             "move it away"
         )
-    if os.path.lexists(target) and not layout.is_real_dir(target):
-        raise FileExistsError(f"{target} is not a directory, so step {step} can't be saved there; move it away")
-
-
-def check_step(path: Path, saved: int) -> None:
-    """`ValueError` if the directory has the name of another step than the one that was saved in it."""
-    if step_of(path) not in (None, saved):
-        raise ValueError(
-            f"{path} holds a checkpoint of step {saved}, so it is a copy, or was renamed; nothing was loaded; give it "
-            f"the name {step_name(saved)}, or one that is not a step's, or load another checkpoint"
-        )
+    layout.check_no_file(target, step)
 
 
 def tidy(staged: Path, step: int) -> None:
@@ -224,7 +193,7 @@ def remove(path: Path) -> None:
 
     `OSError` if it fails; it can be tried again.
     """
-    step = step_of(path)
+    step = step_of(path.name)
     assert step is not None, f"{path} is not the directory of a step"
     if layout.is_real_dir(path):
         with suppress(FileNotFoundError):

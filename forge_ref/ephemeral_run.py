@@ -14,6 +14,7 @@
 Any other object with these members will do in its place.
 """
 
+import operator
 import os
 import threading
 from collections import deque
@@ -26,9 +27,14 @@ from typing import Any
 
 import torch
 
-from forge_ref import ranks
-from forge_ref.ephemeral_saver import Checkpointer
+from forge_ref import ephemeral_folder, paths, ranks
+from forge_ref.async_save import AsyncCheckpointer
+from forge_ref.config import AsyncCheckpointMode, CheckpointConfig
+from forge_ref.ephemeral_saver import EphemeralResumer, EphemeralSaver
+from forge_ref.gradients import GradientWatch
 from forge_ref.messages import log as _log
+from forge_ref.run import Run
+from forge_ref.saving import Request
 
 
 class Bookkeeping:
@@ -80,12 +86,19 @@ class TrainingRun:
     ) -> None:
         """Make no file yet; with several ranks, all have to come here together.
 
-        `~` in the folder is expanded, and a relative one is seen from the
+        The folder is rank 0's, fixed here: `~` in the folder is expanded, and a relative one is seen from the
         present working directory.  `NotADirectoryError` if it can't be one.
         """
-        self.checkpointer = Checkpointer(save_folder, model, optimizer, scheduler, dataloader, timeout)
-        self.save_folder = self.checkpointer.folder
-        self.calls = self.checkpointer.calls
+        joined = ranks.join(None, None, timeout)
+        self.calls = joined.calls
+        """What ranks agree through, on the thread that calls."""
+        self.save_folder = self.calls.from_first(partial(paths.folder, save_folder, "save_folder", paths.here()))
+        self.checkpointer = AsyncCheckpointer(AsyncCheckpointMode.async_)
+        self.scheduler, self.dataloader = scheduler, dataloader
+        config = CheckpointConfig(self.save_folder)
+        run = Run(config, model, optimizer, self.save_folder, joined, self.checkpointer, GradientWatch(optimizer))
+        self._saver = EphemeralSaver(run)
+        self._resumer = EphemeralResumer(run, scheduler is not None)
         self.global_step = 0
         """The batches that were trained; the loop counts."""
         self.tokens_seen = 0
@@ -98,27 +111,34 @@ class TrainingRun:
         self._bookkeeping = Bookkeeping()
 
     def save_checkpoint(self, ephemeral: bool = False) -> Path:
-        """Save now; return the directory, which is complete."""
+        """Save now; return the directory, which is complete.
+
+        First waits for the save in flight, whose failure is left to its own
+        future.  Raises what `CheckpointManager.save` does, on every rank.
+        """
         return self._save(ephemeral, in_background=False)[0]
 
     def save_checkpoint_async(self, ephemeral: bool = False) -> tuple[Path, "Future[None]"]:
         """Save from a copy in host memory; return the directory that is to be, and the flush's future.
 
-        The future raises a `SaveError` if nothing was saved.
+        The rest is as for `save_checkpoint`; the future raises a `SaveError` if nothing was saved.
         """
         return self._save(ephemeral, in_background=True)
 
     def _save(self, ephemeral: bool, in_background: bool) -> tuple[Path, "Future[None]"]:
-        return self.checkpointer.save(self.global_step, self.tokens_seen, self.extra, ephemeral, in_background)
+        objects = self.scheduler, self.dataloader, self.extra
+        future = self._saver.save(Request(self.global_step, self.tokens_seen, *objects, ephemeral, in_background))
+        return self.save_folder / ephemeral_folder.step_name(operator.index(self.global_step)), future
 
     def load_checkpoint(self, path: str | os.PathLike[str] | None = None) -> bool:
         """Resume from the highest complete step, or from the directory that is named; False for a fresh start.
 
         Model, optimizer, scheduler, loader and random streams are put back in
-        place.  Weights without a train state leave the run at its step.  What
-        is raised leaves everything as it was: see `CheckpointManager.load`.
+        place.  A directory with a bare marker in it holds weights alone, which
+        leave the run at its step.  What is raised leaves everything as it was:
+        see `CheckpointManager.load`.
         """
-        resumed = self.checkpointer.load(path)
+        resumed = self._resumer.load(path, self.scheduler, self.dataloader)
         if resumed is not None and not resumed.is_import:
             self.global_step, self.tokens_seen, self.extra = resumed.step, resumed.tokens_seen, resumed.extra
             self.checkpoint_loaded = True

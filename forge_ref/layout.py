@@ -150,9 +150,14 @@ def loose_files(folder: Path) -> list[Path]:
 
 def directories(folder: Path) -> list[str]:
     """Return the names of all directories, but no symlinks; the listing says which they are, so none is looked at."""
+    return [entry.name for entry in entries(folder) if entry.is_dir(follow_symlinks=False)]
+
+
+def entries(folder: Path) -> list["os.DirEntry[str]"]:
+    """Return what is in a folder; nothing if there is no folder."""
     try:
-        with os.scandir(folder) as entries:
-            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        with os.scandir(folder) as found:
+            return list(found)
     except (FileNotFoundError, NotADirectoryError):
         return []
 
@@ -187,13 +192,14 @@ def missing_files(path: Path) -> list[str]:
     such files behind where a manager did not sync them.
     """
     markers = [f"{stage}/{MARKER}" for stage in stages(path)] or [MARKER]
-    lacking = [name for name in (*markers, TRAIN_STATE) if not _has_file(path / name, at_least=1)]
-    return lacking if _has_file(path / METADATA, at_least=0) else [*lacking, METADATA]
+    lacking = [name for name in (*markers, TRAIN_STATE) if not has_file(path / name)]
+    return lacking if has_file(path / METADATA, at_least=0) else [*lacking, METADATA]
 
 
-def _has_file(path: Path, at_least: int) -> bool:
+def has_file(path: Path, at_least: int = 1) -> bool:
+    """Return whether it is a regular file of so many bytes; a link in the place of a stage has none."""
     if _STAGE.fullmatch(path.parent.name) and not is_real_dir(path.parent):
-        return False  # a stage that is a link is one of another checkpoint
+        return False
     try:
         found = os.stat(path)
     except OSError:
@@ -214,9 +220,14 @@ def check_names_free(folder: Path, step: int) -> None:
 
     Asked before anything is written (layout.foreign-latest).
     """
-    latest, target = folder / LATEST, folder / step_name(step)
+    latest = folder / LATEST
     if os.path.lexists(latest) and not latest.is_symlink():
         raise FileExistsError(f"{latest} is not a symlink, so it was not made by a checkpoint manager; move it away")
+    check_no_file(folder / step_name(step), step)
+
+
+def check_no_file(target: Path, step: int) -> None:
+    """`FileExistsError` if what has the name of the step's directory is none."""
     if os.path.lexists(target) and not is_real_dir(target):
         raise FileExistsError(f"{target} is not a directory, so step {step} can't be saved there; move it away")
 

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from forge_ref import collector, freeze, paths, publish, ranks, resuming, state, weights
+from forge_ref import freeze, paths, publish, ranks, resuming, state, weights
 from forge_ref.arguments import check_boolean, check_duration
 from forge_ref.async_save import AsyncCheckpointer
 from forge_ref.config import CheckpointConfig
@@ -34,7 +34,7 @@ from forge_ref.gradients import GradientWatch
 from forge_ref.ranks import Ranks
 from forge_ref.resuming import Resumer
 from forge_ref.run import Run
-from forge_ref.saving import Saver
+from forge_ref.saving import Request, Saver
 
 
 class CheckpointManager:
@@ -131,10 +131,7 @@ class CheckpointManager:
         when that one is made; while `wait` waits, the two come one after the other.
         With several ranks a handler must not call the manager.
         """
-        if not self._run.ranks.are_many:  # with several ranks, one that raised here would leave the others waiting
-            self._run.checkpointer.wait()
-        with weights.ordinary_tensors():
-            self._saver.save(step, tokens_seen, scheduler, dataloader, extra)
+        self._saver.save(Request(step, tokens_seen, scheduler, dataloader, extra))
 
     def wait(self) -> None:
         """Return when nothing is in flight and all that was saved is committed; `SaveError`, once, if it is not.
@@ -205,9 +202,8 @@ class CheckpointManager:
         everything is as it was; after that it is delivered when all of the
         checkpoint is in place.
         """
-        with self._run.deferral(first=0) as deferral, weights.mode_to_load_in(self.model), collector.paused():
-            self._run.checkpointer.settle()
-            return self._resumer.load(deferral, path, scheduler, dataloader, exclude_keys, vlm_freeze_expected)
+        resumed = self._resumer.load(path, scheduler, dataloader, exclude_keys, vlm_freeze_expected)
+        return (0, 0, {}) if resumed is None else (resumed.step, resumed.tokens_seen, resumed.extra)
 
     def peek_saved_step(self, path: str | os.PathLike[str] | None = None) -> int | None:
         """Return the step that `load` would land on; None where it would start fresh (resume.peek-agrees).

@@ -1,4 +1,4 @@
-"""Brings a checkpoint back into the live objects of a run.
+"""Brings a checkpoint back into the live objects of a run, for both designs.
 
     load = resolve, read and verify everything into fresh memory, then put it in: first all that
            may fail, so that it can be undone, and when all ranks are that far copies that can't
@@ -9,6 +9,9 @@ objects; and a load that raises has changed nothing (resume.all-or-nothing).
 
 With several ranks a load takes two collectives: rank 0 sends what to load; and
 all ranks have put in what may fail, so that only copies are left.
+
+`Resumer` is the first design's; the methods under *what designs differ in* are
+what the second has other ones of (`ephemeral_saver`).
 """
 
 import os
@@ -22,6 +25,7 @@ from typing import Any
 import torch
 
 from forge_ref import (
+    collector,
     forms,
     freeze,
     layout,
@@ -38,7 +42,6 @@ from forge_ref import (
 )
 from forge_ref.arguments import check_texts
 from forge_ref.config import EXCLUDABLE, check_excludable
-from forge_ref.interrupts import Deferral
 from forge_ref.messages import log as _log
 from forge_ref.messages import some
 from forge_ref.pieces import Copy
@@ -47,8 +50,17 @@ from forge_ref.run import RANKS, Run
 from forge_ref.source import Source
 
 PathLike = str | os.PathLike[str]
-Resumed = tuple[int, int, dict[str, Any]]
-"""Step, tokens seen and the extra of the save."""
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What a load came back with."""
+
+    step: int
+    tokens_seen: int
+    extra: dict[str, Any]
+    is_import: bool
+    """Whether these are weights without a train state."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,9 @@ class Loaded:
 class Resumer:
     """Loads checkpoints into one run; `start` is the directory that a relative `load_path` is seen from."""
 
+    if_parts_lack = "exclude what it lacks, or save it under those keys"
+    """The way out of a checkpoint without model or optimizer."""
+
     def __init__(self, run: Run, start: str) -> None:
         self._run = run
         self._start = start
@@ -72,35 +87,36 @@ class Resumer:
 
     def load(
         self,
-        deferral: Deferral,
         path: PathLike | None,
         scheduler: Any | None,
         dataloader: Any | None,
-        exclude_keys: Sequence[str] | None,
-        vlm_freeze_expected: freeze.Entries | None,
-    ) -> Resumed:
-        """Do what `CheckpointManager.load` promises; `deferral` is the block that it runs in."""
-        calls = self._run.ranks.calls
-        found = calls.from_first(partial(self._find, path, exclude_keys))
-        if found is None:
-            self._loader_state = None
-            return 0, 0, {}
+        exclude_keys: Sequence[str] | None = None,
+        vlm_freeze_expected: freeze.Entries | None = None,
+    ) -> Resumed | None:
+        """Do what `CheckpointManager.load` promises; None for a fresh start."""
+        calls, model = self._run.ranks.calls, self._run.model
+        with self._run.deferral(first=0) as deferral, weights.mode_to_load_in(model), collector.paused():
+            self._run.checkpointer.settle()
+            found = calls.from_first(partial(self._find, path, exclude_keys))
+            if found is None:
+                self._loader_state = None
+                return None
 
-        def read() -> Loaded:
-            loaded = self._read(found, exclude_keys, vlm_freeze_expected)
-            deferral.defer_all()  # from here on live objects change
-            return loaded
+            def read() -> Loaded:
+                loaded = self._read(found, exclude_keys, vlm_freeze_expected)
+                deferral.defer_all()  # from here on live objects change
+                return loaded
 
-        with ExitStack() as undo:
-            prepare = partial(self._prepare, undo, read, scheduler, dataloader)
-            loaded, copies, resumed = calls.together(prepare)
-            undo.pop_all()
-        self._loader_state = loaded.train_state.get("dataloader") if dataloader is None else None
-        weights.copy_all(copies)
-        self._run.gradients.note()
-        with suppress(Exception):  # the load has succeeded, whatever a log handler does
-            _log.info("resumed step %s from %s", resumed[0], found.path)
-        return resumed
+            with ExitStack() as undo:
+                prepare = partial(self._prepare, undo, read, scheduler, dataloader)
+                loaded, copies, resumed = calls.together(prepare)
+                undo.pop_all()
+            self._loader_state = loaded.train_state.get("dataloader") if dataloader is None else None
+            weights.copy_all(copies)
+            self._run.gradients.note()
+            with suppress(Exception):  # the load has succeeded, whatever a log handler does
+                _log.info("resumed step %s from %s", resumed[0], found.path)
+            return Resumed(*resumed, is_import=found.train_state is None)
 
     def peek(self, path: PathLike | None) -> int | None:
         """Return what `CheckpointManager.peek_saved_step` promises; for rank 0."""
@@ -129,18 +145,6 @@ class Resumer:
             named = paths.located(named, where, self._start if path is None else paths.here())
         return resolve.resume_point(self._run.folder, named, needs_shards, len(self._run.ranks.stage_names))
 
-    def _find(self, path: PathLike | None, exclude_keys: Sequence[str] | None) -> Source | None:
-        needs_shards = not self._excluded(exclude_keys).issuperset(weights.PARTS)
-        point = self._resume_point(path, needs_shards)
-        if point is None:
-            return None
-        trust.warn_of_open_dirs(point)
-        metadata, train_state = source.read(point)
-        if train_state is None:
-            _log.warning("%s has no %s: step, scheduler and random streams start afresh", point, layout.TRAIN_STATE)
-        has_shards = needs_shards or not layout.missing_files(point)
-        return Source(point, metadata, train_state, has_shards, bool(layout.stages(point)))
-
     # -- reading ----------------------------------------------------------------
 
     def _read(
@@ -157,9 +161,10 @@ class Resumer:
         train_state = self._train_state(found, shards, saved)
         left_out = excluded.intersection(EXCLUDABLE).difference(weights.PARTS)
         kept = {key: value for key, value in train_state.items() if key not in left_out}
-        state.check_counters(kept, found.path / layout.TRAIN_STATE)
-        state.check_streams(kept, found.path / layout.TRAIN_STATE)
-        source.check_step(found.path, kept)
+        file = self._train_state_file(found.path)
+        state.check_counters(kept, file)
+        state.check_streams(kept, file)
+        self._check_step(found.path, kept)
         return self._matched(found.path, kept, live, saved, excluded.difference(EXCLUDABLE), is_import)
 
     def _matched(
@@ -186,12 +191,6 @@ class Resumer:
         if saved is not None and expected is not None:
             freeze.check_freeze(saved, expected, found.path, self._run.config.ignore_freeze_mismatch)
 
-    def _open_shards(self, found: Source) -> storage.Shards:
-        path = self._run.ranks.directory(found.path) if found.has_stages else found.path
-        recorded = manifest.seals(found.metadata)
-        name = f"{path.name}/{layout.MARKER}" if found.has_stages else layout.MARKER
-        return storage.open_shards(path, recorded.get(name))
-
     def _read_shards(
         self, shards: storage.Shards, live: Mapping[str, Any], wanted: list[str], is_import: bool
     ) -> dict[str, Any]:
@@ -203,30 +202,12 @@ class Resumer:
             _log.warning("%s holds weights without optimizer state; the optimizer stays as it is", shards.path)
         elif missing:
             holds = f"only {some(sorted(shards.parts))}" if shards.parts else "and its marker lists nothing at all"
-            raise ValueError(
-                f"{shards.path} has no {' and no '.join(missing)}, {holds}; exclude what it lacks, or save it under "
-                "those keys"
-            )
+            raise ValueError(f"{shards.path} has no {' and no '.join(missing)}, {holds}; {self.if_parts_lack}")
         place, parts = str(ranks.place), {*wanted, *((forms.FORMS, part) for part in wanted)}
         if ranks.are_many:
             parts |= {(RANKS, place), (own_values.OWN, place)}
         saved = shards.read(lambda keys: not parts.isdisjoint({keys[0], keys[:2]}), weights.places(live))
         return forms.unpack(own_values.taken(saved, ranks.place, shards.path), shards.path)
-
-    def _train_state(self, found: Source, shards: storage.Shards | None, saved: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return rank 0's train state, with this rank's own streams and loader state in it."""
-        if found.train_state is None:
-            return {}
-        ranks, is_sealed = self._run.ranks, layout.TRAIN_STATE in manifest.seals(found.metadata)
-        train_state = storage.loads_dict(found.train_state, found.path / layout.TRAIN_STATE, is_sealed)
-        if shards is not None and ranks.place == 0:
-            self._warn_of_other_ranks(shards)
-        own = saved.get(RANKS, {}).get(str(ranks.place))
-        if shards is not None and own is not None:
-            return {**train_state, **storage.loads_dict(bytes(own.numpy()), shards.path)}
-        if ranks.is_first or "rng" not in train_state:
-            return train_state
-        return {**train_state, "rng": state.streams_of_new_rank(train_state["rng"], ranks.rank)}
 
     def _warn_of_other_ranks(self, shards: storage.Shards) -> None:
         savers, readers = max(1, len(shards.under(RANKS))), len(self._run.ranks.peers)
@@ -247,30 +228,60 @@ class Resumer:
 
     def _prepare(
         self, undo: ExitStack, read: Callable[[], Loaded], scheduler: Any | None, dataloader: Any | None
-    ) -> tuple[Loaded, list[Copy], Resumed]:
-        loaded = read()
-        return loaded, *put_in(undo, loaded, self._run.model, self._run.optimizer, scheduler, dataloader)
+    ) -> tuple[Loaded, list[Copy], tuple[int, int, dict[str, Any]]]:
+        """Put in all that may fail, so that it can be undone; return the copies that are left to do."""
+        loaded, model, optimizer = read(), self._run.model, self._run.optimizer
+        by_copying = loaded.model is not None and weights.loads_by_copying(model, loaded.live)
+        optimizers.remember_optimizer(undo, optimizer)  # first, so put back last: a scheduler may change its groups
+        state.remember_parts(undo, loaded.train_state, scheduler, dataloader)
+        if loaded.model is not None and not by_copying:
+            weights.remember_model(undo, model)
+            weights.load_model(model, loaded.live, loaded.model)
+        if loaded.optimizer is not None:
+            optimizers.load_optimizer(optimizer, loaded.optimizer)
+        resumed = state.put_in(loaded.train_state, scheduler, dataloader)
+        return loaded, weights.copies(loaded.live, loaded.model) if loaded.model and by_copying else [], resumed
 
+    # -- what designs differ in ---------------------------------------------------
 
-def put_in(
-    undo: ExitStack,
-    loaded: Loaded,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: Any | None,
-    dataloader: Any | None,
-) -> tuple[list[Copy], Resumed]:
-    """Put in all that may fail, so that it can be undone; return the copies that are left to do."""
-    by_copying = loaded.model is not None and weights.loads_by_copying(model, loaded.live)
-    optimizers.remember_optimizer(undo, optimizer)  # first, so put back last: a scheduler may change its groups
-    state.remember_parts(undo, loaded.train_state, scheduler, dataloader)
-    if loaded.model is not None and not by_copying:
-        weights.remember_model(undo, model)
-        weights.load_model(model, loaded.live, loaded.model)
-    if loaded.optimizer is not None:
-        optimizers.load_optimizer(optimizer, loaded.optimizer)
-    resumed = state.put_in(loaded.train_state, scheduler, dataloader)
-    return weights.copies(loaded.live, loaded.model) if loaded.model and by_copying else [], resumed
+    def _find(self, path: PathLike | None, exclude_keys: Sequence[str] | None) -> Source | None:
+        needs_shards = not self._excluded(exclude_keys).issuperset(weights.PARTS)
+        point = self._resume_point(path, needs_shards)
+        if point is None:
+            return None
+        trust.warn_of_open_dirs(point)
+        metadata, train_state = source.read(point)
+        if train_state is None:
+            _log.warning("%s has no %s: step, scheduler and random streams start afresh", point, layout.TRAIN_STATE)
+        has_shards = needs_shards or not layout.missing_files(point)
+        return Source(point, metadata, train_state, has_shards, bool(layout.stages(point)))
+
+    def _open_shards(self, found: Source) -> storage.Shards:
+        path = self._run.ranks.directory(found.path) if found.has_stages else found.path
+        recorded = manifest.seals(found.metadata)
+        name = f"{path.name}/{layout.MARKER}" if found.has_stages else layout.MARKER
+        return storage.open_shards(path, recorded.get(name))
+
+    def _train_state(self, found: Source, shards: storage.Shards | None, saved: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return rank 0's train state, with this rank's own streams and loader state in it."""
+        if found.train_state is None:
+            return {}
+        ranks, is_sealed = self._run.ranks, layout.TRAIN_STATE in manifest.seals(found.metadata)
+        train_state = storage.loads_dict(found.train_state, found.path / layout.TRAIN_STATE, is_sealed)
+        if shards is not None and ranks.place == 0:
+            self._warn_of_other_ranks(shards)
+        own = saved.get(RANKS, {}).get(str(ranks.place))
+        if shards is not None and own is not None:
+            return {**train_state, **storage.loads_dict(bytes(own.numpy()), shards.path)}
+        if ranks.is_first or "rng" not in train_state:
+            return train_state
+        return {**train_state, "rng": state.streams_of_new_rank(train_state["rng"], ranks.rank)}
+
+    def _train_state_file(self, checkpoint: Path) -> Path:
+        return checkpoint / layout.TRAIN_STATE
+
+    def _check_step(self, checkpoint: Path, train_state: Mapping[str, Any]) -> None:
+        source.check_step(checkpoint, train_state)
 
 
 def known_keys(keys: Iterable[str], where: str, model: torch.nn.Module, ranks: Ranks) -> frozenset[str]:

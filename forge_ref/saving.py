@@ -1,4 +1,4 @@
-"""Brings the state of a run into the folder as one checkpoint.
+"""Brings the state of a run into the folder as one checkpoint, for both designs.
 
     save = take the state, stage it, [in the background from here] write, sync, publish,
            point `latest` at it, retire
@@ -10,11 +10,15 @@ the resume point as it was; and when the commit has succeeded, the save has.
 With several ranks a save takes two collectives beside those of DCP: all ranks
 have staged; all ranks have written, and then rank 0 commits.  Only rank 0 makes,
 renames and deletes directories.
+
+`Saver` is the first design's; the methods under *what designs differ in* are
+what the second has other ones of (`ephemeral_saver`).
 """
 
 import itertools
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,12 +41,30 @@ from forge_ref.messages import logged
 from forge_ref.run import RANKS, Run
 from forge_ref.writer import Writer
 
-_Markers = frozenset[tuple[str, int, str]]
-"""The markers that were written: name in the checkpoint, size in bytes, hash.  Plain data, to be sent to rank 0."""
+Seals = frozenset[tuple[str, int, str]]
+"""What a rank has written, markers first of all: name in the checkpoint, size in bytes, hash.
+
+Plain data, to be sent to rank 0.
+"""
 
 
 @dataclass(frozen=True)
-class _Staged:
+class Request:
+    """What the caller of a save hands over."""
+
+    step: int
+    tokens_seen: int
+    scheduler: Any | None
+    dataloader: Any | None
+    extra: Mapping[str, Any] | None
+    is_ephemeral: bool = False
+    """The second design records it."""
+    in_background: bool = True
+    """Whether to flush there, if the mode of the manager is asynchronous."""
+
+
+@dataclass(frozen=True)
+class Staged:
     """A checkpoint on its way to disk: where it is put together, and what goes there."""
 
     step: int
@@ -56,14 +78,13 @@ class _Staged:
     """Whether they do."""
 
 
-PACKED = (forms.FORMS, RANKS)
-"""Top-level keys of a state with bytes of ours."""
-
-
 class Saver:
     """Saves one run into its folder; `Writer` keeps other processes out of it."""
 
-    def __init__(self, run: Run, take_over: bool) -> None:
+    step_field = "step"
+    """What errors call the step."""
+
+    def __init__(self, run: Run, take_over: bool = False) -> None:
         self._run = run
         self._writer = Writer(run.folder, run.checkpointer, take_over)
         if run.checkpointer.mode is not AsyncCheckpointMode.disabled:
@@ -73,59 +94,51 @@ class Saver:
         """Make what the first save needs, beside training."""
         self._run.checkpointer.shards.prewarm(tensors_of(self._run.model, self._run.optimizer))
 
-    def save(
-        self,
-        step: int,
-        tokens_seen: int,
-        scheduler: Any | None,
-        dataloader: Any | None,
-        extra: Mapping[str, Any] | None,
-    ) -> None:
-        """Do what `CheckpointManager.save` promises."""
-        calls, checkpointer = self._run.ranks.calls, self._run.checkpointer
-        with self._run.deferral(first=1), ExitStack() as undo:
-            checkpointer.wait()  # also for what a signal handler has saved since
-            stage = partial(self._stage, undo, step, tokens_seen, scheduler, dataloader, extra)
+    def save(self, request: Request) -> "Future[None]":
+        """Save now; on return it is committed, or in flight.  Return what hears how the flush ends."""
+        if not self._run.ranks.are_many:  # with several ranks, one that raised here would leave the others waiting
+            self._await_flight()
+        calls, future = self._run.ranks.calls, Future[None]()
+        with weights.ordinary_tensors(), self._run.deferral(first=1), ExitStack() as undo:
+            self._await_flight()  # also for what a signal handler has saved since
+            stage = partial(self._stage, undo, request)
             staged, differ = calls.concluded(stage, self._note, _compared, own_values.merged)
             undo.pop_all()
             keeps_own = bool(staged.own) and self._run.ranks.stage in differ
-            checkpointer.launch(partial(self._flush, replace(staged, keeps_own=keeps_own)))
+            flush = partial(_heard, future, partial(self._flush, replace(staged, keeps_own=keeps_own)))
+            if request.in_background:
+                self._run.checkpointer.launch(flush)
+            else:
+                flush()
+        return future
 
     # -- in the thread of the caller -------------------------------------------
 
-    def _stage(
-        self,
-        undo: ExitStack,
-        step: int,
-        tokens_seen: int,
-        scheduler: Any | None,
-        dataloader: Any | None,
-        extra: Mapping[str, Any] | None,
-    ) -> _Staged:
+    def _stage(self, undo: ExitStack, request: Request) -> Staged:
         """Take the state, and make room for it in the folder; `undo` removes what was made."""
-        check_integer(step, "step", at_least=0)
-        check_integer(tokens_seen, "tokens_seen")
-        step = int(operator.index(step))
-        train_state = state.build_train_state(step, tokens_seen, scheduler, dataloader, extra)
-        metadata = state.describe(train_state, self._run.config.is_dynamic_milestone(step))
+        check_integer(request.step, self.step_field, at_least=0)
+        check_integer(request.tokens_seen, "tokens_seen")
+        step = int(operator.index(request.step))
+        train_state = state.build_train_state(
+            step, request.tokens_seen, request.scheduler, request.dataloader, request.extra
+        )
+        metadata = self._metadata(train_state, request)
         manifest.written(metadata, {})  # refuses what is too large
-        content = state.serialized(train_state) if self._run.ranks.is_first else b""
-        shards, own = self._held(train_state)
+        content = self._serialized(train_state)
+        shards, own = self._held(train_state, request.in_background)
         self._warn_of_gradients(step)
         path = layout.staged_path(self._run.folder, step, self._run.ranks.token)
-        staged = _Staged(step, path, shards, content, metadata, own)
+        staged = Staged(step, path, shards, content, metadata, own)
         if self._run.ranks.is_first:
             self._make_room(undo, staged)
         return staged
 
-    def _held(self, train_state: Mapping[str, Any]) -> tuple[Leaves, dict[str, Any]]:
+    def _held(self, train_state: Mapping[str, Any], in_background: bool) -> tuple[Leaves, dict[str, Any]]:
         """Return this rank's shards as the flush may have them, and the values that other ranks may differ in."""
         ranks, checkpointer = self._run.ranks, self._run.checkpointer
         taken = taken_state(self._run.model, self._run.optimizer)
-        packed = forms.pack(taken)
-        if ranks.are_many:
-            packed[RANKS] = {str(ranks.place): state.own_part(train_state)}
-        held = checkpointer.hold(flatten(packed, PACKED))
+        packed = self._packed(taken, train_state)
+        held = checkpointer.hold(flatten(packed, (forms.FORMS, RANKS)), in_background)
         own = own_values.of(self._run.model, taken, held.nested()) if ranks.are_many else {}
         return held if ranks.place == 0 else held.without(forms.FORMS), own  # forms are the same on all ranks
 
@@ -137,19 +150,19 @@ class Saver:
                 step,
             )
 
-    def _note(self, staged: _Staged) -> frozenset[own_values.Note]:
+    def _note(self, staged: Staged) -> frozenset[own_values.Note]:
         """Return what ranks compare; values that arrive only in the flush can't be, so each rank keeps its own."""
         ranks = self._run.ranks
         is_known = not self._run.checkpointer.holds_later or not staged.own
         return frozenset({(staged.step, ranks.stage, own_values.checksum(staged.own) if is_known else ranks.rank)})
 
-    def _make_room(self, undo: ExitStack, staged: _Staged) -> None:
+    def _make_room(self, undo: ExitStack, staged: Staged) -> None:
         publish.make(self._run.folder)
-        layout.check_names_free(self._run.folder, staged.step)
+        self._check_names_free(staged.step)
         self._writer.begin()
         self._run.checkpointer.deletion.wait(layout.trash_path(staged.path))
         undo.callback(publish.abandon, staged.path)
-        publish.stage(staged.path, staged.step, self._run.ranks.stage_names)
+        publish.stage(staged.path, staged.step, self._directories())
         if self._run.ranks.are_many:  # before `save` returns on any rank (commit.collective)
             try:
                 self._describe(staged)
@@ -158,11 +171,11 @@ class Saver:
 
     # -- in the background in an async mode ------------------------------------
 
-    def _flush(self, staged: _Staged) -> None:
+    def _flush(self, staged: Staged) -> None:
         """Bring a staged checkpoint to disk and commit it."""
         committed = []
 
-        def commit(markers: _Markers) -> None:
+        def commit(markers: Seals) -> None:
             self._commit(staged, markers)
             committed.append(staged.step)
 
@@ -178,51 +191,100 @@ class Saver:
                 raise RanksLostError(f"saving step {staged.step} in {self._run.folder} {outcome}: {error}") from error
             raise self._failed(staged, error) from error
 
-    def _failed(self, staged: _Staged, error: Exception) -> SaveError:
+    def _failed(self, staged: Staged, error: Exception) -> SaveError:
         is_half = isinstance(error, NotTakenBackError)
         outcome = "a resume may find it or the checkpoint before it" if is_half else "nothing was committed"
         return SaveError(
             f"saving step {staged.step} in {self._run.folder} failed, {outcome}: {type(error).__name__}: {error}"
         )
 
-    def _write(self, staged: _Staged) -> _Markers:
-        """Write this rank's shards; return the seal of their marker on the first rank that shares it."""
-        path, shards = self._run.ranks.directory(staged.path), self._run.checkpointer.shards
+    def _write(self, staged: Staged) -> Seals:
+        """Write this rank's files; return the seal of the shards' marker on the first rank that shares it."""
+        path, shards = self._shards_in(staged.path), self._run.checkpointer.shards
         self._run.checkpointer.deletion.wait()
         try:
             with self._writer.naming_take_over():
+                beside = self._write_beside(staged)
                 seal = storage.write(self._with_own(staged), path, self._run.ranks.writers, shards)
         except RanksLostError:
             channel.disconnect(self._run.ranks.writers)
             raise
-        if seal is None:
-            return frozenset()
-        name = str((path / layout.MARKER).relative_to(staged.path))
-        return frozenset({(name, seal.size_bytes, seal.xxh3)})
+        seals = beside if seal is None else {**beside, str((path / layout.MARKER).relative_to(staged.path)): seal}
+        return frozenset((name, seal.size_bytes, seal.xxh3) for name, seal in seals.items())
 
-    def _with_own(self, staged: _Staged) -> Leaves:
+    def _with_own(self, staged: Staged) -> Leaves:
         if not staged.keeps_own:
             return staged.shards
         return own_values.added(staged.shards, staged.own, self._run.ranks.place)
 
-    def _commit(self, staged: _Staged, markers: _Markers) -> None:
+    def _commit(self, staged: Staged, markers: Seals) -> None:
         seals = {name: Seal(size_bytes, xxh3) for name, size_bytes, xxh3 in markers}
         with self._writer.naming_take_over():
-            self._describe(staged, {**seals, layout.TRAIN_STATE: Seal.of(staged.train_state)})
-            for directory in (*(staged.path / name for name in self._run.ranks.stage_names), staged.path):
+            self._describe(staged, seals)
+            for directory in (*(staged.path / name for name in self._directories()), staged.path):
                 publish.sync(directory)
             with Deferral():
-                publish.commit(staged.path, staged.step, self._writer.check)
+                self._publish(staged)
         with logged("clearing up after the commit of step %d", staged.step):  # the save has succeeded
             _log.info("committed step %d in %s", staged.step, self._run.folder)
-            config, trash = self._run.config, layout.trash_path(staged.path)
-            hidden = retire.sweep(trash)
-            hidden += retire.retire(trash, staged.step, config.keep_last_n, config.is_dynamic_milestone)
-            self._run.checkpointer.deletion.begin(hidden, trash, keeping=self._writer)
+            self._clear_up(staged)
 
-    def _describe(self, staged: _Staged, seals: Mapping[str, Seal] = MappingProxyType({})) -> None:
+    # -- what designs differ in --------------------------------------------------
+
+    def _await_flight(self) -> None:
+        """Wait for the save in flight; raises its failure."""
+        self._run.checkpointer.wait()
+
+    def _metadata(self, train_state: Mapping[str, Any], _request: Request) -> Mapping[str, Any]:
+        return state.describe(train_state, self._run.config.is_dynamic_milestone(train_state["step"]))
+
+    def _serialized(self, train_state: Mapping[str, Any]) -> bytes:
+        """Return this rank's file of the train state; rank 0 alone has one, the others' parts are among the shards."""
+        return state.serialized(train_state) if self._run.ranks.is_first else b""
+
+    def _packed(self, taken: Mapping[str, Any], train_state: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what goes into the shards, under the keys that it has there."""
+        packed, ranks = forms.pack(taken), self._run.ranks
+        return {**packed, RANKS: {str(ranks.place): state.own_part(train_state)}} if ranks.are_many else packed
+
+    def _check_names_free(self, step: int) -> None:
+        layout.check_names_free(self._run.folder, step)
+
+    def _directories(self) -> Sequence[str]:
+        """Return the directories in a checkpoint."""
+        return self._run.ranks.stage_names
+
+    def _shards_in(self, checkpoint: Path) -> Path:
+        return self._run.ranks.directory(checkpoint)
+
+    def _write_beside(self, _staged: Staged) -> dict[str, Seal]:
+        """Write what this rank has beside its shards; return the seals by the names in the checkpoint."""
+        return {}
+
+    def _describe(self, staged: Staged, seals: Mapping[str, Seal] = MappingProxyType({})) -> None:
+        """Write what rank 0 writes beside its shards; without seals while no shards are written."""
+        own = {layout.TRAIN_STATE: Seal.of(staged.train_state)} if seals else {}
         publish.write(staged.path / layout.TRAIN_STATE, staged.train_state)
-        publish.write(staged.path / layout.METADATA, manifest.written(staged.metadata, seals))
+        publish.write(staged.path / layout.METADATA, manifest.written(staged.metadata, {**seals, **own}))
+
+    def _publish(self, staged: Staged) -> None:
+        publish.commit(staged.path, staged.step, self._writer.check)
+
+    def _clear_up(self, staged: Staged) -> None:
+        config, trash = self._run.config, layout.trash_path(staged.path)
+        hidden = retire.sweep(trash)
+        hidden += retire.retire(trash, staged.step, config.keep_last_n, config.is_dynamic_milestone)
+        self._run.checkpointer.deletion.begin(hidden, trash, keeping=self._writer)
+
+
+def _heard(future: "Future[None]", flush: Callable[[], None]) -> None:
+    """Flush; the future hears how that ends."""
+    try:
+        flush()
+    except BaseException as error:
+        future.set_exception(error)
+        raise
+    future.set_result(None)
 
 
 def taken_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -6,8 +6,10 @@ that were saved with it; and a directory with the name of a step holds that step
 """
 
 import operator
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ class Source:
     path: Path
     metadata: Mapping[str, Any]
     train_state: bytes | None
+    """Rank 0's, empty where each rank reads its own; None for imported weights."""
     has_shards: bool
     has_stages: bool
 
@@ -48,29 +51,39 @@ def read(path: Path) -> tuple[dict[str, Any], bytes | None]:
 
 
 def _metadata(path: Path) -> dict[str, Any]:
-    """Return what `metadata.json` says; nothing, with a warning, if another manager wrote it and it can't be parsed.
+    """Return what `metadata.json` says; see `said`.
 
     Nothing, with a warning, also if a checkpoint that was named lacks the file.
-    `DamagedError` if this manager wrote the checkpoint, as its marker shows, and
-    the file is not what was written, parsed or not.  `PermissionError` for one
-    that is not a regular file.
     """
     file = path / layout.METADATA
+    if (path / layout.TRAIN_STATE).exists() and not os.path.lexists(file):  # imported weights have neither
+        _log.warning("%s is missing, so neither freeze lists nor checksums of files are compared", file)
+    read, is_ours = partial(layout.read_metadata, path), partial(layout.is_ours, path)
+    return said(file, read, is_ours, "neither freeze lists nor checksums of files are")
+
+
+def said(
+    file: Path, read: Callable[[], dict[str, Any]], is_ours: Callable[[], bool], uncompared: str
+) -> dict[str, Any]:
+    """Return what a file of metadata says; nothing, with a warning, if another manager's can't be parsed.
+
+    Nothing also if there is no such file.  `DamagedError` if this manager wrote
+    the checkpoint and the file is not what was written, parsed or not.
+    `PermissionError` for one that is not a regular file.
+    """
     try:
-        return layout.read_metadata(path)
+        return read()
     except FileNotFoundError:
-        if (path / layout.TRAIN_STATE).exists():  # imported weights have neither
-            _log.warning("%s is missing, so neither freeze lists nor checksums of files are compared", file)
         return {}
     except PermissionError:
         raise
     except (OSError, ValueError) as error:
-        if layout.is_ours(path):
+        if is_ours():
             raise DamagedError(
-                f"{file} is damaged: {error}; nothing was loaded, since freeze lists and checksums are in that file; "
+                f"{file} is damaged: {error}; nothing was loaded, since {uncompared} compared without that file; "
                 "put the right file back, or resume from another checkpoint"
             ) from None
-        _log.warning("%s can't be read, so neither freeze lists nor checksums of files are compared: %s", file, error)
+        _log.warning("%s can't be read, so %s compared: %s", file, uncompared, error)
         return {}
 
 
@@ -87,11 +100,16 @@ def saved_step(path: Path) -> int:
     return operator.index(recorded.get("step", 0))
 
 
-def check_step(path: Path, train_state: Mapping[str, Any]) -> None:
+def check_step(
+    path: Path,
+    train_state: Mapping[str, Any],
+    step_of: Callable[[str], int | None] = layout.step_of,
+    step_name: Callable[[int], str] = layout.step_name,
+) -> None:
     """`ValueError` if the directory has the name of another step than the one that was saved in it."""
-    named, saved = layout.step_of(path.name), train_state.get("step")
+    named, saved = step_of(path.name), train_state.get("step")
     if named is not None and saved is not None and named != saved:
         raise ValueError(
             f"{path} holds a checkpoint of step {saved}, so it is a copy, or was renamed; nothing was loaded; "
-            f"give it the name {layout.step_name(saved)}, or one that is not a step's, or load another checkpoint"
+            f"give it the name {step_name(saved)}, or one that is not a step's, or load another checkpoint"
         )

@@ -335,3 +335,14 @@ def test_bookkeeping_does_one_thing_after_the_other_and_logs_what_fails(caplog: 
     assert ended.wait(10)
     assert done == [1, 3]
     assert "the second failed: division by zero" in caplog.text
+
+
+def test_a_run_warns_of_gradients_that_no_step_has_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = torch.nn.Linear(2, 1)
+    run = TrainingRun(tmp_path, model, torch.optim.AdamW(model.parameters()))
+    run.save_checkpoint()
+    assert "gradients" not in caplog.text
+    model(torch.ones(1, 2)).sum().backward()
+    run.global_step = 1
+    run.save_checkpoint()
+    assert "step 1: gradients have been accumulated since the optimizer's last step" in caplog.text
