@@ -44,7 +44,7 @@ from forge_ref import (
 from forge_ref.arguments import check_integer
 from forge_ref.async_save import AsyncCheckpointer
 from forge_ref.config import AsyncCheckpointMode
-from forge_ref.engine.leaves import Leaves, flatten
+from forge_ref.engine.leaves import Leaves
 from forge_ref.ephemeral_folder import MARKER, METADATA, SHARDS, TRAIN
 from forge_ref.errors import DamagedError, NotTakenBackError, RanksLostError, SaveError
 from forge_ref.gradients import after_first_step
@@ -53,8 +53,9 @@ from forge_ref.manifest import Seal
 from forge_ref.messages import log as _log
 from forge_ref.messages import logged, some
 from forge_ref.pieces import Copy
+from forge_ref.plan import Planner
 from forge_ref.resuming import Loaded, put_in
-from forge_ref.saving import PACKED, taken_state, tensors_of
+from forge_ref.saving import taken_state, tensors_of
 from forge_ref.writer import Writer
 
 _OPTIM = "optim"
@@ -121,6 +122,7 @@ class Checkpointer:
         self.folder = self.calls.from_first(partial(paths.folder, save_folder, "save_folder", paths.here()))
         self._flights = AsyncCheckpointer(AsyncCheckpointMode.async_)
         self._writer = Writer(self.folder, self._flights)
+        self._planner = Planner(_OPTIM)
         after_first_step(optimizer, self.prewarm)
 
     def prewarm(self) -> None:
@@ -166,7 +168,7 @@ class Checkpointer:
         train_state = state.build_train_state(step, tokens_seen, self.scheduler, self.dataloader, extra)
         content = state.serialized(trainer_state.with_trainers(train_state, self._ranks.size))
         taken = taken_state(self.model, self.optimizer)
-        held = self._flights.hold(flatten(_named(forms.pack(taken)), PACKED), in_background)
+        held = self._flights.hold(self._planner.leaves(taken), in_background)
         if self._ranks.are_many and (own := own_values.of(self.model, taken, held.nested())):
             held = own_values.added(held, own, self._ranks.place)
         if self._ranks.place != 0:
@@ -309,7 +311,7 @@ class Checkpointer:
                 f"{directory} has no {' and no '.join(missing)}; save both, under the keys model and {_OPTIM}"
             )
         parts = {*wanted, *((forms.FORMS, part) for part in wanted), (own_values.OWN, place)}
-        is_wanted: Callable[[storage.Keys], bool] = lambda keys: not parts.isdisjoint({keys[0], keys[:2]})  # noqa: E731
+        is_wanted: Callable[[storage.Keys], bool] = lambda keys: keys[0] in parts or keys[:2] in parts  # noqa: E731
         saved = shards.read(is_wanted, weights.places(live))
         unpacked = forms.unpack(own_values.taken(saved, self._ranks.place, directory), directory)
         return {weights.MODEL: {}, **unpacked}
@@ -336,11 +338,6 @@ class Checkpointer:
         if number == rank or "rng" not in train_state:
             return train_state
         return {**train_state, "rng": state.streams_of_new_rank(train_state["rng"], rank)}
-
-
-def _named(packed: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is saved under the keys that a checkpoint has it under."""
-    return {_OPTIM if part == weights.OPTIMIZER else part: values for part, values in packed.items()}
 
 
 def _described(path: Path) -> dict[str, Any]:

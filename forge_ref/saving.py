@@ -27,13 +27,14 @@ import torch
 from forge_ref import channel, forms, layout, manifest, optimizers, own_values, publish, retire, state, storage, weights
 from forge_ref.arguments import check_integer
 from forge_ref.config import AsyncCheckpointMode
-from forge_ref.engine.leaves import Leaves, flatten
+from forge_ref.engine.leaves import Leaves, Packed
 from forge_ref.errors import NotTakenBackError, RanksLostError, SaveError
 from forge_ref.gradients import after_first_step
 from forge_ref.interrupts import Deferral
 from forge_ref.manifest import Seal
 from forge_ref.messages import log as _log
 from forge_ref.messages import logged
+from forge_ref.plan import Planner
 from forge_ref.run import RANKS, Run
 from forge_ref.writer import Writer
 
@@ -56,16 +57,13 @@ class _Staged:
     """Whether they do."""
 
 
-PACKED = (forms.FORMS, RANKS)
-"""Top-level keys of a state with bytes of ours."""
-
-
 class Saver:
     """Saves one run into its folder; `Writer` keeps other processes out of it."""
 
     def __init__(self, run: Run, take_over: bool) -> None:
         self._run = run
         self._writer = Writer(run.folder, run.checkpointer, take_over)
+        self._planner = Planner()
         if run.checkpointer.mode is not AsyncCheckpointMode.disabled:
             after_first_step(run.optimizer, self.prewarm)
 
@@ -122,10 +120,10 @@ class Saver:
         """Return this rank's shards as the flush may have them, and the values that other ranks may differ in."""
         ranks, checkpointer = self._run.ranks, self._run.checkpointer
         taken = taken_state(self._run.model, self._run.optimizer)
-        packed = forms.pack(taken)
+        leaves = self._planner.leaves(taken)
         if ranks.are_many:
-            packed[RANKS] = {str(ranks.place): state.own_part(train_state)}
-        held = checkpointer.hold(flatten(packed, PACKED))
+            leaves = leaves.plus((RANKS, str(ranks.place)), Packed(state.own_part(train_state)))
+        held = checkpointer.hold(leaves)
         own = own_values.of(self._run.model, taken, held.nested()) if ranks.are_many else {}
         return held if ranks.place == 0 else held.without(forms.FORMS), own  # forms are the same on all ranks
 

@@ -137,6 +137,8 @@ def places(live: Mapping[str, Any]) -> Callable[[Sequence[object]], Piece | None
     stepped has none to ask.
     """
     sharded = {name: piece_of(value) for name, value in live.items() if isinstance(value, DTensor)}
+    if not sharded:
+        return lambda _: None
 
     def place_of(keys: Sequence[object]) -> Piece | None:
         match keys:
@@ -170,8 +172,9 @@ def match_model(
     their own decide about shapes themselves.
     """
     check_material(model, "load it")
-    live = {name: value for name, value in live.items() if not is_below(name, spared)}
-    saved = {name: value for name, value in saved.items() if not is_below(name, spared)}
+    if spared:
+        live = {name: value for name, value in live.items() if not is_below(name, spared)}
+        saved = {name: value for name, value in saved.items() if not is_below(name, spared)}
     saved = {**{name: value for name, value in live.items() if _has_no_leaves(value)}, **saved}
     if missing := sorted(live.keys() - saved.keys()):
         raise ValueError(f"{source} lacks {some(missing)} of the model; exclude 'model' to keep the model as it is")

@@ -6,6 +6,7 @@ save, because their size may change from one to the next.
 """
 
 import copy
+import functools
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast
@@ -39,7 +40,7 @@ class Fixed(NamedTuple):
 
     def item(self) -> WriteItem:
         """Return the item in DCP's words."""
-        size, start = self.place or (self.shape, torch.Size([0] * len(self.shape)))
+        size, start = self.place or (self.shape, _origin(len(self.shape)))
         properties = TensorProperties(self.dtype, requires_grad=self.requires_grad)
         data = TensorWriteData(ChunkStorageMetadata(start, self.shape), properties, size)
         kind = WriteItemType.TENSOR if self.place is None else WriteItemType.SHARD
@@ -86,6 +87,11 @@ class Leaves:
         for name, value in self.loose.items():
             if name not in self.unwritten:
                 yield _loose_item(name, value)
+
+
+@functools.lru_cache
+def _origin(dimensions: int) -> torch.Size:
+    return torch.Size([0] * dimensions)
 
 
 def _loose_item(name: str, value: Any) -> WriteItem:
