@@ -8,7 +8,7 @@ Invariants: a plan depends on its description alone; tensors are taken anew at e
 not made of rows is packed and flattened value by value.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain, repeat
 from operator import attrgetter
@@ -22,8 +22,6 @@ from forge_ref.pieces import PLAIN
 from forge_ref.weights import MODEL, OPTIMIZER
 
 _STATE = "state"
-_DTYPE, _SHAPE, _LAYOUT = attrgetter("dtype"), attrgetter("shape"), attrgetter("layout")
-_IS_META, _REQUIRES_GRAD = attrgetter("is_meta"), attrgetter("requires_grad")
 
 
 @dataclass(frozen=True)
@@ -60,22 +58,17 @@ class Planner:
 
         `ValueError` names a value that could not be loaded again.
         """
-        optimizer = dict(taken[OPTIMIZER])
-        model = self._of_rows((), {MODEL: dict(taken[MODEL])})
-        moments = self._of_rows((self._optimizer_key, _STATE), optimizer[_STATE])
-        rest = {MODEL: taken[MODEL] if model is None else {}, OPTIMIZER: optimizer}
-        known = {}
-        if moments is not None:
+        leaves, optimizer, known = Leaves({}, {}, [], {}), dict(taken[OPTIMIZER]), {}
+        model = {} if self._added(leaves, (), {MODEL: dict(taken[MODEL])}) else taken[MODEL]
+        if form := self._added(leaves, (self._optimizer_key, _STATE), optimizer[_STATE]):
             del optimizer[_STATE]
-            known = {OPTIMIZER: {_STATE: moments[1]}}
-        packed = forms.pack(rest, known)
+            known = {OPTIMIZER: {_STATE: form}}
+        packed = forms.pack({MODEL: model, OPTIMIZER: optimizer}, known)
         named = {self._optimizer_key if part == OPTIMIZER else part: values for part, values in packed.items()}
-        several = [leaves for leaves, _ in filter(None, (model, moments))] + [flatten(named, (forms.FORMS,))]
-        fixed, loose, layout, paths = ([getattr(one, name) for one in several] for name in _PARTS_OF_LEAVES)
-        return Leaves(_joined(fixed), _joined(loose), [*chain.from_iterable(layout)], _joined(paths))
+        return flatten(named, (forms.FORMS,), leaves)
 
-    def _of_rows(self, prefix: Path, rows: Mapping[Any, Any]) -> tuple[Leaves, forms.Encoded] | None:
-        """Return the leaves and the form of rows; None for what has to be taken value by value."""
+    def _added(self, leaves: Leaves, prefix: Path, rows: Mapping[Any, Any]) -> forms.Encoded | None:
+        """Add the leaves of rows, and return their form; None, and nothing is added, if they are no rows."""
         described = _described(rows)
         if described is None:
             return None
@@ -83,14 +76,10 @@ class Planner:
         plan = self._plans.get(prefix)
         if plan is None or plan.description != description:
             self._plans[prefix] = plan = _planned(prefix, description)
-        return Leaves(dict(zip(plan.paths, tensors, strict=True)), {}, plan.layout, plan.paths), plan.form
-
-
-_PARTS_OF_LEAVES = ("fixed", "loose", "layout", "paths")
-
-
-def _joined(several: list[dict[str, Any]]) -> dict[str, Any]:
-    return dict(chain.from_iterable(map(dict.items, several)))
+        leaves.fixed.update(zip(plan.paths, tensors, strict=True))
+        leaves.paths.update(plan.paths)
+        leaves.layout.extend(plan.layout)
+        return plan.form
 
 
 def _described(rows: Mapping[Any, Any]) -> tuple[_Description, list[torch.Tensor]] | None:
@@ -102,16 +91,20 @@ def _described(rows: Mapping[Any, Any]) -> tuple[_Description, list[torch.Tensor
     if {*map(type, rows), *map(type, chain.from_iterable(keys))} != {str}:
         return None
     tensors = list(chain.from_iterable(map(dict.values, entries)))
-    if not PLAIN.issuperset(map(type, tensors)) or {*map(_LAYOUT, tensors)} != {torch.strided}:
+    if not PLAIN.issuperset(map(type, tensors)) or {*_each("layout", tensors)} != {torch.strided}:
         return None
-    dtypes = list(map(_DTYPE, tensors))
-    if any(map(_IS_META, tensors)) or any(one.is_quantized for one in dict(zip(dtypes, tensors, strict=True)).values()):
+    dtypes = list(_each("dtype", tensors))
+    if any(_each("is_meta", tensors)) or any(_each("is_quantized", dict(zip(dtypes, tensors, strict=True)).values())):
         return None
     try:
-        shapes = list(map(_SHAPE, tensors))
+        shapes = list(_each("shape", tensors))
     except RuntimeError:  # a nested tensor has none
         return None
-    return _Description(list(rows), keys, dtypes, shapes, list(map(_REQUIRES_GRAD, tensors))), tensors
+    return _Description(list(rows), keys, dtypes, shapes, list(_each("requires_grad", tensors))), tensors
+
+
+def _each(name: str, tensors: Iterable[torch.Tensor]) -> Iterable[Any]:
+    return map(attrgetter(name), tensors)
 
 
 def _planned(prefix: Path, description: _Description) -> _Plan:

@@ -8,6 +8,9 @@ other writers, by the checksums that `torch.save` has left in them.
 Of a file with a table, large tensors are read to where they stay, and small
 ones many at a time; hashes are computed while the bytes are in the processor's
 cache.  Threads share the work, since neither reading nor hashing holds Python up.
+
+What a small tensor costs is what torch takes to make one and to look into the buffer for it, and its entry in the
+marker: together several times as much as reading and hashing its bytes.
 """
 
 import ctypes
@@ -214,8 +217,8 @@ def _read_sealed(opened: files.Opened, seal: Seal, requests: Sequence[_Request],
         if not is_raw or entry.size >= _LARGE or entry.start % _ALIGNMENT:
             read = sealed.read_large if is_raw else sealed.read_item
             if is_raw:  # here, since what other threads make goes back to the system, and comes again page by page
-                memory[request.name] = sealed.room(request, entry)
-            jobs.append((entry.size, partial(_without_buffer, read, request, entry)))
+                memory[request.name] = fresh(*sealed.kind(request, entry))
+            jobs.append((entry.size, partial(read, request, entry)))
             continue
         if small and not _lies_beside(small[0][1], small[-1][1], entry):
             jobs.append((_RUN, partial(sealed.read_small, small)))
@@ -229,10 +232,6 @@ def _read_sealed(opened: files.Opened, seal: Seal, requests: Sequence[_Request],
 def _lies_beside(first: Entry, last: Entry, entry: Entry) -> bool:
     """Return whether it costs less to read these entries at once than the next one by itself."""
     return entry.start - (last.start + last.size) <= _GAP and entry.start + entry.size - first.start <= _RUN
-
-
-def _without_buffer(read: Callable[[_Request, Entry], None], request: _Request, entry: Entry, _: mmap.mmap) -> None:
-    read(request, entry)
 
 
 def _table(opened: files.Opened, seal: Seal) -> dict[int, Entry]:
@@ -255,12 +254,7 @@ class _Sealed:
     opened: files.Opened
     memory: dict[str, Any]
 
-    def room(self, request: _Request, entry: Entry) -> torch.Tensor:
-        """Return memory for a whole tensor."""
-        dtype, size = self._kind(request, entry)
-        return fresh(size, dtype)
-
-    def read_large(self, request: _Request, entry: Entry) -> None:
+    def read_large(self, request: _Request, entry: Entry, _: mmap.mmap) -> None:
         """Read a tensor to where it stays."""
         into, hashed = _bytes_of(self.memory[request.name]), table.hasher()
         for at in range(0, entry.size, _STEP):
@@ -274,15 +268,15 @@ class _Sealed:
         first, last = several[0][1], several[-1][1]
         view = memoryview(buffer)[: last.start + last.size - first.start]
         _read_exactly(self.opened, first.start, view)
-        kinds = [self._kind(*one) for one in several]
-        flat = {dtype: torch.frombuffer(buffer, dtype=dtype) for dtype, _ in set(kinds)}
-        for (request, entry), (dtype, size) in zip(several, kinds, strict=True):
+        kinds = [self.kind(*one) for one in several]
+        flat = {dtype: torch.frombuffer(buffer, dtype=dtype) for _, dtype in set(kinds)}
+        for (request, entry), (size, dtype) in zip(several, kinds, strict=True):
             at = entry.start - first.start
             self._check(request, entry, table.digest(view[at : at + entry.size]))
             values = flat[dtype].as_strided(size, _strides(size), at // dtype.itemsize)
             self.memory[request.name] = values.clone()
 
-    def read_item(self, request: _Request, entry: Entry) -> None:
+    def read_item(self, request: _Request, entry: Entry, _: mmap.mmap) -> None:
         """Read what is a part of a tensor, or none that lies in a container of ours."""
         content = memoryview(bytearray(entry.size))
         _read_exactly(self.opened, entry.start, content)
@@ -301,13 +295,13 @@ class _Sealed:
                 "was saved; resume from another checkpoint"
             )
 
-    def _kind(self, request: _Request, entry: Entry) -> tuple[torch.dtype, torch.Size]:
-        """Return type and size of a whole tensor; `DamagedError` if another number of bytes is stored."""
+    def kind(self, request: _Request, entry: Entry) -> tuple[torch.Size, torch.dtype]:
+        """Return size and type of a whole tensor; `DamagedError` if another number of bytes is stored."""
         assert request.whole is not None
-        dtype, size = request.whole.properties.dtype, request.whole.size
+        size, dtype = request.whole.size, request.whole.properties.dtype
         if entry.size != (expected := dtype.itemsize * size.numel()):
             raise DamagedError(f"{self.opened.path} has {entry.size:,} bytes of {request.name}, not {expected:,}")
-        return dtype, size
+        return size, dtype
 
 
 @functools.lru_cache(4096)

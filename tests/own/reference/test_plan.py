@@ -310,3 +310,30 @@ def test_training_that_goes_on_is_not_planned_again_and_a_changed_model_is(
     life.change("a moment more")
     life.save()
     assert calls == {(): 2, ("optimizer", "state"): 2}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_moment_that_has_lost_its_values_is_refused_after_a_plan_as_well(tmp_path: Path, mode: str) -> None:
+    life = Life(tmp_path, mode)
+    life.save()
+    life.moments["exp_avg"] = life.moments["exp_avg"].to("meta")
+    with pytest.raises(
+        ValueError, match=r"optimizer\.state\.0\.weight\.exp_avg can't be saved: it is on the meta device"
+    ):
+        life.manager.save(2)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.quint8),
+        lambda: torch.eye(3).to_sparse(),
+        lambda: torch.ones(3, device="meta"),
+        lambda: torch.ones(3).numpy(),
+    ],
+    ids=["nested", "quantised", "sparse", "without values", "no tensor"],
+)
+def test_tensors_that_are_not_dense_make_no_rows(make: Callable[[], torch.Tensor]) -> None:
+    assert plan._described({"weight": {"exp_avg": torch.ones(3)}}) is not None
+    assert plan._described({"weight": {"exp_avg": torch.ones(3), "odd": make()}}) is None
