@@ -99,6 +99,7 @@ class Warm:
         for tensor in self._tensors:
             self.copies.append(whole[at : at + tensor.nbytes].view(tensor.dtype).view(tensor.shape))
             at += tensor.nbytes
+        self._sources, self._targets = (list(map(bytes_of, several)) for several in (self._tensors, self.copies))
 
     def copy(self) -> None:
         """Copy all tensors at once."""
@@ -116,25 +117,26 @@ class Warm:
     def write_buffered(self, path: Path) -> None:
         """Write the tensors as they lie, until they are on storage."""
         descriptor = os.open(path / "bytes", os.O_CREAT | os.O_WRONLY)
-        _by_vectors(os.writev, descriptor, self._tensors)
+        _by_vectors(os.writev, descriptor, self._sources)
         os.close(descriptor)
         sync_tree(path)
 
     def read(self, path: Path) -> None:
         """Read as many bytes of a file into the copies as these hold."""
         descriptor = os.open(path, os.O_RDONLY)
-        _by_vectors(os.readv, descriptor, self.copies)
+        _by_vectors(os.readv, descriptor, self._targets)
         os.close(descriptor)
 
 
-def _by_vectors(call: Callable[[int, list[memoryview]], int], descriptor: int, tensors: list[torch.Tensor]) -> None:
-    pieces = [bytes_of(tensor) for tensor in tensors]
+def _by_vectors(call: Callable[[int, list[memoryview]], int], descriptor: int, pieces: list[memoryview]) -> None:
     group: list[memoryview] = []
+    size = 0
     for piece in pieces:  # a call takes at most 2 GB and so many vectors
-        if len(group) == _VECTORS or sum(map(len, group)) + len(piece) > 1 << 30:
+        if len(group) == _VECTORS or size + len(piece) > 1 << 30:
             call(descriptor, group)
-            group = []
+            group, size = [], 0
         group.append(piece)
+        size += len(piece)
     call(descriptor, group)
 
 

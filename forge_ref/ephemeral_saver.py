@@ -20,7 +20,6 @@ from typing import Any
 
 from forge_ref import (
     ephemeral_folder,
-    forms,
     freeze,
     layout,
     manifest,
@@ -34,6 +33,7 @@ from forge_ref import (
     trust,
     weights,
 )
+from forge_ref.engine.leaves import Leaves
 from forge_ref.ephemeral_folder import MARKER, METADATA, SHARDS, TRAIN
 from forge_ref.errors import DamagedError
 from forge_ref.manifest import Seal
@@ -52,6 +52,7 @@ class EphemeralSaver(Saver):
     """Saves one run into its folder as the second design does it."""
 
     step_field = "global_step"
+    optimizer_key = _OPTIM
 
     def _await_flight(self) -> None:
         """Wait for the save in flight; its failure is left to its own future."""
@@ -63,8 +64,8 @@ class EphemeralSaver(Saver):
     def _serialized(self, train_state: Mapping[str, Any]) -> bytes:
         return state.serialized(trainer_state.with_trainers(train_state, self._run.ranks.size))
 
-    def _packed(self, taken: Mapping[str, Any], _train_state: Mapping[str, Any]) -> dict[str, Any]:
-        return {_OPTIM if part == weights.OPTIMIZER else part: values for part, values in forms.pack(taken).items()}
+    def _leaves(self, taken: Mapping[str, Any], _train_state: Mapping[str, Any]) -> Leaves:
+        return self._planner.leaves(taken)
 
     def _check_names_free(self, step: int) -> None:
         ephemeral_folder.check_name_free(self._run.folder, step)

@@ -13,8 +13,9 @@ loads without running pickled code wherever its values allow that (trust.least).
 import io
 import pickle
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -29,27 +30,30 @@ FORMS = "forms"
 """The key, beside model and optimizer, under which a checkpoint has the form of each."""
 
 Keys = tuple[str, ...]
-_Encoded = tuple[Any, ...]
+Encoded = tuple[Any, ...]
 
 _VALUES = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 """Types that a pickle keeps as they are, and that load without running code."""
 _TENSORS = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
-_TENSOR: _Encoded = ("tensor",)
+_TENSOR: Encoded = ("tensor",)
 _NOTHING = object()
 """The mirror of what DCP gets nothing of; None is a value."""
 
 
-def pack(state: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def pack(
+    state: Mapping[str, Mapping[str, Any]], known: Mapping[str, Mapping[str, Encoded]] = MappingProxyType({})
+) -> dict[str, Any]:
     """Return each part as dicts of tensors and plain values, and under `FORMS` what `unpack` needs.
 
     Shares memory with the tensors; of sharded ones it has this rank's pieces.
-    `ValueError` names a value that could not be loaded again.
+    `known` has forms of values in these parts that are not here.  `ValueError`
+    names a value that could not be loaded again.
     """
     packed: dict[str, Any] = {}
     forms: dict[str, torch.Tensor] = {}
     for part, values in state.items():
         packed[part], form = _packed_part(part, values)
-        if form:
+        if form := {**form, **known.get(part, {})}:
             forms[part] = _as_bytes(form)
     return {**packed, FORMS: forms} if forms else packed
 
@@ -72,7 +76,13 @@ def unpack(saved: Mapping[str, Any], source: Path) -> dict[str, Any]:
     return unpacked
 
 
-def _packed_part(part: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, _Encoded]]:
+def of_rows(rows: Sequence[str], keys: Sequence[tuple[str, ...]]) -> Encoded:
+    """Return the form of a dict of rows, which are dicts of tensors under these keys."""
+    kinds = {kind: number for number, kind in enumerate(dict.fromkeys(keys))}
+    return "rows", list(rows), list(kinds), [kinds[kind] for kind in keys]
+
+
+def _packed_part(part: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Encoded]]:
     packer = _Packer(part)
     packed, form = {}, {}
     for key, value in values.items():
@@ -97,7 +107,7 @@ class _Packer:
     def __init__(self, part: str) -> None:
         self._part = part
         self._taken: set[str] = set()
-        self._shared: dict[tuple[str, ...], _Encoded] = {}
+        self._shared: dict[tuple[str, ...], Encoded] = {}
         """Forms of dicts of tensors by their keys: those of moments are nearly all the same."""
 
     def named(self, path: str, key: object) -> str:
@@ -108,7 +118,7 @@ class _Packer:
         self._taken.add(flat)
         return text
 
-    def encoded(self, value: Any, path: str) -> tuple[_Encoded, Any]:
+    def encoded(self, value: Any, path: str) -> tuple[Encoded, Any]:
         """Return the form of a value, and its mirror, which is `_NOTHING` if DCP gets nothing of it."""
         kind = type(value)
         if is_plain(value) and not value.is_meta:  # as nearly all are
@@ -124,7 +134,7 @@ class _Packer:
             return ("value", value), _NOTHING
         return ("value", value), value
 
-    def _tensor(self, value: torch.Tensor | Piece, path: str) -> tuple[_Encoded, Any]:
+    def _tensor(self, value: torch.Tensor | Piece, path: str) -> tuple[Encoded, Any]:
         if isinstance(value, DTensor):
             self._refuse_without_values(value, path)
             value_here = piece_of(value)
@@ -147,7 +157,7 @@ class _Packer:
         if value.device.type == "meta":
             raise self.refused(path, "on the meta device and has no values. Materialize the model before it is saved")
 
-    def _dict(self, value: Mapping[Any, Any], path: str) -> tuple[_Encoded, dict[str, Any]]:
+    def _dict(self, value: Mapping[Any, Any], path: str) -> tuple[Encoded, dict[str, Any]]:
         items, mirror = [], {}
         for key, item in value.items():
             if isinstance(key, torch.Tensor):
@@ -164,7 +174,7 @@ class _Packer:
             return self._shared.setdefault(keys, ("tensors", keys)), mirror
         return ("dict" if type(value) is dict else "ordered", items), mirror
 
-    def _sequence(self, value: list[Any] | tuple[Any, ...], path: str) -> tuple[_Encoded, Any]:
+    def _sequence(self, value: list[Any] | tuple[Any, ...], path: str) -> tuple[Encoded, Any]:
         if all(type(item) in _VALUES for item in value):
             return ("value", value), value
         named = [(item, f"{path}.{self.named(path, index)}") for index, item in enumerate(value)]
@@ -211,7 +221,7 @@ def _as_bytes(form: Mapping[str, Any]) -> torch.Tensor:
     return torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)  # holds the buffer, and copies nothing
 
 
-def _decoded(encoded: _Encoded, path: Keys, saved: Any) -> Any:
+def _decoded(encoded: Encoded, path: Keys, saved: Any) -> Any:
     match encoded:
         case ("tensor",):
             return _at(path, saved)
@@ -219,6 +229,12 @@ def _decoded(encoded: _Encoded, path: Keys, saved: Any) -> Any:
             return value
         case ("tensors", keys):
             return {key: _at((*path, key), saved) for key in keys}
+        case ("rows", names, kinds, numbers):
+            rows = _at(path, saved)
+            return {
+                name: {key: rows[name][key] for key in kinds[number]}
+                for name, number in zip(names, numbers, strict=True)
+            }
         case ("dict" | "ordered" as kind, items):
             pairs = ((key, _decoded(item, (*path, *(name or [str(key)])), saved)) for key, item, *name in items)
             return dict(pairs) if kind == "dict" else OrderedDict(pairs)

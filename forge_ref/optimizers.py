@@ -12,6 +12,8 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
+from operator import attrgetter
 from typing import Any, cast
 
 import torch
@@ -21,7 +23,7 @@ from torch.utils._pytree import tree_map_only
 from forge_ref import flattened, weights
 from forge_ref.messages import log as _log
 from forge_ref.messages import printable, some
-from forge_ref.pieces import Piece, dtype_of, fill, shape_of
+from forge_ref.pieces import PLAIN, Piece, dtype_of, fill, shape_of
 from forge_ref.undo import remember
 
 _KIND, _OTHERS, _BESIDE = "kind", "others", "beside"
@@ -204,12 +206,11 @@ def _by_name(
 def remember_optimizer(undo: ExitStack, optimizer: torch.optim.Optimizer) -> None:
     """When the stack unwinds, put the optimizer back as it is now.
 
-    The values of moments are copied only where code that is not torch's loads them: torch's leaves the old ones alone.
+    Moments are looked into only where code that is not torch's loads them: torch's puts others in their place.
     """
     leave: list[object] = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if not weights.has_own_code(optimizer, _OPTIMIZER_CODE, _OPTIMIZER_HOOKS):
-        entries = [entry for entry in optimizer.state.values() if isinstance(entry, Mapping)]
-        leave += [value for entry in entries for value in entry.values() if isinstance(value, torch.Tensor)]
+    if not _has_own_loading(optimizer):
+        leave += optimizer.state.values()
     inner = [value for value in vars(optimizer).values() if isinstance(value, torch.optim.Optimizer)]
     remember(undo, "the optimizer", [optimizer, *inner], leave)
 
@@ -222,6 +223,11 @@ def load_optimizer(optimizer: torch.optim.Optimizer, matched: dict[str, Any]) ->
     """
     owners = dict(enumerate(parameter for group in optimizer.param_groups for parameter in group["params"]))
     devices = {parameter.device for parameter in owners.values()}
+    if not _has_own_loading(optimizer) and _stay_as_they_are(owners, devices, matched["state"]):
+        # torch takes what is under no number as it is, and would look up the group of each tensor of all others
+        moments = {owners[key]: entry for key, entry in matched["state"].items()}
+        optimizer.load_state_dict({**matched, "state": moments})
+        return
     state = {
         key: _like(owners[key], entry) if key in owners else _on_device(devices, entry)
         for key, entry in matched["state"].items()
@@ -231,6 +237,22 @@ def load_optimizer(optimizer: torch.optim.Optimizer, matched: dict[str, Any]) ->
         owner = owners.get(key, key)
         if owner in optimizer.state:
             optimizer.state[owner] = _restored(optimizer.state[owner], entry)
+
+
+def _has_own_loading(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether code that is not torch's takes part in a load."""
+    return weights.has_own_code(optimizer, _OPTIMIZER_CODE, _OPTIMIZER_HOOKS)
+
+
+def _stay_as_they_are(
+    owners: Mapping[int, torch.Tensor], devices: Collection[torch.device], state: Mapping[Any, Any]
+) -> bool:
+    """Return whether all of this state are plain tensors on the one device of all parameters, each of a parameter."""
+    if not owners.keys() >= state.keys() or {*map(type, state.values())} != {dict}:
+        return False
+    tensors = list(chain.from_iterable(map(dict.values, state.values())))
+    are_plain = {*map(type, tensors)} == {torch.Tensor} and PLAIN.issuperset(map(type, owners.values()))
+    return are_plain and {*map(attrgetter("device"), tensors)} == devices
 
 
 @dataclass(frozen=True)

@@ -49,12 +49,13 @@ def piece_of(tensor: DTensor) -> Piece | None:
     return Piece(tensor.shape, chunk.offsets, local.detach())
 
 
-_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter, torch.nn.Buffer})
+PLAIN = frozenset({torch.Tensor, torch.nn.Parameter, torch.nn.Buffer})
+"""Torch's own types of tensors."""
 
 
 def is_plain(value: Any) -> bool:
     """Return whether it is a dense tensor of torch's own type, whose values are all there is to it."""
-    return type(value) in _PLAIN and value.layout is torch.strided and not (value.is_quantized or value.is_nested)
+    return type(value) in PLAIN and value.layout is torch.strided and not (value.is_quantized or value.is_nested)
 
 
 Copy = tuple[torch.Tensor, torch.Tensor]

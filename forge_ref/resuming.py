@@ -206,7 +206,7 @@ class Resumer:
         place, parts = str(ranks.place), {*wanted, *((forms.FORMS, part) for part in wanted)}
         if ranks.are_many:
             parts |= {(RANKS, place), (own_values.OWN, place)}
-        saved = shards.read(lambda keys: not parts.isdisjoint({keys[0], keys[:2]}), weights.places(live))
+        saved = shards.read(lambda keys: keys[0] in parts or keys[:2] in parts, weights.places(live))
         return forms.unpack(own_values.taken(saved, ranks.place, shards.path), shards.path)
 
     def _warn_of_other_ranks(self, shards: storage.Shards) -> None:

@@ -31,13 +31,14 @@ import torch
 from forge_ref import channel, forms, layout, manifest, optimizers, own_values, publish, retire, state, storage, weights
 from forge_ref.arguments import check_integer
 from forge_ref.config import AsyncCheckpointMode
-from forge_ref.engine.leaves import Leaves, flatten
+from forge_ref.engine.leaves import Leaves, Packed
 from forge_ref.errors import NotTakenBackError, RanksLostError, SaveError
 from forge_ref.gradients import after_first_step
 from forge_ref.interrupts import Deferral
 from forge_ref.manifest import Seal
 from forge_ref.messages import log as _log
 from forge_ref.messages import logged
+from forge_ref.plan import Planner
 from forge_ref.run import RANKS, Run
 from forge_ref.writer import Writer
 
@@ -83,10 +84,13 @@ class Saver:
 
     step_field = "step"
     """What errors call the step."""
+    optimizer_key = weights.OPTIMIZER
+    """What a checkpoint has the optimizer's state under."""
 
     def __init__(self, run: Run, take_over: bool = False) -> None:
         self._run = run
         self._writer = Writer(run.folder, run.checkpointer, take_over)
+        self._planner = Planner(self.optimizer_key)
         if run.checkpointer.mode is not AsyncCheckpointMode.disabled:
             after_first_step(run.optimizer, self.prewarm)
 
@@ -137,8 +141,7 @@ class Saver:
         """Return this rank's shards as the flush may have them, and the values that other ranks may differ in."""
         ranks, checkpointer = self._run.ranks, self._run.checkpointer
         taken = taken_state(self._run.model, self._run.optimizer)
-        packed = self._packed(taken, train_state)
-        held = checkpointer.hold(flatten(packed, (forms.FORMS, RANKS)), in_background)
+        held = checkpointer.hold(self._leaves(taken, train_state), in_background)
         own = own_values.of(self._run.model, taken, held.nested()) if ranks.are_many else {}
         return held if ranks.place == 0 else held.without(forms.FORMS), own  # forms are the same on all ranks
 
@@ -242,10 +245,11 @@ class Saver:
         """Return this rank's file of the train state; rank 0 alone has one, the others' parts are among the shards."""
         return state.serialized(train_state) if self._run.ranks.is_first else b""
 
-    def _packed(self, taken: Mapping[str, Any], train_state: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what goes into the shards, under the keys that it has there."""
-        packed, ranks = forms.pack(taken), self._run.ranks
-        return {**packed, RANKS: {str(ranks.place): state.own_part(train_state)}} if ranks.are_many else packed
+    def _leaves(self, taken: Mapping[str, Any], train_state: Mapping[str, Any]) -> Leaves:
+        """Return what goes into the shards, sharing memory with the run."""
+        leaves, ranks = self._planner.leaves(taken), self._run.ranks
+        own = (RANKS, str(ranks.place))
+        return leaves.plus(own, Packed(state.own_part(train_state))) if ranks.are_many else leaves
 
     def _check_names_free(self, step: int) -> None:
         layout.check_names_free(self._run.folder, step)

@@ -265,15 +265,15 @@ def _unsaveable(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Ex
         yield name, error
 
 
-def own_part(train_state: Mapping[str, Any]) -> torch.Tensor:
+def own_part(train_state: Mapping[str, Any]) -> bytes:
     """Return what each rank saves for itself: random streams and its loader's position (resume.rng-per-rank).
 
-    As bytes in a tensor, which DCP writes with the rank's shards.  A file for
-    each rank would be thousands more, and a value for each stream as many
-    more entries in the marker that every rank reads.
+    As bytes, which are written with the rank's shards.  A file for each rank
+    would be thousands more, and a value for each stream as many more entries in
+    the marker that every rank reads.
     """
     own = {key: train_state[key] for key in OWN if key in train_state}
-    return torch.frombuffer(bytearray(serialized(own)), dtype=torch.uint8)
+    return serialized(own)
 
 
 def streams_of_new_rank(saved: Mapping[str, Any], rank: int) -> dict[str, Any]:

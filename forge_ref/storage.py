@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch.distributed as dist
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata
 
 from forge_ref import archive, layout, marker, trust
 from forge_ref.engine import reading
@@ -69,19 +69,7 @@ class Shards:
             reader = reading.Reader(self.path, self.metadata, self.seals)
             if not self.is_sealed:
                 reader.check_sizes(name for name, place in places.items() if place is None)
-            into = {name: self._memory(name, place) for name, place in places.items()}
-            reader.read_into(into)
-            return nested((names[name], value) for name, value in into.items())
-
-    def _memory(self, name: str, place: Piece | None) -> Any:
-        """Return fresh memory for a tensor, or for this rank's piece of it; None for other values."""
-        entry = self.metadata.state_dict_metadata[name]
-        if not isinstance(entry, TensorStorageMetadata):
-            return None
-        dtype = entry.properties.dtype
-        if place is None or place.shape != entry.size:
-            return reading.fresh(entry.size, dtype)
-        return place.holding(reading.fresh(place.values.shape, dtype))
+            return nested((names[name], value) for name, value in reader.read(places).items())
 
     def under(self, part: str) -> list[Keys]:
         """Return the keys of all that was saved under a top-level key."""

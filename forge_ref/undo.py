@@ -128,8 +128,8 @@ def _put_back_lazy(tensor: torch.Tensor, kind: type[torch.Tensor]) -> None:
 
 def is_writable(tensor: torch.Tensor) -> bool:
     """Return whether values can be copied into the tensor: its elements do not share memory, and torch allows it."""
-    strided = tensor.layout is torch.strided and tensor.numel() > 0
-    is_expanded = strided and any(
+    is_spread = tensor.layout is torch.strided and not tensor.is_contiguous()  # one without elements is contiguous
+    is_expanded = is_spread and any(
         stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)
     )
     return not is_expanded and (not tensor.is_inference() or torch.is_inference_mode_enabled())

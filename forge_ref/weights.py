@@ -26,7 +26,7 @@ from forge_ref import flattened
 from forge_ref.interrupts import Deferral
 from forge_ref.messages import log as _log
 from forge_ref.messages import some
-from forge_ref.pieces import Copy, Piece, copies_into, dtype_of, fill, piece_of, shape_of
+from forge_ref.pieces import Copy, Piece, copies_into, dtype_of, fill, is_plain, piece_of, shape_of
 from forge_ref.undo import copied, is_writable, later, remember
 
 MODEL = "model"
@@ -75,17 +75,12 @@ def mode_to_load_in(model: torch.nn.Module) -> AbstractContextManager[object]:
 
 def names_of_own_values(model: torch.nn.Module, values: Mapping[str, Any]) -> frozenset[str]:
     """Return the names of buffers and extra states: nothing keeps their values equal on all ranks."""
-    places = {buffer.data_ptr() for buffer in model.buffers() if _is_plain(buffer)}
+    places = {buffer.data_ptr() for buffer in model.buffers() if is_plain(buffer)}
     return frozenset(
         name
         for name, value in values.items()
-        if name.rpartition(".")[2] == _EXTRA_STATE or (_is_plain(value) and value.data_ptr() in places)
+        if name.rpartition(".")[2] == _EXTRA_STATE or (is_plain(value) and value.data_ptr() in places)
     )
-
-
-def _is_plain(value: Any) -> bool:
-    """Return whether it is a dense tensor of torch's own type."""
-    return type(value) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer) and value.layout is torch.strided
 
 
 def model_state(model: torch.nn.Module) -> dict[str, Any]:
@@ -137,6 +132,8 @@ def places(live: Mapping[str, Any]) -> Callable[[Sequence[object]], Piece | None
     stepped has none to ask.
     """
     sharded = {name: piece_of(value) for name, value in live.items() if isinstance(value, DTensor)}
+    if not sharded:
+        return lambda _: None
 
     def place_of(keys: Sequence[object]) -> Piece | None:
         match keys:
@@ -170,8 +167,9 @@ def match_model(
     their own decide about shapes themselves.
     """
     check_material(model, "load it")
-    live = {name: value for name, value in live.items() if not is_below(name, spared)}
-    saved = {name: value for name, value in saved.items() if not is_below(name, spared)}
+    if spared:
+        live = {name: value for name, value in live.items() if not is_below(name, spared)}
+        saved = {name: value for name, value in saved.items() if not is_below(name, spared)}
     saved = {**{name: value for name, value in live.items() if _has_no_leaves(value)}, **saved}
     if missing := sorted(live.keys() - saved.keys()):
         raise ValueError(f"{source} lacks {some(missing)} of the model; exclude 'model' to keep the model as it is")

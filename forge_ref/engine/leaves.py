@@ -6,6 +6,7 @@ save, because their size may change from one to the next.
 """
 
 import copy
+import functools
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast
@@ -39,7 +40,7 @@ class Fixed(NamedTuple):
 
     def item(self) -> WriteItem:
         """Return the item in DCP's words."""
-        size, start = self.place or (self.shape, torch.Size([0] * len(self.shape)))
+        size, start = self.place or (self.shape, _origin(len(self.shape)))
         properties = TensorProperties(self.dtype, requires_grad=self.requires_grad)
         data = TensorWriteData(ChunkStorageMetadata(start, self.shape), properties, size)
         kind = WriteItemType.TENSOR if self.place is None else WriteItemType.SHARD
@@ -88,6 +89,11 @@ class Leaves:
                 yield _loose_item(name, value)
 
 
+@functools.lru_cache
+def _origin(dimensions: int) -> torch.Size:
+    return torch.Size([0] * dimensions)
+
+
 def _loose_item(name: str, value: Any) -> WriteItem:
     if isinstance(value, Packed):
         return Fixed(name, torch.uint8, torch.Size([len(value.content)]), False, None).item()
@@ -98,13 +104,14 @@ def _loose_item(name: str, value: Any) -> WriteItem:
     return WriteItem(MetadataIndex(name), WriteItemType.BYTE_IO)
 
 
-def flatten(state: Mapping[Any, Any], packed: Collection[str] = ()) -> Leaves:
+def flatten(state: Mapping[Any, Any], packed: Collection[str] = (), known: Leaves | None = None) -> Leaves:
     """Return the leaves of nested mappings and lists; `ValueError` where two have the same name.
 
     Of a sharded tensor it is this rank's piece, and nothing on a rank that is
     not in its mesh.  Under the top-level keys in `packed` are bytes of ours.
+    To leaves that are `known` the others are added.
     """
-    leaves = Leaves({}, {}, [], {})
+    leaves = Leaves({}, {}, [], {}) if known is None else known
     for key, value in state.items():
         if key in packed:
             value = {inner: Packed(content.numpy().tobytes()) for inner, content in value.items()}

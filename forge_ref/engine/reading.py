@@ -8,9 +8,13 @@ other writers, by the checksums that `torch.save` has left in them.
 Of a file with a table, large tensors are read to where they stay, and small
 ones many at a time; hashes are computed while the bytes are in the processor's
 cache.  Threads share the work, since neither reading nor hashing holds Python up.
+
+What a small tensor costs is what torch takes to make one and to look into the buffer for it, and its entry in the
+marker: together several times as much as reading and hashing its bytes.
 """
 
 import ctypes
+import functools
 import io
 import mmap
 import os
@@ -20,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
@@ -47,17 +51,19 @@ _GAP = 1 << 16  # bytes between small ones that are read and left
 _RUN = 8 << 20  # bytes that small ones are read in at once
 _STEP = 1 << 20  # bytes that stay in the cache between reading and hashing
 _HUGE = 4 << 20
+_ALIGNMENT = 16  # of values in the file, so that those of every type can be looked at where they are in the buffer
 _THREADS = 4
 
 
-@dataclass(frozen=True)
-class _Request:
+class _Request(NamedTuple):
     """An item of a file, and where its values go: a whole tensor of their own, or a part of one."""
 
     name: str
     stored: Any
+    whole: TensorStorageMetadata | None
+    """The tensor, if it is the item; None if the item is a part of it, or no tensor."""
     item: ReadItem | None = None
-    """None if a whole tensor is filled with the whole item."""
+    """None of a whole tensor."""
     size: torch.Size | None = None
     """Of the tensor that is stored, where a part of it is wanted."""
 
@@ -84,11 +90,12 @@ class Reader:
         for index, stored in metadata.storage_data.items():
             self._stored[index.fqn].append((index, stored))
 
-    def read_into(self, memory: dict[str, Any]) -> None:
-        """Fill tensors and pieces, and put other values in their place."""
+    def read(self, places: Mapping[str, Piece | None]) -> dict[str, Any]:
+        """Return the values under these names; of a tensor that has the shape of its place, those of that piece."""
+        memory: dict[str, Any] = dict.fromkeys(places)
         by_file: dict[str, list[_Request]] = defaultdict(list)
-        for name, value in memory.items():
-            for request in self._requests(name, value):
+        for name, place in places.items():
+            for request in self._requests(name, place, memory):
                 by_file[request.stored.relative_path].append(request)
         for name, requests in by_file.items():
             file = self._directory / name
@@ -98,6 +105,7 @@ class Reader:
                     self._read_archives(opened, requests, memory)
                 else:
                     _read_sealed(opened, seal, requests, memory)
+        return memory
 
     def check_sizes(self, names: Iterable[str]) -> None:
         """`DamagedError` for tensors that are larger than what is stored of them, in files that are as large as that.
@@ -126,15 +134,21 @@ class Reader:
             with standing(file), files.opened(file) as opened:
                 check_extent(file, opened.found.st_size, extents)
 
-    def _requests(self, name: str, value: Any) -> Iterator[_Request]:
-        """Yield what to read for a value; a tensor may be in several files, in other pieces than are wanted here."""
+    def _requests(self, name: str, place: Piece | None, memory: dict[str, Any]) -> Iterator[_Request]:
+        """Yield what to read for a value; a tensor may be in several files, in other pieces than are wanted here.
+
+        Those go into memory that is made here, for all of them.
+        """
         entry, stored = self._entries[name], self._stored[name]
         if not isinstance(entry, TensorStorageMetadata):
-            yield _Request(name, stored[0][1], _whole(LoadItemType.BYTE_IO, stored[0][0]))
+            yield _Request(name, stored[0][1], None, _whole(LoadItemType.BYTE_IO, stored[0][0]))
             return
-        if len(stored) == len(entry.chunks) == 1 and entry.chunks[0].sizes == entry.size == _size_of(value):
-            yield _Request(name, stored[0][1])
+        piece = place if place is not None and place.shape == entry.size else None
+        if piece is None and len(stored) == len(entry.chunks) == 1 and entry.chunks[0].sizes == entry.size:
+            yield _Request(name, stored[0][1], entry)
             return
+        values = fresh(entry.size if piece is None else piece.values.shape, entry.properties.dtype)
+        value = memory[name] = values if piece is None else piece.holding(values)
         start = torch.Size([0] * len(entry.size))
         here = value.chunk if isinstance(value, Piece) else ChunkStorageMetadata(start, value.shape)
         items = create_read_items_for_chunk_list(name, entry, [here])
@@ -142,7 +156,8 @@ class Reader:
             raise DamagedError(f"{self._directory} lacks values of {name}; resume from another checkpoint")
         by_index, sizes = dict(stored), {chunk.offsets: chunk.sizes for chunk in entry.chunks}
         for item in items:
-            yield _Request(name, by_index[item.storage_index], item, sizes[cast(torch.Size, item.storage_index.offset)])
+            size = sizes[cast(torch.Size, item.storage_index.offset)]
+            yield _Request(name, by_index[item.storage_index], None, item, size)
 
     def _read_archives(self, opened: files.Opened, requests: Sequence[_Request], memory: dict[str, Any]) -> None:
         """Read items that have no hash of ours."""
@@ -157,11 +172,6 @@ class Reader:
                 stream = transforms.transform_load_stream(item, stored.transform_descriptors, io.BytesIO(blob))
                 blob = memoryview(bytearray(stream.read()))
             _hand_over(opened.path, request, blob, memory, is_sealed=False)
-
-
-def _size_of(value: Any) -> torch.Size | None:
-    """Return the size of a tensor that is wanted as a whole; None of a piece."""
-    return value.shape if isinstance(value, torch.Tensor) else None
 
 
 def _whole(kind: LoadItemType, index: MetadataIndex) -> ReadItem:
@@ -182,7 +192,10 @@ def _hand_over(path: Path, request: _Request, blob: memoryview, memory: dict[str
 
 
 def _put(request: _Request, tensor: torch.Tensor, memory: dict[str, Any]) -> None:
-    value, item = memory[request.name], request.item
+    item = request.item
+    if request.whole is not None:
+        memory[request.name] = fresh(request.whole.size, request.whole.properties.dtype)
+    value = memory[request.name]
     target = value.values if isinstance(value, Piece) else value
     if item is not None:
         tensor = box(tensor, item.storage_offsets, item.lengths)
@@ -200,10 +213,12 @@ def _read_sealed(opened: files.Opened, seal: Seal, requests: Sequence[_Request],
     small: list[tuple[_Request, Entry]] = []
     for request in sorted(requests, key=lambda request: request.stored.offset):
         entry = entries[request.stored.offset]
-        is_raw = request.item is None and entry.start != request.stored.offset
-        if not is_raw or entry.size >= _LARGE:
+        is_raw = request.whole is not None and entry.start != request.stored.offset
+        if not is_raw or entry.size >= _LARGE or entry.start % _ALIGNMENT:
             read = sealed.read_large if is_raw else sealed.read_item
-            jobs.append((entry.size, partial(_without_buffer, read, request, entry)))
+            if is_raw:  # here, since what other threads make goes back to the system, and comes again page by page
+                memory[request.name] = fresh(*sealed.kind(request, entry))
+            jobs.append((entry.size, partial(read, request, entry)))
             continue
         if small and not _lies_beside(small[0][1], small[-1][1], entry):
             jobs.append((_RUN, partial(sealed.read_small, small)))
@@ -217,10 +232,6 @@ def _read_sealed(opened: files.Opened, seal: Seal, requests: Sequence[_Request],
 def _lies_beside(first: Entry, last: Entry, entry: Entry) -> bool:
     """Return whether it costs less to read these entries at once than the next one by itself."""
     return entry.start - (last.start + last.size) <= _GAP and entry.start + entry.size - first.start <= _RUN
-
-
-def _without_buffer(read: Callable[[_Request, Entry], None], request: _Request, entry: Entry, _: mmap.mmap) -> None:
-    read(request, entry)
 
 
 def _table(opened: files.Opened, seal: Seal) -> dict[int, Entry]:
@@ -243,11 +254,9 @@ class _Sealed:
     opened: files.Opened
     memory: dict[str, Any]
 
-    def read_large(self, request: _Request, entry: Entry) -> None:
+    def read_large(self, request: _Request, entry: Entry, _: mmap.mmap) -> None:
         """Read a tensor to where it stays."""
-        tensor = self.memory[request.name]
-        self._check_size(request, entry, tensor)
-        into, hashed = _bytes_of(tensor), table.hasher()
+        into, hashed = _bytes_of(self.memory[request.name]), table.hasher()
         for at in range(0, entry.size, _STEP):
             step = into[at : at + _STEP]
             _read_exactly(self.opened, entry.start + at, step)
@@ -259,19 +268,15 @@ class _Sealed:
         first, last = several[0][1], several[-1][1]
         view = memoryview(buffer)[: last.start + last.size - first.start]
         _read_exactly(self.opened, first.start, view)
-        targets, values = [], []
-        for request, entry in several:
-            at, tensor = entry.start - first.start, self.memory[request.name]
+        kinds = [self.kind(*one) for one in several]
+        flat = {dtype: torch.frombuffer(buffer, dtype=dtype) for _, dtype in set(kinds)}
+        for (request, entry), (size, dtype) in zip(several, kinds, strict=True):
+            at = entry.start - first.start
             self._check(request, entry, table.digest(view[at : at + entry.size]))
-            self._check_size(request, entry, tensor)
-            if entry.size:
-                targets.append(tensor)
-                flat = torch.frombuffer(buffer, dtype=tensor.dtype, count=tensor.numel(), offset=at)
-                values.append(flat.view(tensor.shape))
-        if targets:
-            torch._foreach_copy_(targets, values)
+            values = flat[dtype].as_strided(size, _strides(size), at // dtype.itemsize)
+            self.memory[request.name] = values.clone()
 
-    def read_item(self, request: _Request, entry: Entry) -> None:
+    def read_item(self, request: _Request, entry: Entry, _: mmap.mmap) -> None:
         """Read what is a part of a tensor, or none that lies in a container of ours."""
         content = memoryview(bytearray(entry.size))
         _read_exactly(self.opened, entry.start, content)
@@ -290,9 +295,19 @@ class _Sealed:
                 "was saved; resume from another checkpoint"
             )
 
-    def _check_size(self, request: _Request, entry: Entry, tensor: torch.Tensor) -> None:
-        if entry.size != tensor.nbytes:
-            raise DamagedError(f"{self.opened.path} has {entry.size:,} bytes of {request.name}, not {tensor.nbytes:,}")
+    def kind(self, request: _Request, entry: Entry) -> tuple[torch.Size, torch.dtype]:
+        """Return size and type of a whole tensor; `DamagedError` if another number of bytes is stored."""
+        assert request.whole is not None
+        size, dtype = request.whole.size, request.whole.properties.dtype
+        if entry.size != (expected := dtype.itemsize * size.numel()):
+            raise DamagedError(f"{self.opened.path} has {entry.size:,} bytes of {request.name}, not {expected:,}")
+        return size, dtype
+
+
+@functools.lru_cache(4096)
+def _strides(size: torch.Size) -> tuple[int, ...]:
+    """Return how many elements lie between two neighbours in each dimension of a contiguous tensor."""
+    return torch.empty(size, device="meta").stride()
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:

@@ -11,7 +11,7 @@ binds the file to its save.
 import os
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import xxhash
 
@@ -29,8 +29,7 @@ hasher = xxhash.xxh3_128
 """Makes the same hash of content that comes in several parts."""
 
 
-@dataclass(frozen=True)
-class Extent:
+class Extent(NamedTuple):
     """Where an item lies in its file, and where its values are."""
 
     offset: int
@@ -41,8 +40,7 @@ class Extent:
     """Of the values, in bytes."""
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """An item of a file that was read."""
 
     start: int

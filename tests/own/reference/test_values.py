@@ -166,7 +166,7 @@ def test_stock_dcp_finds_moments_and_settings_under_its_own_names(tmp_path: Path
 
 def test_a_checkpoint_from_before_there_were_forms_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pack = forms.pack
-    without = lambda state: {part: values for part, values in pack(state).items() if part != forms.FORMS}  # noqa: E731
+    without = lambda *state: {part: values for part, values in pack(*state).items() if part != forms.FORMS}  # noqa: E731
     monkeypatch.setattr(forms, "pack", without)
     judged = stepped(manager(tmp_path, linear()))
     judged.save(1)
