@@ -75,7 +75,10 @@ class Planner:
         description, tensors = described
         plan = self._plans.get(prefix)
         if plan is None or plan.description != description:
-            self._plans[prefix] = plan = _planned(prefix, description)
+            plan = _planned(prefix, description)
+            if plan is None:
+                return None
+            self._plans[prefix] = plan
         leaves.fixed.update(zip(plan.paths, tensors, strict=True))
         leaves.paths.update(plan.paths)
         leaves.layout.extend(plan.layout)
@@ -107,10 +110,12 @@ def _each(name: str, tensors: Iterable[torch.Tensor]) -> Iterable[Any]:
     return map(attrgetter(name), tensors)
 
 
-def _planned(prefix: Path, description: _Description) -> _Plan:
-    """Return the plan of rows with this description."""
+def _planned(prefix: Path, description: _Description) -> _Plan | None:
+    """Return the plan of rows with this description; None where two tensors would have the same name."""
     pairs = zip(description.rows, description.keys, strict=True)
     places: list[Path] = [(*prefix, row, key) for row, keys in pairs for key in keys]
     paths = {".".join(map(str, place)): place for place in places}
+    if len(paths) < len(places):
+        return None
     layout = list(map(Fixed, paths, description.dtypes, description.shapes, description.requires_grad, repeat(None)))
     return _Plan(description, paths, layout, forms.of_rows(description.rows, description.keys))

@@ -337,3 +337,12 @@ def test_a_moment_that_has_lost_its_values_is_refused_after_a_plan_as_well(tmp_p
 def test_tensors_that_are_not_dense_make_no_rows(make: Callable[[], torch.Tensor]) -> None:
     assert plan._described({"weight": {"exp_avg": torch.ones(3)}}) is not None
     assert plan._described({"weight": {"exp_avg": torch.ones(3), "odd": make()}}) is None
+
+
+def test_names_that_meet_are_told_apart_as_without_a_plan() -> None:
+    """Parameter `a` with the moment `b.c`, and parameter `a.b` with the moment `c`."""
+    rows = {"a": {"b.c": torch.ones(2), "d": torch.ones(3)}, "a.b": {"c": torch.zeros(2)}}
+    taken = {"model": {"weight": torch.ones(1)}, "optimizer": {"state": rows, "param_groups": []}}
+    leaves, unplanned = plan.Planner().leaves(taken), flatten(forms.pack(taken), (forms.FORMS,))
+    assert leaves.paths == unplanned.paths
+    assert len({path for path in leaves.paths.values() if path[0] == "optimizer"}) == 4
