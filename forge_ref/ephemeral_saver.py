@@ -10,8 +10,7 @@ and only rank 0 looks at the folder and changes names in it.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,7 +34,6 @@ from forge_ref import (
 )
 from forge_ref.engine.leaves import Leaves
 from forge_ref.ephemeral_folder import MARKER, METADATA, SHARDS, TRAIN
-from forge_ref.errors import DamagedError
 from forge_ref.manifest import Seal
 from forge_ref.messages import log as _log
 from forge_ref.messages import some
@@ -125,7 +123,9 @@ class EphemeralResumer(Resumer):
     def _read(
         self, found: Source, exclude_keys: Sequence[str] | None, expected_freeze: freeze.Entries | None
     ) -> Loaded:
-        with _naming_the_odd_one(found, self._run.ranks.rank):
+        names = {MARKER, *(ephemeral_folder.rank_file(rank) for rank in (0, self._run.ranks.rank))}
+        named = ephemeral_folder.step_of(found.path.name)
+        with source.naming_odd_metadata(found.path / METADATA, found.metadata, names, named):
             return super()._read(found, exclude_keys, expected_freeze)
 
     def _open_shards(self, found: Source) -> storage.Shards:
@@ -177,24 +177,3 @@ def _check_stepped(train_state: Mapping[str, Any], file: Path) -> None:
             f"{file} has neither step nor global_step, so nothing says where to go on; nothing was loaded; name "
             f"{file.parent.parent / SHARDS} to load its weights alone"
         )
-
-
-@contextmanager
-def _naming_the_odd_one(found: Source, rank: int) -> Iterator[None]:
-    """Name `.metadata.json` if it says another step, or vouches for none of the files beside it."""
-    try:
-        yield
-    except DamagedError as error:
-        seals = manifest.seals(found.metadata)
-        names = {MARKER, ephemeral_folder.rank_file(0), ephemeral_folder.rank_file(rank)} & seals.keys()
-        said, named = found.metadata.get("step"), ephemeral_folder.step_of(found.path.name)
-        if seals and None not in (said, named) and said != named:
-            reason = f"it says step {said}, and not all files beside it are of that step"
-        elif not names or any(seals[name].fits(found.path / name) for name in names):
-            raise
-        else:
-            reason = "the hashes in it match none of the files beside it"
-        raise DamagedError(
-            f"{found.path / METADATA} belongs to another save: {reason}; put the right file back, or resume from "
-            "another checkpoint"
-        ) from error

@@ -24,6 +24,7 @@ class Run:
     """The live objects, the folder, and the processes that checkpoint together."""
 
     config: CheckpointConfig
+    """Of the first design; where a callback decides, nothing but the folder is set."""
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
     folder: Path

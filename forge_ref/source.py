@@ -7,7 +7,8 @@ that were saved with it; and a directory with the name of a step holds that step
 
 import operator
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,18 +37,33 @@ def read(path: Path) -> tuple[dict[str, Any], bytes | None]:
     `DamagedError` names the file that is not what was saved, or not of the same save as the other.
     """
     metadata = _metadata(path)
-    seals = manifest.seals(metadata)
+    markers = [f"{stage}/{layout.MARKER}" for stage in layout.stages(path)] or [layout.MARKER]
+    with naming_odd_metadata(path / layout.METADATA, metadata, markers):
+        return metadata, storage.read_train_state(path, manifest.seals(metadata).get(layout.TRAIN_STATE))
+
+
+@contextmanager
+def naming_odd_metadata(
+    file: Path, metadata: Mapping[str, Any], names: Iterable[str], named: int | None = None
+) -> Iterator[None]:
+    """For what is found damaged in the block, name the metadata if that is of another save than the files beside it.
+
+    `names` are files that it may vouch for, `named` is the step in the directory's name, if that counts.
+    """
     try:
-        return metadata, storage.read_train_state(path, seals.get(layout.TRAIN_STATE))
-    except DamagedError:
-        markers = [f"{stage}/{layout.MARKER}" for stage in layout.stages(path)] or [layout.MARKER]
-        others = [seals[name].fits(path / name) for name in markers if name in seals]
-        if any(others) or not others:
+        yield
+    except DamagedError as error:
+        seals, said = manifest.seals(metadata), metadata.get("step")
+        vouched_for = [seals[name].fits(file.parent / name) for name in names if name in seals]
+        if seals and None not in (said, named) and said != named:
+            reason = f"it says step {said}, and not all files beside it are of that step"
+        elif any(vouched_for) or not vouched_for:
             raise
-    raise DamagedError(
-        f"{path / layout.METADATA} belongs to another save: the hashes in it match none of the files beside it; "
-        "put the right file back, or resume from another checkpoint"
-    )
+        else:
+            reason = "the hashes in it match none of the files beside it"
+        raise DamagedError(
+            f"{file} belongs to another save: {reason}; put the right file back, or resume from another checkpoint"
+        ) from error
 
 
 def _metadata(path: Path) -> dict[str, Any]:
