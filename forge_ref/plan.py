@@ -6,6 +6,9 @@ at each save; while it equals that of the last save, so do names, layout and for
 
 Invariants: a plan depends on its description alone; tensors are taken anew at each save, and never kept; and what is
 not made of rows is packed and flattened value by value.
+
+Beside the copy, the rest of the blocked part of a save of many small tensors is then about evenly torch's own
+`state_dict`s, and asking each tensor for its properties.
 """
 
 from collections.abc import Iterable, Mapping
