@@ -20,6 +20,7 @@ which checkpoint is ephemeral; then less is claimed, and asked.
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
@@ -75,9 +76,9 @@ class Olmo(CallbackAdapter):
         self.run.tokens_seen = tokens_seen
 
     def wait(self) -> None:
-        is_pending = self.future is not None
-        super().wait()
-        if is_pending:
+        if self.future is not None:
+            futures.wait([self.future])  # an interrupt leaves the future to the next call
+            super().wait()
             wait_for(
                 lambda: self.run.checkpointer.dir_is_checkpoint(self.run.pending), "waiting to finalize checkpoint"
             )
@@ -108,7 +109,7 @@ class _Run:
         self.save_folder = folder
         self.training = training
         self.module = _Module(training)
-        self.checkpointer = Checkpointer(work_dir=Path(folder).with_name("work"))
+        self.checkpointer = Checkpointer(work_dir=Path(folder))
         self.checkpoint_loaded = False
         self.block_ephemeral_checkpoints = False
         self.tokens_seen = 0
