@@ -20,6 +20,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import goals
 import lost
 import storage
 import worlds
@@ -74,7 +75,7 @@ def page(found: Mapping[str, object], minutes: float) -> tuple[str, dict[str, st
     sizes = {name: found[name] for name in SIZES if name in found}
     parts = [_head(minutes)]
     charts = _charts(sizes)
-    parts += [_picture(name) for name in charts]
+    parts += [_goals(found), *(_picture(name) for name in charts)]
     for size_bytes, count, samples in sizes.values():
         parts.append(f"## {size_bytes / 1e6:,.0f} MB in {count:,} tensors")
         parts += [_limits(samples), _blocked(samples), _saves(samples, durable), _loads(samples), _own(samples)]
@@ -112,6 +113,24 @@ hand.
   second row, with the missing syncs added by the benchmark.
 - One run of {minutes:.0f} minutes: {len(os.sched_getaffinity(0))} cores, {memory_gb:.0f} GB of memory, Python
   {platform.python_version()}, torch {torch.__version__}. Measured: {ways}. Not installed: {absent}."""
+
+
+def _goals(found: Mapping[str, object]) -> str:
+    """Return our goals with what was measured, what the missed ones come from, and where another way was faster."""
+    every = goals.goals(found)
+    rows = [
+        [one.said, f"{one.at_most:g} {one.unit}", f"{one.measured:.2f} {one.unit}", "yes" if one.is_met else "**no**"]
+        for one in every
+    ]
+    parts = ["## Goals", _table(["", "at most", "measured", "met"], rows)] if rows else []
+    lists = {
+        "What the missed ones come from:": [
+            f"{one.said}: {one.if_missed}" for one in every if not one.is_met and one.if_missed
+        ],
+        "Where another way was faster, with the syncs that it leaves out:": goals.ahead(found),
+    }
+    parts += [f"{head}\n\n" + "\n".join(f"- {line}" for line in lines) for head, lines in lists.items() if lines]
+    return "\n\n".join(parts)
 
 
 def _limits(samples: Samples) -> str:

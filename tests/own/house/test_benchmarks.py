@@ -9,7 +9,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
 
 import durable
+import goals
 from chart import chart
+from measure import Sample
 
 BEGUN = 'faccessat2(AT_FDCWD, "/mark/begun", F_OK) = -1 ENOENT'
 ENDED = 'newfstatat(AT_FDCWD, "/mark/ended", 0x7ffe, 0) = -1 ENOENT'
@@ -56,3 +58,26 @@ def test_a_chart_is_a_picture_with_a_line_for_each_way() -> None:
     texts = [element.text for element in drawn.iter("{http://www.w3.org/2000/svg}text")]
     assert {"a & b", "c", "Save", "MB", "ms", "100"} <= set(texts)
     assert len(list(drawn.iter("{http://www.w3.org/2000/svg}circle"))) == 4
+
+
+def test_a_goal_is_met_or_missed_by_medians_and_a_faster_rival_is_named() -> None:
+    ours, rival = goals.WAYS[0].name, goals.WAYS[1].name
+    seconds = {
+        goals.COPY: [1.0, 1.0, 9.0],
+        goals.DIRECT: [1.0],
+        goals.READ: [1.0],
+        f"{ours} {goals.BLOCKED}": [1.0, 1.05, 9.0],
+        f"{ours} {goals.SAVE}": [1.5],
+        f"{ours} {goals.LOAD}": [1.5],
+        f"{rival} {goals.SYNCED}": [0.75],
+        f"{rival} {goals.LOAD}": [1.6],
+    }
+    found = {"256MB": (256, 1, {name: Sample(taken) for name, taken in seconds.items()})}
+    assert {goal.said: goal.is_met for goal in goals.goals(found)} == {
+        f"256MB: {goals.BLOCKED} over {goals.COPY}": True,
+        f"256MB: {goals.SAVE} over {goals.DIRECT}": False,
+        f"256MB: {goals.LOAD} over {goals.READ}": True,
+    }
+    assert goals.ahead(found) == [f"{rival}, {goals.SYNCED} of 256MB: 0.50 of the time"]
+    found["256MB"][2][f"{rival} {goals.SYNCED}"].failure = "no room"
+    assert goals.ahead(found) == []
