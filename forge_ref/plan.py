@@ -19,10 +19,9 @@ from typing import Any
 
 import torch
 
-from forge_ref import forms
+from forge_ref import forms, weights
 from forge_ref.engine.leaves import Fixed, Leaves, Path, flatten
 from forge_ref.pieces import PLAIN
-from forge_ref.weights import MODEL, OPTIMIZER
 
 _STATE = "state"
 
@@ -52,7 +51,7 @@ class _Plan:
 class Planner:
     """Turns states into leaves, save after save; `optimizer_key` is what a checkpoint has the optimizer under."""
 
-    def __init__(self, optimizer_key: str = OPTIMIZER) -> None:
+    def __init__(self, optimizer_key: str = weights.OPTIMIZER) -> None:
         self._optimizer_key = optimizer_key
         self._plans: dict[Path, _Plan] = {}
 
@@ -61,13 +60,13 @@ class Planner:
 
         `ValueError` names a value that could not be loaded again.
         """
-        leaves, optimizer, known = Leaves({}, {}, [], {}), dict(taken[OPTIMIZER]), {}
-        model = {} if self._added(leaves, (), {MODEL: dict(taken[MODEL])}) else taken[MODEL]
+        leaves, optimizer, known = Leaves({}, {}, [], {}), dict(taken[weights.OPTIMIZER]), {}
+        model = {} if self._added(leaves, (), {weights.MODEL: dict(taken[weights.MODEL])}) else taken[weights.MODEL]
         if form := self._added(leaves, (self._optimizer_key, _STATE), optimizer[_STATE]):
             del optimizer[_STATE]
-            known = {OPTIMIZER: {_STATE: form}}
-        packed = forms.pack({MODEL: model, OPTIMIZER: optimizer}, known)
-        named = {self._optimizer_key if part == OPTIMIZER else part: values for part, values in packed.items()}
+            known = {weights.OPTIMIZER: {_STATE: form}}
+        packed = forms.pack({weights.MODEL: model, weights.OPTIMIZER: optimizer}, known)
+        named = {self._optimizer_key if part == weights.OPTIMIZER else part: values for part, values in packed.items()}
         return flatten(named, (forms.FORMS,), leaves)
 
     def _added(self, leaves: Leaves, prefix: Path, rows: Mapping[Any, Any]) -> forms.Encoded | None:

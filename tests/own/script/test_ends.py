@@ -4,6 +4,7 @@ import contextlib
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from forge_conformance import worker
 
 from .conftest import IN_PLACE, RIGHT, needs_recorder
 
@@ -83,3 +86,19 @@ def test_an_interrupted_run_reports_what_it_has_found_out(script: str, explored:
         assert leader.wait() == 3
     assert f"PARTIAL: interrupted after {explored} of 2 kinds of death." in (tmp_path / "said").read_text()
     assert (tmp_path / "reports" / "script" / "script.json").is_file()
+
+
+@pytest.mark.parametrize("watch", ["storing", "writes", "reads", "audit"])
+def test_a_process_whose_watcher_is_gone_already_ends_and_does_not_wait_for_itself(watch: str) -> None:
+    """Its watcher was killed before it could be told of that, so nobody will ever answer its file operations."""
+    ours, theirs = socket.socketpair()
+    ours.close()
+    started = Path(worker.__file__).parent
+    with theirs:
+        command = [sys.executable, "-S", str(started), "watched", str(theirs.fileno()), watch, sys.executable, "-c", ""]
+        process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+    try:
+        assert process.wait(120) == 1
+    finally:
+        process.kill()
+        process.wait()
