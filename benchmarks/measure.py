@@ -17,6 +17,8 @@ Work = Callable[[], Parts | None]
 """What is measured as a whole, unless it returns times of its own."""
 FEWEST = 3
 """Rounds that are measured whatever they take."""
+_SLOW = 1 / 12
+"""Of the budget: a work that takes more than this in the first round is measured there alone."""
 
 
 @dataclass
@@ -45,7 +47,10 @@ Samples = dict[str, Sample]
 
 
 def in_turns(works: Mapping[str, Work], rounds: int, budget_s: float) -> Samples:
-    """Return samples of so many rounds, or of fewer when the budget is spent; a first round is not kept."""
+    """Return samples of so many rounds, or of fewer when the budget is spent.
+
+    A first round is not kept, but for works that are too slow for another one.
+    """
     samples: Samples = {}
     left, begun = dict(works), time.monotonic()
     for number in range(-1, rounds):
@@ -58,7 +63,10 @@ def in_turns(works: Mapping[str, Work], rounds: int, budget_s: float) -> Samples
                 del left[name]
                 samples[name] = Sample(failure=described(error))
                 continue
-            for part, seconds in parts.items() if number >= 0 else ():
+            is_slow = number < 0 and max(parts.values()) > _SLOW * budget_s
+            if is_slow:
+                del left[name]
+            for part, seconds in parts.items() if number >= 0 or is_slow else ():
                 sample = samples.setdefault(part, Sample())
                 sample.seconds.append(seconds)
                 sample.peak_bytes = max(sample.peak_bytes, peak_bytes)

@@ -106,6 +106,7 @@ Written by `python benchmarks/page.py --write docs`; `./with-tox run -e bench` r
 hand.
 
 - In each round every work is done once, in an order of its own. A result is the median, with its quartiles in brackets.
+- *Once* is a work that is too slow for more than one round.
 - A ratio compares with the limit of the machine that was measured in the same rounds.
 - *Peak* is how much the memory of the process grew during the work. It leaves out other processes of a manager.
 - A load finds its files in the page cache.
@@ -274,6 +275,8 @@ def _picture(name: str) -> str:
 
 def _ms(sample: Sample) -> str:
     low, high = sample.spread
+    if len(sample.seconds) == 1:
+        return f"{sample.median * 1e3:.1f} (once)"
     return f"{sample.median * 1e3:.1f} ({low * 1e3:.1f} to {high * 1e3:.1f})"
 
 

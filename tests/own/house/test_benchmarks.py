@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
 import durable
 import goals
 from chart import chart
-from measure import Sample
+from measure import Sample, in_turns
 
 BEGUN = 'faccessat2(AT_FDCWD, "/mark/begun", F_OK) = -1 ENOENT'
 ENDED = 'newfstatat(AT_FDCWD, "/mark/ended", 0x7ffe, 0) = -1 ENOENT'
@@ -81,3 +81,9 @@ def test_a_goal_is_met_or_missed_by_medians_and_a_faster_rival_is_named() -> Non
     assert goals.ahead(found) == [f"{rival}, {goals.SYNCED} of 256MB: 0.50 of the time"]
     found["256MB"][2][f"{rival} {goals.SYNCED}"].failure = "no room"
     assert goals.ahead(found) == []
+
+
+def test_a_work_that_is_too_slow_is_measured_in_the_first_round_alone_and_no_other_is() -> None:
+    samples = in_turns({"slow": lambda: {"slow": 3000.0}, "fast": lambda: {"fast": 0.001}}, rounds=4, budget_s=3600)
+    assert samples["slow"].seconds == [3000.0]
+    assert samples["fast"].seconds == [0.001] * 4
