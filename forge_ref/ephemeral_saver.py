@@ -51,6 +51,7 @@ class EphemeralSaver(Saver):
 
     step_field = "global_step"
     optimizer_key = _OPTIM
+    describes_first = False
 
     def _await_flight(self) -> None:
         """Wait for the save in flight; its failure is left to its own future."""
@@ -120,6 +121,9 @@ class EphemeralResumer(Resumer):
             _log.warning("%s holds torn checkpoints, %s; %s", folder, lacking, instead)
         return None if newest is None else newest.path
 
+    def _check_freeze(self, _found: Source, _expected: freeze.Entries | None) -> None:
+        """Compare nothing: this design has no freeze lists."""
+
     def _read(
         self, found: Source, exclude_keys: Sequence[str] | None, expected_freeze: freeze.Entries | None
     ) -> Loaded:
@@ -153,6 +157,7 @@ class EphemeralResumer(Resumer):
         _log.warning("%s has no %s; this rank reads that of rank 0", found.path, own)
         if "rng" not in train_state:
             return train_state
+        state.check_streams(train_state, file)
         return {**train_state, "rng": state.streams_of_new_rank(train_state["rng"], rank)}
 
     def _train_state_file(self, checkpoint: Path) -> Path:

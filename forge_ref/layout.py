@@ -25,7 +25,7 @@ import re
 import stat
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -233,17 +233,8 @@ def check_no_file(target: Path, step: int) -> None:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """Return the content of `metadata.json`; the errors are those of `manifest.read`.
-
-    `DamagedError` also for one without checksums in a checkpoint of this manager, which always writes them.
-    """
-    content = manifest.read(path / METADATA)
-    if not manifest.seals(content) and is_ours(path):
-        raise DamagedError(
-            f"{path / METADATA} is damaged: it lacks the checksums that this manager saved with the checkpoint; "
-            "put the right file back, or resume from another checkpoint"
-        )
-    return content
+    """Return the content of `metadata.json`; the errors are those of `manifest.read_sealed`."""
+    return manifest.read_sealed(path / METADATA, partial(is_ours, path))
 
 
 def is_ours(path: Path) -> bool:

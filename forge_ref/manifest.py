@@ -16,7 +16,7 @@ in other places; theirs is read as it is.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,20 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{printable(path)} contains a {type(content).__name__}, not a JSON object")
     if _HASH in content or seals(content):
         _check(path, content)
+    return content
+
+
+def read_sealed(path: Path, is_ours: Callable[[], bool]) -> dict[str, Any]:
+    """Return the content of the file, as `read`.
+
+    `DamagedError` also for one without checksums in a checkpoint of this manager, which always writes them.
+    """
+    content = read(path)
+    if not seals(content) and is_ours():
+        raise DamagedError(
+            f"{path} is damaged: it lacks the checksums that this manager saved with the checkpoint; "
+            "put the right file back, or resume from another checkpoint"
+        )
     return content
 
 

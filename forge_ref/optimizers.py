@@ -206,11 +206,12 @@ def _by_name(
 def remember_optimizer(undo: ExitStack, optimizer: torch.optim.Optimizer) -> None:
     """When the stack unwinds, put the optimizer back as it is now.
 
-    Moments are looked into only where code that is not torch's loads them: torch's puts others in their place.
+    The values of moments are copied only where code that is not torch's loads them: torch's leaves the old ones alone.
     """
     leave: list[object] = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if not _has_own_loading(optimizer):
-        leave += optimizer.state.values()
+        entries = [entry for entry in optimizer.state.values() if isinstance(entry, Mapping)]
+        leave += [value for entry in entries for value in entry.values() if isinstance(value, torch.Tensor)]
     inner = [value for value in vars(optimizer).values() if isinstance(value, torch.optim.Optimizer)]
     remember(undo, "the optimizer", [optimizer, *inner], leave)
 
@@ -225,7 +226,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, matched: dict[str, Any]) ->
     devices = {parameter.device for parameter in owners.values()}
     if not _has_own_loading(optimizer) and _stay_as_they_are(owners, devices, matched["state"]):
         # torch takes what is under no number as it is, and would look up the group of each tensor of all others
-        moments = {owners[key]: entry for key, entry in matched["state"].items()}
+        moments = {owners[key]: dict(entry) for key, entry in matched["state"].items()}
         optimizer.load_state_dict({**matched, "state": moments})
         return
     state = {

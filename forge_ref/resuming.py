@@ -275,6 +275,7 @@ class Resumer:
             return {**train_state, **storage.loads_dict(bytes(own.numpy()), shards.path)}
         if ranks.is_first or "rng" not in train_state:
             return train_state
+        state.check_streams(train_state, self._train_state_file(found.path))
         return {**train_state, "rng": state.streams_of_new_rank(train_state["rng"], ranks.rank)}
 
     def _train_state_file(self, checkpoint: Path) -> Path:

@@ -86,6 +86,8 @@ class Saver:
     """What errors call the step."""
     optimizer_key = weights.OPTIMIZER
     """What a checkpoint has the optimizer's state under."""
+    describes_first = True
+    """Whether what describes the shards of several ranks is there before `save` returns on any (commit.collective)."""
 
     def __init__(self, run: Run, take_over: bool = False) -> None:
         self._run = run
@@ -166,7 +168,7 @@ class Saver:
         self._run.checkpointer.deletion.wait(layout.trash_path(staged.path))
         undo.callback(publish.abandon, staged.path)
         publish.stage(staged.path, staged.step, self._directories())
-        if self._run.ranks.are_many:  # before `save` returns on any rank (commit.collective)
+        if self._run.ranks.are_many and self.describes_first:
             try:
                 self._describe(staged)
             except OSError as error:
@@ -191,6 +193,8 @@ class Saver:
                 raise
             if isinstance(error, RanksLostError):
                 outcome = "is committed, but not every rank was told" if committed else "failed"
+                if not self._run.ranks.is_first:  # only rank 0 knows
+                    outcome = "was cut short, or is committed, and this rank was not told"
                 raise RanksLostError(f"saving step {staged.step} in {self._run.folder} {outcome}: {error}") from error
             raise self._failed(staged, error) from error
 

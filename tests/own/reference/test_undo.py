@@ -202,6 +202,24 @@ def _held_in_a_sequence(optimizer: torch.optim.Optimizer) -> LRScheduler:
     return SequentialLR(optimizer, [_held_alone(optimizer), _held_alone(optimizer)], milestones=[50])
 
 
+@pytest.mark.parametrize("exclude", [[], ["optimizer"], ["0"]], ids=["all", "no optimizer", "not one layer"])
+def test_a_scheduler_that_empties_the_moments_and_refuses_leaves_them(
+    start: Start, equal: Same, monkeypatch: pytest.MonkeyPatch, exclude: list[str]
+) -> None:
+    run = resumed_later(start, lambda run: None)
+
+    def refuse(state: object) -> None:
+        for entry in run.optimizer.state.values():
+            entry.clear()
+        raise LookupError("not this scheduler")
+
+    monkeypatch.setattr(run.scheduler, "load_state_dict", refuse)
+    before = run.picture()
+    with pytest.raises(LookupError, match="not this scheduler"):
+        run.load(exclude_keys=exclude)
+    assert equal(run.picture(), before)
+
+
 @pytest.mark.parametrize("made", [_held_alone, _held_in_a_list, _held_by_one_that_is_held, _held_in_a_sequence])
 @pytest.mark.parametrize("is_of_another_manager", [False, True])
 def test_a_scheduler_that_another_one_holds_goes_on(
