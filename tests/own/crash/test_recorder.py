@@ -106,16 +106,23 @@ def test_a_kill_at_an_operation_leaves_the_predicted_disk(program: Program, tmp_
 
 
 def _killing(control: Control) -> Control:
-    """Kills whoever is watched: these programs have one process, which the journal does not know yet."""
+    """Kills whoever is watched: these programs have one process, which the journal does not know yet.
+
+    Children from before are those of other tests: servers, and what removes their folders.
+    """
+    before = _children()
 
     def dies() -> None:
-        me = os.getpid()
-        for listed in Path(f"/proc/{me}/task").glob("*/children"):
-            for child in listed.read_text().split():
-                os.kill(int(child), signal.SIGKILL)
+        for child in _children() - before:
+            os.kill(child, signal.SIGKILL)
 
     control.dies = dies
     return control
+
+
+def _children() -> set[int]:
+    listed = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+    return {int(child) for children in listed for child in children.read_text().split()}
 
 
 def test_an_operation_fails_with_the_errno_that_was_asked_for_and_changes_nothing(program: Program) -> None:
