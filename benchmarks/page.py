@@ -1,6 +1,6 @@
 """The benchmark of storage: measures what is asked for, and renders one page in Markdown with charts in SVG.
 
-    python benchmarks/page.py                          all but 4 GB, under 15 minutes on two idle cores
+    python benchmarks/page.py                          all but 4 GB
     python benchmarks/page.py --write docs             write docs/benchmarks.md and its charts
     python benchmarks/page.py --only 256MB --only lost one size, and what a flush takes from training
     python benchmarks/page.py --with 4GB               the default and 4 GB, which takes 20 GB of memory
@@ -74,6 +74,8 @@ def page(found: Mapping[str, object], minutes: float) -> tuple[str, dict[str, st
     durable: Mapping[str, str] = found.get("durable", {})
     sizes = {name: found[name] for name in SIZES if name in found}
     parts = [_head(minutes)]
+    left_out = [name for name in DEFAULT if name not in found]
+    parts += [f"Not measured in this run: {', '.join(left_out)}."] if left_out else []
     charts = _charts(sizes)
     parts += [_goals(found), *(_picture(name) for name in charts)]
     for size_bytes, count, samples in sizes.values():

@@ -1,7 +1,7 @@
 """What a checkpoint says of itself, before any of its shards is read.
 
 Invariants: `metadata.json` and the train state are of one save, or the file that
-is not is named; a checkpoint of this manager is not read without the checksums
+is not is named; a checkpoint of the first design is not read without the checksums
 that were saved with it; and a directory with the name of a step holds that step.
 """
 

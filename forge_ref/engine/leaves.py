@@ -1,4 +1,4 @@
-"""A state as names and values, in the order and under the names that stock DCP gives them.
+"""A state as names and values, under the names that stock DCP gives them.
 
 A value with a fixed place in the file is a dense tensor, or a rank's piece of
 one.  All others are *loose*: they are packed behind the fixed ones at each

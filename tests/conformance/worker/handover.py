@@ -26,6 +26,7 @@ def hand_over(watch: str, channel: int, send: Callable[[int], None]) -> None:
     """Call `send`, which sends the descriptor over `channel`; when this returns, file operations are watched.
 
     `OSError` where the kernel or a container forbids it; then `send` was not called and nothing is watched.
+    Where `send` fails the process ends, since nobody would answer its file operations.
     """
     if watch == "ptrace":
         _await_tracer(send)
