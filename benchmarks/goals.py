@@ -23,6 +23,7 @@ from storage import (
     READ,
     SAVE,
     SYNCED,
+    TRAINED_S,
     WITHOUT_HASHES,
 )
 from subject import SIZES
@@ -87,7 +88,8 @@ def _of_size(name: str, samples: Samples) -> Iterator[Goal]:
             yield Goal(f"{name}: {work} over {limit}", at_most, ratio, if_missed=why)
     first = _ratio(samples, FIRST, LATER)
     if is_large and first is not None:
-        yield Goal(f"{name}: blocked by the first save over blocked by the second", 1.25, first)
+        said = f"{name}: blocked by the first save, after {TRAINED_S:g} s of training, over blocked by the second"
+        yield Goal(said, 1.25, first)
     without = _ratio(samples, WITHOUT_HASHES, f"{_OURS} {SAVE}")
     if is_large and without is not None:
         yield Goal(f"{name}: hashes, of a save's time", 5, 100 * (1 - without), "%")

@@ -196,7 +196,8 @@ def _own(samples: Samples) -> str:
         if name.startswith(f"{storage.FSYNC} "):
             lines.append(f"the fsync of {name.removeprefix(f'{storage.FSYNC} ')} {sample.median * 1e3:.1f} ms")
     first = _over(samples[storage.FIRST], samples[storage.LATER])
-    return f"{', '.join(lines)}. The first asynchronous save of a manager blocks {first} times as long as the second."
+    trained = f"After {storage.TRAINED_S:g} s of training"
+    return f"{', '.join(lines)}. {trained} the first asynchronous save blocks {first} times as long as the second."
 
 
 def _failures(samples: Samples) -> list[str]:

@@ -30,6 +30,8 @@ COPY, DIRECT, BUFFERED, READ = "warm copy", "O_DIRECT + fsync", "buffered + fsyn
 BLOCKED, DURABLE, SAVE, SYNCED, LOADER, LOAD = "blocked", "until written", "save", "save + fsync", "loader", "load"
 WITHOUT_HASHES, FSYNC = "without hashes", "fsync of"
 FIRST, LATER = "first", "later"
+TRAINED_S = 2.0
+"""How long a run trains before its first save is measured."""
 _LARGE = 3_000
 """Megabytes from which on only those ways are measured that keep no copy of the state for the next save."""
 
@@ -202,12 +204,14 @@ def _timed_fsyncs() -> Iterator[Parts]:
 
 
 def _first_and_later(reference: Reference, place: Path) -> Parts:
-    """How long the first asynchronous save of a manager blocks, and the second."""
+    """How long the first asynchronous save of a manager blocks, and the second, in a run that has trained for a while."""
     from forge_ref import AsyncCheckpointMode
 
     shutil.rmtree(place / "Reference" / "new", ignore_errors=True)
     manager: Any = reference.manager("new", AsyncCheckpointMode.async_)
-    _train(reference.subject)
+    begun = time.perf_counter()
+    while time.perf_counter() - begun < TRAINED_S:
+        _train(reference.subject)
     taken: Parts = {}
     for number, name in enumerate((FIRST, LATER)):
         begun = time.perf_counter()
@@ -218,7 +222,7 @@ def _first_and_later(reference: Reference, place: Path) -> Parts:
 
 
 def _train(model: Subject) -> None:
-    """One step of the optimizer, as there is between the making of a manager and its first save."""
+    """One step of the optimizer: after the first one a manager makes memory for its copies, beside what follows."""
     for parameter in model.model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     model.optimizer.step()

@@ -174,7 +174,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,
+                process_group=0,  # no session of its own: Linux shares processors out by session, and gates would wait
                 env={**os.environ, "TMPDIR": str(self._directory)},  # what the killed leave there goes with us
             )
         except OSError as error:
