@@ -18,10 +18,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from forge_ref import layout, manifest, publish
-from forge_ref.errors import DamagedError
+from forge_ref import layout, manifest, marker, publish
+from forge_ref.errors import DamagedError, without_way_out
 from forge_ref.layout import StepDir
 from forge_ref.messages import log as _log
 from forge_ref.messages import some
@@ -156,6 +158,16 @@ def _standing(folder: Path) -> tuple[list[StepDir], list[str]]:
     return [StepDir(step, folder, name) for step, name in sorted({**aside, **found}.items())], others
 
 
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return the content of `.metadata.json`; the errors are those of `manifest.read_sealed`."""
+    return manifest.read_sealed(path / METADATA, partial(is_ours, path))
+
+
+def is_ours(path: Path) -> bool:
+    """Return whether the marker of the checkpoint says that this manager wrote it, whatever its metadata is now."""
+    return marker.is_ours(path / MARKER)
+
+
 def recorded(path: Path) -> str | None:
     """The kind that was recorded at the save; None where nothing is.
 
@@ -163,9 +175,9 @@ def recorded(path: Path) -> str | None:
     guessed from the step: intervals change from run to run (ephemeral.class-recorded).
     """
     try:
-        is_ephemeral = manifest.read(path / METADATA).get("ephemeral")
+        is_ephemeral = read_metadata(path).get("ephemeral")
     except (OSError, ValueError, DamagedError) as error:
-        _log.warning("%s is kept, because its kind can't be read: %s; delete it by hand", path, error)
+        _log.warning("%s is kept, because its kind can't be read: %s; delete it by hand", path, without_way_out(error))
         return UNREADABLE
     return None if not isinstance(is_ephemeral, bool) else EPHEMERAL if is_ephemeral else PERMANENT
 

@@ -22,7 +22,6 @@ from forge_ref import (
     freeze,
     layout,
     manifest,
-    marker,
     paths,
     publish,
     source,
@@ -108,7 +107,7 @@ class EphemeralResumer(Resumer):
         is_import = not (found / SHARDS).is_dir()
         if is_import:
             return Source(found, {}, None, has_shards=True, has_stages=False)
-        read, is_ours = partial(manifest.read, found / METADATA), partial(marker.is_ours, found / MARKER)
+        read, is_ours = partial(ephemeral_folder.read_metadata, found), partial(ephemeral_folder.is_ours, found)
         metadata = source.said(found / METADATA, read, is_ours, "no checksums of files are")
         return Source(found, metadata, b"", has_shards=True, has_stages=False)
 

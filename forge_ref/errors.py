@@ -41,6 +41,11 @@ class DamagedError(RuntimeError):
         super().__init__(printable(text))
 
 
+def without_way_out(error: Exception) -> str:
+    """Return what is wrong; of a `DamagedError` without its way out, where a load's is not the one to name."""
+    return str(error).partition("; ")[0] if isinstance(error, DamagedError) else str(error)
+
+
 class RanksLostError(RuntimeError):
     """A rank died, or did not answer within the timeout; every rank that notices raises this.
 

@@ -12,7 +12,9 @@ one save; and `metadata_xxh3` covers all else in the object, so no value of it i
 believed after a bit has flipped.
 
 Other managers write neither, and earlier versions of this one wrote checksums
-in other places; theirs is read as it is.
+in other places; theirs is read as it is.  A checkpoint is this manager's if there
+are seals behind its marker (see `marker`): in both designs it is not loaded
+without its checksums (see `read_sealed`).
 """
 
 import json
@@ -97,9 +99,18 @@ def read(path: Path) -> dict[str, Any]:
 def read_sealed(path: Path, is_ours: Callable[[], bool]) -> dict[str, Any]:
     """Return the content of the file, as `read`.
 
-    `DamagedError` also for one without checksums in a checkpoint of this manager, which always writes them.
+    `DamagedError` also for one that is missing or has no checksums in a checkpoint of this manager, which always
+    writes them.
     """
-    content = read(path)
+    try:
+        content = read(path)
+    except FileNotFoundError:
+        if not is_ours():
+            raise
+        raise DamagedError(
+            f"{path} is missing, and so are the checksums that this manager saved with the checkpoint; "
+            "put the file back, or resume from another checkpoint"
+        ) from None
     if not seals(content) and is_ours():
         raise DamagedError(
             f"{path} is damaged: it lacks the checksums that this manager saved with the checkpoint; "

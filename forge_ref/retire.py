@@ -26,7 +26,7 @@ from pathlib import Path
 
 from forge_ref import layout, publish
 from forge_ref.background import Background
-from forge_ref.errors import DamagedError
+from forge_ref.errors import without_way_out
 from forge_ref.interrupts import Deferral
 from forge_ref.layout import StepDir
 from forge_ref.messages import log as _log
@@ -164,13 +164,12 @@ def _may_be_milestone(found: StepDir, is_milestone: Callable[[int], bool]) -> bo
         recorded = layout.read_metadata(found.path).get("milestone")
         return recorded if isinstance(recorded, bool) else is_milestone(found.step)
     except Exception as error:  # a strategy is code of the user's, and metadata may be anything
-        reason = str(error).partition("; ")[0] if isinstance(error, DamagedError) else error  # without its way out
         _log.warning(
             "%s is kept whatever the limit, because it may be a milestone, %s: %s; put the right %s back, or delete "
             "the checkpoint by hand",
             found.path,
             type(error).__name__,
-            reason,
+            without_way_out(error),
             layout.METADATA,
         )
         return True

@@ -1,8 +1,8 @@
 """What a checkpoint says of itself, before any of its shards is read.
 
 Invariants: `metadata.json` and the train state are of one save, or the file that
-is not is named; a checkpoint of the first design is not read without the checksums
-that were saved with it; and a directory with the name of a step holds that step.
+is not is named; a checkpoint of this manager is not read without the checksums that
+were saved with it; and a directory with the name of a step holds that step.
 """
 
 import operator
@@ -67,13 +67,10 @@ def naming_odd_metadata(
 
 
 def _metadata(path: Path) -> dict[str, Any]:
-    """Return what `metadata.json` says; see `said`.
-
-    Nothing, with a warning, also if a checkpoint that was named lacks the file.
-    """
+    """Return what `metadata.json` says; see `said`.  Nothing for imported weights, which lack it."""
     file = path / layout.METADATA
-    if (path / layout.TRAIN_STATE).exists() and not os.path.lexists(file):  # imported weights have neither
-        _log.warning("%s is missing, so neither freeze lists nor checksums of files are compared", file)
+    if not os.path.lexists(file) and not (path / layout.TRAIN_STATE).exists():
+        return {}
     read, is_ours = partial(layout.read_metadata, path), partial(layout.is_ours, path)
     return said(file, read, is_ours, "neither freeze lists nor checksums of files are")
 
@@ -81,15 +78,16 @@ def _metadata(path: Path) -> dict[str, Any]:
 def said(
     file: Path, read: Callable[[], dict[str, Any]], is_ours: Callable[[], bool], uncompared: str
 ) -> dict[str, Any]:
-    """Return what a file of metadata says; nothing, with a warning, if another manager's can't be parsed.
+    """Return what a file of metadata says; nothing, with a warning, if another manager's is missing or can't be parsed.
 
-    Nothing also if there is no such file.  `DamagedError` if this manager wrote
-    the checkpoint and the file is not what was written, parsed or not.
-    `PermissionError` for one that is not a regular file.
+    `DamagedError` if this manager wrote the checkpoint and the file is missing
+    or not what was written, parsed or not.  `PermissionError` for one that is
+    not a regular file.
     """
     try:
         return read()
     except FileNotFoundError:
+        _log.warning("%s is missing, so %s compared", file, uncompared)
         return {}
     except PermissionError:
         raise

@@ -1343,17 +1343,18 @@ def _watch_standing(run: Scenario, whole: set[int], operation: Operation) -> Non
 
 
 def _plant_unrecorded(run: Scenario, *steps: int) -> None:
-    """Checkpoints that do not say of which kind they are."""
+    """Checkpoints of another writer that do not say of which kind they are."""
     life = begun(run, save_interval=1)
     for step in range(1, max(steps) + 1):
         life.settled_batches_to(step)
-    life.kill()
-    for step in range(1, max(steps) + 1):
+    for step in steps:
         path = run.folder.of(step)
+        life.worker.call("rewrite_marker", path=str(path / "model_and_optim" / ".metadata"), how="nothing")
         (path / ".metadata.json").write_text('{"version": "1.0"}')
-        if step not in steps:
-            shutil.rmtree(path)
-    run.judge.tell(f"steps {_listed(steps)} stand, and do not say of which kind they are")
+    life.kill()
+    for step in set(range(1, max(steps) + 1)) - set(steps):
+        shutil.rmtree(run.folder.of(step))
+    run.judge.tell(f"steps {_listed(steps)} stand as of another writer, and do not say of which kind they are")
 
 
 def _claimed(run: Scenario, settings: Mapping[str, Any]) -> dict[str, Any]:

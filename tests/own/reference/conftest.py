@@ -22,11 +22,11 @@ def names(folder: Path) -> list[str]:
     return sorted(name for name in os.listdir(folder) if name != ".writer") if folder.exists() else []
 
 
-def make_foreign(checkpoint: Path, metadata: str) -> None:
+def make_foreign(checkpoint: Path, metadata: str, file: str = "metadata.json") -> None:
     """Make it one that another manager might have left: no checksums behind its markers, and this metadata."""
     for marker in checkpoint.rglob(".metadata"):
         marker.write_bytes(pickle.dumps(pickle.loads(marker.read_bytes())))
-    (checkpoint / "metadata.json").write_text(metadata)
+    (checkpoint / file).write_text(metadata)
 
 
 class Loader:

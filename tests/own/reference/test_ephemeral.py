@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import make_foreign
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
@@ -288,6 +289,91 @@ def test_a_record_of_another_step_is_named_also_where_the_weights_are_the_same(t
         run.load_checkpoint()
 
 
+def of_another_seed(folder: Path) -> tuple[TrainingRun, torch.nn.Module]:
+    torch.manual_seed(1)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout())
+    optimizer = torch.optim.AdamW(model.parameters())
+    return TrainingRun(folder, model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 2)), model
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+@pytest.mark.parametrize("record", ["{}", '{"ephemeral": false, "version": "2.0", "step": 3}'])
+def test_a_checkpoint_whose_record_has_lost_its_checksums_is_refused_and_changes_nothing(
+    tmp_path: Path, record: str, is_named: bool
+) -> None:
+    trained(tmp_path, 3)
+    path = tmp_path / "step3"
+    (path / ".metadata.json").write_text(record)
+    run, model = of_another_seed(tmp_path)
+    before = model.state_dict()["0.weight"].clone()
+    with pytest.raises(DamagedError, match=r"/step3/\.metadata\.json is damaged: it lacks the checksums .*; put the"):
+        run.load_checkpoint(path if is_named else None)
+    assert torch.equal(model.state_dict()["0.weight"], before)
+    assert (run.global_step, run.checkpoint_loaded) == (0, False)
+
+
+def test_a_checkpoint_that_has_lost_its_record_is_refused_by_name_and_otherwise_the_one_before_resumes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained(tmp_path, 6)
+    path = tmp_path / "step6"
+    (path / ".metadata.json").unlink()
+    run, model = of_another_seed(tmp_path)
+    before = model.state_dict()["0.weight"].clone()
+    with pytest.raises(DamagedError, match=r"/step6/\.metadata\.json is missing, .*; put the file back, or"):
+        run.load_checkpoint(path)
+    assert torch.equal(model.state_dict()["0.weight"], before)
+    assert run.load_checkpoint()
+    assert run.global_step == 4
+    assert f"step6 (no .metadata.json); resuming from {tmp_path / 'step4'}" in caplog.text
+
+
+@pytest.mark.parametrize("record", ["{}", '{"ephemeral": false, "version": "3.0.0"}'])
+def test_a_checkpoint_of_another_writer_needs_no_checksums(tmp_path: Path, record: str) -> None:
+    _, model, _ = trained(tmp_path, 3)
+    make_foreign(tmp_path / "step3", record, ".metadata.json")
+    run, other = of_another_seed(tmp_path)
+    assert run.load_checkpoint()
+    assert run.global_step == 3
+    assert torch.equal(other.state_dict()["0.weight"], model.state_dict()["0.weight"])
+
+
+def test_a_checkpoint_of_another_writer_without_a_record_is_loaded_by_name_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained(tmp_path, 3)
+    path = tmp_path / "step3"
+    make_foreign(path, "{}", ".metadata.json")
+    (path / ".metadata.json").unlink()
+    run, _ = of_another_seed(tmp_path)
+    assert run.load_checkpoint(path)
+    assert run.global_step == 3
+    assert f"{path}/.metadata.json is missing, so no checksums of files are compared" in caplog.text
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_a_checkpoint_whose_record_has_lost_its_kind_is_kept_and_one_of_another_writer_goes_by_its_step(
+    tmp_path: Path, is_ours: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained(tmp_path, 5)
+    path = tmp_path / "step4"
+    if is_ours:
+        (path / ".metadata.json").write_text('{"version": "2.0"}')
+    else:
+        make_foreign(path, '{"version": "2.0"}', ".metadata.json")
+    run, _ = of_another_seed(tmp_path)
+    assert run.load_checkpoint()
+    callback = bound(run, save_interval=100, ephemeral_save_interval=2, save_async=False)
+    callback.pre_train()
+    for run.global_step in (6, 7):
+        callback.post_train_batch()
+    callback.post_train()
+    assert standing(tmp_path) == ([0, 4, 5, 6, 7] if is_ours else [0, 5, 6, 7])
+    said = f"{path} is kept, because its kind can't be read: {path}/.metadata.json is damaged: it lacks the checksums"
+    warned = [message for message in caplog.messages if message.startswith(said)]
+    assert [message.endswith("with the checkpoint; delete it by hand") for message in warned] == [True] * is_ours
+
+
 def test_a_copy_is_not_taken_for_the_step_in_its_name_and_may_have_a_name_of_its_own(tmp_path: Path) -> None:
     trained(tmp_path, 3)
     for name in ("step6", "best"):
@@ -309,7 +395,7 @@ def test_a_train_state_of_another_trainer_says_its_step_or_is_refused(tmp_path: 
     for ours in ("step", "global_step", "for_trainer"):
         del train_state[ours]
     torch.save({**train_state, **says}, file)
-    (tmp_path / "step3" / ".metadata.json").write_text('{"ephemeral": false, "version": "3.0.0"}')
+    make_foreign(tmp_path / "step3", '{"ephemeral": false, "version": "3.0.0"}', ".metadata.json")
     refusals = {4: "step3 holds a checkpoint of step 4", "3": "step is '3', not an integer"}
     if says.get("global_step") == 3:
         run, *_ = trained(tmp_path, 4)

@@ -118,11 +118,30 @@ def test_own_metadata_that_is_not_what_was_written_is_refused_by_name_and_change
     assert equal(resumed.picture(), before)
 
 
-def test_a_load_by_name_without_metadata_says_that_nothing_is_compared(start: Start, caplog: Any) -> None:
+def test_a_load_by_name_of_a_checkpoint_that_has_lost_its_metadata_is_refused_and_changes_nothing(
+    start: Start, equal: Callable[[Any, Any], bool]
+) -> None:
     run = start()
     run.save(1)
-    (run.folder / "step_1" / "metadata.json").unlink()
-    assert start(seed=1).load(run.folder / "step_1")[0] == 1
+    path = run.folder / "step_1"
+    (path / "metadata.json").unlink()
+    resumed = start(seed=1)
+    before = resumed.picture()
+    for ask in (resumed.load, resumed.manager.peek_saved_step):
+        with pytest.raises(DamagedError, match=r"step_1/metadata\.json is missing, .*; put the file back, or resume"):
+            ask(path)
+    assert equal(resumed.picture(), before)
+
+
+def test_a_load_by_name_of_another_managers_without_metadata_says_that_nothing_is_compared(
+    start: Start, caplog: Any
+) -> None:
+    run = start()
+    run.save(1)
+    path = run.folder / "step_1"
+    make_foreign(path, "{}")
+    (path / "metadata.json").unlink()
+    assert start(seed=1).load(path)[0] == 1
     assert "metadata.json is missing, so neither freeze lists nor checksums of files are compared" in caplog.text
 
 
