@@ -27,6 +27,7 @@ from pathlib import Path
 from forge_conformance import __version__
 from forge_conformance.commands import clauses, crash, matrix, run, script, smoke, table
 from forge_conformance.commands.options import BadArgument, check_directory
+from forge_conformance.judging.files import Unwritten
 from forge_conformance.judging.judge import CannotJudge
 from forge_conformance.judging.verdicts import BadExpectations, Status
 from forge_conformance.runs.machine import MachineLacks
@@ -71,6 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("forge-conformance: interrupted", file=sys.stderr)
+        return Status.OUR_ERROR
+    except Unwritten as error:
+        print(f"forge-conformance: {error}", file=sys.stderr)
         return Status.OUR_ERROR
     except OSError as error:
         if error.filename is not None or error.errno not in _FULL:

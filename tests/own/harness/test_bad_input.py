@@ -263,3 +263,85 @@ def test_a_failure_where_there_is_no_room_any_more_is_an_error_of_ours(
     assert ours["outcome"] == "error"
     assert str(folder) in ours["reason"]
     assert "failure" not in ours
+
+
+# -- files that are none ----------------------------------------------------------------
+
+NO_FILES = {"device": "not a regular file", "pipe": "not a regular file", "endless": "larger than 256 MiB"}
+
+
+def no_file(path: str, kind: str) -> str:
+    """What a read of everything would wait for, or could not hold."""
+    place = Path(path)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "device":
+        place.symlink_to("/dev/zero")
+    elif kind == "pipe":
+        os.mkfifo(place)
+    else:
+        place.touch()
+        os.truncate(place, 1 << 40)
+    return path
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+@pytest.mark.parametrize("option", ["--xfail-file", "--base-report"])
+def test_what_an_option_names_is_a_regular_file_that_can_be_held(option: str, kind: str) -> None:
+    named = no_file("named", kind)
+    command = ["matrix", "--mutant", "always_fresh"] if option == "--base-report" else ["run", "--impl", HONEST]
+    attempt(*command, option, named).names(f"{option} named can't be read", NO_FILES[kind])
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "kind"),
+    [
+        (["run"], "report.json", "device"),
+        (["run"], "report.json", "pipe"),
+        (["run"], "report.json", "endless"),
+        (["run"], "console.txt", "pipe"),
+        (["crash", "--tier", "errors", "--scenario", "steady"], "crash.json", "pipe"),
+    ],
+)
+def test_an_earlier_report_that_is_no_file_is_refused_before_anything_is_judged(
+    command: list[str], name: str, kind: str
+) -> None:
+    Path("out").mkdir()
+    for other in {"crash.json", "report.json"} - {name}:
+        Path("out", other).write_text("{}")
+    no_file(f"out/{name}", kind)
+    attempt(*command, "--impl", HONEST, "--out", "out", "--unless-judged").names(f"out/{name}", NO_FILES[kind])
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+@pytest.mark.parametrize("name", ["report.json", "crash/crash.json"])
+def test_a_table_says_which_report_is_no_file(name: str, kind: str) -> None:
+    no_file(f"mine/{name}", kind)
+    done = attempt("table", "mine", "--out", "table")
+    assert done.status == 0, done.err
+    assert NO_FILES[kind] in Path("table/README.md").read_text() + Path("table/mine/README.md").read_text()
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_a_page_of_findings_that_is_no_file_is_refused(kind: str) -> None:
+    Path("mine").mkdir()
+    no_file("pages/README.md", kind)
+    attempt("table", "mine", "--out", "table", "--findings", "pages").names("pages/README.md", NO_FILES[kind])
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_a_mutant_that_is_no_file_is_refused(kind: str) -> None:
+    no_file("mine/mistake.py", kind)
+    attempt("matrix", "--mutants", "mine").names("mistake.py can't be read", NO_FILES[kind])
+
+
+def test_a_report_that_is_nested_without_end_is_not_json() -> None:
+    Path("deep.json").write_text("[" * 100_000)
+    attempt("matrix", "--base-report", "deep.json").names("deep.json", "nested too deeply")
+
+
+def test_a_report_is_not_written_into_a_pipe() -> None:
+    Path("mine").mkdir()
+    no_file("table/README.md", "pipe")
+    refused = attempt("table", "mine", "--out", "table")
+    assert refused.status == 3
+    assert refused.err == "forge-conformance: table/README.md can't be written: it is not a regular file\n"
