@@ -26,7 +26,7 @@ from pathlib import Path
 
 from forge_conformance import __version__
 from forge_conformance.commands import clauses, crash, matrix, run, script, smoke, table
-from forge_conformance.commands.options import BadArgument, check_directory
+from forge_conformance.commands.options import BadArgument, Parser, check_directory
 from forge_conformance.judging.files import Unwritten
 from forge_conformance.judging.judge import CannotJudge
 from forge_conformance.judging.verdicts import BadExpectations, Status
@@ -98,8 +98,8 @@ def _open_closed_streams() -> None:
     sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115 -- the same
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="forge-conformance", description="Judge a training-checkpoint manager.")
+def _parser() -> Parser:
+    parser = Parser(prog="forge-conformance", description="Judge a training-checkpoint manager.")
     parser.add_argument("--version", action="version", version=f"forge-conformance {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (says, add_arguments, runs) in _COMMANDS.items():

@@ -33,6 +33,45 @@ class BadArgument(Exception):
 # -- options --------------------------------------------------------------------------
 
 
+class Parser(argparse.ArgumentParser):
+    """An option is given once, unless it is repeatable; otherwise the last value would win in silence."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.given: dict[str, object] = {}
+        for name in (None, "store"):
+            self.register("action", name, _Once)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.given = {}
+        return super().parse_known_args(args, namespace)
+
+
+class _Once(argparse.Action):
+    """Stores a value, and refuses the second one of an option."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, _: Any = None
+    ) -> None:
+        assert isinstance(parser, Parser), "only that one registers it"
+        if self.option_strings:
+            if self.dest in parser.given:
+                first, second = parser.given[self.dest], _shown(values)
+                raise argparse.ArgumentError(self, f"given twice, as {first!r} and as {second!r}. Give it once.")
+            parser.given[self.dest] = _shown(values)
+        setattr(namespace, self.dest, values)
+
+
+def _shown(value: Any) -> str:
+    return (
+        ",".join(value)
+        if isinstance(value, tuple)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value) or "none"
+    )
+
+
 def add_manager(parser: argparse.ArgumentParser) -> None:
     """How to start the manager that is judged."""
     parser.add_argument("--impl", required=True, help="a drop-in module, module:Adapter, or file.py:Adapter")

@@ -3,6 +3,7 @@
 Each row is a way in which a user's first attempt goes wrong.
 """
 
+import argparse
 import contextlib
 import io
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from forge_conformance.cli import main
+from forge_conformance.cli import _parser, main
 from forge_conformance.plugin import unless_our_own
 from forge_conformance.runs import machine
 from forge_fixtures import managers
@@ -345,3 +346,64 @@ def test_a_report_is_not_written_into_a_pipe() -> None:
     refused = attempt("table", "mine", "--out", "table")
     assert refused.status == 3
     assert refused.err == "forge-conformance: table/README.md can't be written: it is not a regular file\n"
+
+
+# -- options that are given twice ---------------------------------------------------------
+
+COMMANDS = {
+    name: command
+    for action in _parser()._actions
+    if isinstance(action, argparse._SubParsersAction)
+    for name, command in action.choices.items()
+}
+TAKE_ONE = [
+    (name, option)
+    for name, command in COMMANDS.items()
+    for option in command._actions
+    if option.option_strings and option.nargs != 0 and not isinstance(option, argparse._AppendAction)
+]
+
+
+def value_of(option: argparse.Action) -> str:
+    """One that the option takes."""
+    for value in (*(option.choices or ()), "1", "2", "0.5", "kill"):
+        with contextlib.suppress(argparse.ArgumentTypeError):
+            if callable(option.type):
+                option.type(value)
+            return str(value)
+    raise AssertionError(f"no value for {option.option_strings}")
+
+
+@pytest.mark.parametrize(
+    ("command", "option"), TAKE_ONE, ids=[f"{name}{'/'.join(option.option_strings)}" for name, option in TAKE_ONE]
+)
+def test_an_option_that_is_not_repeatable_is_given_once(command: str, option: argparse.Action) -> None:
+    value = value_of(option)
+    once, *_ = option.option_strings
+    refused = attempt(command, once, value, once, value)
+    refused.names(f"argument {'/'.join(option.option_strings)}: given twice, as {value!r} and as {value!r}")
+
+
+def test_options_of_all_commands_are_looked_at() -> None:
+    assert {name for name, _ in TAKE_ONE} == COMMANDS.keys() - {"explain"}
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "naming"),
+    [
+        ("crash", ["--point", "A", "--point=B"], ["--point", "'A' and as 'B'"]),
+        ("run", ["--claims", "sync", "--claims", "async"], ["--claims", "'sync' and as 'async'"]),
+        ("run", ["--ranks", "2", "--ranks", "none"], ["--ranks", "'2' and as 'none'"]),
+        ("run", ["--time", "20", "--timeout", "3.5"], ["--timeout", "'20' and as '3.5'"]),
+        ("run", ["-n2", "-n", "3"], ["-n", "'2' and as '3'"]),
+        ("script", ["--deaths", "kill,term", "--deaths", "int"], ["--deaths", "'kill,term' and as 'int'"]),
+    ],
+)
+def test_both_values_of_an_option_are_named(command: str, options: list[str], naming: list[str]) -> None:
+    attempt(command, "--impl", HONEST, *options).names("given twice", *naming)
+
+
+def test_options_of_one_command_line_are_not_those_of_the_next() -> None:
+    parser = _parser()
+    for level in ("core", "strict"):
+        assert parser.parse_args(["list", "--level", level]).level == level
