@@ -25,8 +25,8 @@ FIRST_SAVE = ["--tier", "disks", "--scenario", "first-save"]
 
 def crash(out: Path, name: str, *options: str) -> tuple[int, dict[str, Any]]:
     """The exit status and the report; without runs that go on, unless the options say otherwise."""
-    few = ["--going-on", "0", "--second-deaths", "0", *options]
-    status = main(["crash", "--impl", str(CAREFUL.with_name(name)), *few, "--out", str(out)])
+    none = [word for few in ("--going-on", "--second-deaths") if few not in options for word in (few, "0")]
+    status = main(["crash", "--impl", str(CAREFUL.with_name(name)), *none, *options, "--out", str(out)])
     return status, json.loads((out / "crash.json").read_text())
 
 

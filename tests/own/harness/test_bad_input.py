@@ -8,6 +8,8 @@ import contextlib
 import io
 import os
 import resource
+import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -252,6 +254,48 @@ def test_a_machine_that_lets_nobody_write_a_checkpoint_is_no_verdict_on_the_mana
     assert "nothing can be judged on this machine" in refused.err
     assert "the limit for a file is 100,000 bytes, see ulimit -f" in refused.err
     assert "Traceback" not in refused.err
+
+
+def without_proc(*command: str) -> list[str]:
+    """The command where `/proc` is an empty folder; skips where such a place can't be made."""
+    place = [
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-c",
+        'mount -t tmpfs none /proc && exec "$@"',
+        "sh",
+    ]
+    if shutil.which(place[0]) is None:
+        pytest.skip("there is no program unshare")
+    tried = subprocess.run([*place, "true"], capture_output=True, text=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"/proc can't be covered here: {tried.stderr.strip()}")
+    return [*place, *command]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *([name, "--impl", HONEST] for name in ("run", "smoke", "crash")),
+        ["crash", "--impl", HONEST, "-n", "2"],
+        ["crash", "--impl", HONEST, "--recorder", "seccomp"],
+        ["script", "--", "true", "{dir}"],
+    ],
+    ids=" ".join,
+)
+def test_a_machine_without_proc_is_refused_in_a_sentence(command: list[str]) -> None:
+    refused = subprocess.run(
+        without_proc(sys.executable, "-m", "forge_conformance.cli", *command),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode == 3, refused.stderr
+    assert refused.stderr.startswith("forge-conformance: nothing can be judged on this machine. There is no /proc")
+    assert len(refused.stderr.splitlines()) == 1
 
 
 def test_a_failure_where_there_is_no_room_any_more_is_an_error_of_ours(
