@@ -290,6 +290,16 @@ def judged_before(out: Path, name: str, answers: Callable[[Any], Status | None])
     return status
 
 
+def write_scripts(scripts: Mapping[str, str], out: Path) -> bool:
+    """Whether all of them could be written. If not, that is said, and the report is still to come."""
+    try:
+        write(scripts, out)
+    except files.Unwritten as error:
+        print(f"forge-conformance: replay scripts are missing: {error}", file=sys.stderr)
+        return False
+    return True
+
+
 def publish(shown: str, contents: Mapping[str, str], out: Path, status: Status, kept: str = "") -> Status:
     """Write the report's files, show it, and return the exit status.
 

@@ -1,6 +1,7 @@
 """How `crash` ends: the exit status is that of the worst thing it saw, and what is asked for is what is explored."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +134,14 @@ def test_claims_are_part_of_the_command_that_repeats_a_failure(tmp_path: Path) -
 def test_a_claim_that_is_none_is_refused_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["crash", "--impl", "no_such_module", "--claims", "sync,speed"]) == 2
     assert "--claims names speed, which is not a capability" in capsys.readouterr().err
+
+
+def test_replay_scripts_that_can_not_be_written_do_not_lose_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "replay-one.py")
+    monkeypatch.setattr("forge_conformance.report.crash.scripts", lambda report: {"replay-one.py": ""})
+    status, report = crash(tmp_path, "careful.py:Careful", "--tier", "deaths", "--point", "kill/first-save/sync/1/3")
+    assert status == Status.OUR_ERROR
+    assert report["drills"]
+    assert f"replay scripts are missing: {tmp_path}/replay-one.py can't be written" in capsys.readouterr().err

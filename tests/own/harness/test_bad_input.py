@@ -256,24 +256,24 @@ def test_a_machine_that_lets_nobody_write_a_checkpoint_is_no_verdict_on_the_mana
     assert "Traceback" not in refused.err
 
 
-def without_proc(*command: str) -> list[str]:
-    """The command where `/proc` is an empty folder; skips where such a place can't be made."""
-    place = [
-        "unshare",
-        "--user",
-        "--map-root-user",
-        "--mount",
-        "sh",
-        "-c",
-        'mount -t tmpfs none /proc && exec "$@"',
-        "sh",
-    ]
+def covered(mount: str, *command: str) -> list[str]:
+    """The command after a mount that only it sees; skips where no such mount can be made."""
+    place = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh"]
     if shutil.which(place[0]) is None:
         pytest.skip("there is no program unshare")
     tried = subprocess.run([*place, "true"], capture_output=True, text=True, check=False)
     if tried.returncode:
-        pytest.skip(f"/proc can't be covered here: {tried.stderr.strip()}")
+        pytest.skip(f"{mount} is not possible here: {tried.stderr.strip()}")
     return [*place, *command]
+
+
+def refusal(*command: str) -> Refusal:
+    """Of another process."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return Refusal(done.returncode, done.stdout, done.stderr)
+
+
+SUITE = (sys.executable, "-m", "forge_conformance.cli")
 
 
 @pytest.mark.parametrize(
@@ -287,15 +287,34 @@ def without_proc(*command: str) -> list[str]:
     ids=" ".join,
 )
 def test_a_machine_without_proc_is_refused_in_a_sentence(command: list[str]) -> None:
-    refused = subprocess.run(
-        without_proc(sys.executable, "-m", "forge_conformance.cli", *command),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert refused.returncode == 3, refused.stderr
-    assert refused.stderr.startswith("forge-conformance: nothing can be judged on this machine. There is no /proc")
-    assert len(refused.stderr.splitlines()) == 1
+    refused = refusal(*covered("mount -t tmpfs none /proc", *SUITE, *command))
+    assert refused.status == 3, refused.err
+    assert refused.err.startswith("forge-conformance: nothing can be judged on this machine. There is no /proc")
+    assert len(refused.err.splitlines()) == 1
+
+
+def full(place: str, *command: str) -> list[str]:
+    """The command with a file system at this place that holds no more than a page."""
+    Path(place).mkdir()
+    return covered(f"mount -t tmpfs -o size=4k none {place}", *command)
+
+
+def test_a_table_that_finds_no_room_names_the_file() -> None:
+    Path("mine").mkdir()
+    refused = refusal(*full("small", *SUITE, "table", "mine", "--out", "small/table"))
+    assert refused.status == 3
+    assert refused.err == "forge-conformance: small/table/README.md can't be written: No space left on device\n"
+
+
+def test_expected_failures_that_find_no_room_are_named_and_the_report_is_kept() -> None:
+    Path("small").mkdir()
+    mount = "mount -t tmpfs -o size=4k none small && head -c 4096 /dev/zero > small/file"
+    clause = ("--clause", "schedule.kinds", "--ranks", "none")
+    command = (*SUITE, "run", "--impl", f"{FAULTY}:Boaster", "--out", "report", "--write-xfail", "small/x.xfail")
+    refused = refusal(*covered(mount, *command, *clause))
+    assert refused.status == 3
+    assert refused.err.splitlines()[-1] == "forge-conformance: small/x.xfail can't be written: No space left on device"
+    assert Path("report/report.json").is_file()
 
 
 def test_a_failure_where_there_is_no_room_any_more_is_an_error_of_ours(
