@@ -40,7 +40,8 @@ class Claims:
     level: str = "core"
     """`core`, `strict` or `durable`."""
     capabilities: tuple[str, ...] = ("sync",)
-    """Names out of `forge_spec.CAPABILITIES`; `forge-conformance list --capabilities` explains them."""
+    """Names out of `forge_spec.CAPABILITIES`; `forge-conformance list --capabilities` explains them. One that no clause
+    judges without another, such as `reshard` without `distributed`, is refused."""
     without: tuple[str, ...] = ()
     """Capabilities that come with one of these and are not claimed: `loader-later` comes with `dataloader`. Frameworks
     that are given their loader when the loop begins, such as Lightning, need it."""

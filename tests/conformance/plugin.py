@@ -18,7 +18,7 @@ import pytest
 
 import forge_distributed
 from forge_conformance.judging.judge import JUDGES, CannotJudge, ClauseFailure, Judge, Judges, Unreached
-from forge_conformance.judging.verdicts import MODES, Finding, foundations, is_case
+from forge_conformance.judging.verdicts import MODES, Finding, foundations, is_case, unjudged_claims
 from forge_conformance.runs import machine
 from forge_conformance.runs.folder import Folder
 from forge_conformance.runs.group import ALONE, Shape
@@ -28,7 +28,7 @@ from forge_conformance.runs.scenario import Scenario
 from forge_conformance.runs.server import Server
 from forge_conformance.runs.timeline import Timeline
 from forge_spec import BY_SLUG
-from forge_spec.clauses import Level
+from forge_spec.clauses import CAPABILITIES, Level
 
 SUITE = (Path(__file__).parent, Path(forge_distributed.__file__).parent)
 """Where the tests are."""
@@ -183,6 +183,11 @@ def pytest_configure(config: pytest.Config) -> None:
             Level.named(config.getoption("--forge-level") or "core")
         except ValueError as error:
             raise pytest.UsageError(f"--forge-level: {error}") from None
+        claims = frozenset(filter(None, (config.getoption("--forge-claims") or "").split(",")))
+        unknown = ", ".join(sorted(claims - CAPABILITIES.keys()))
+        refusal = f"there is no capability {unknown}" if unknown else unjudged_claims(claims)
+        if refusal:
+            raise pytest.UsageError(f"--forge-claims: {refusal}")
         config.stash[_SESSION] = Session(config)
 
 

@@ -159,7 +159,7 @@ def test_latest_waits_for_a_stage_that_is_held_back(run: Scenario, ranks: int, m
     run.expect("commit.all-stages", run.folder.latest() == 4, expected="latest at 4 in the end", seen=str(run.folder))
 
 
-@judges("commit.own-group", "resume.exact")
+@judges("commit.own-group", "commit.no-later-than", "resume.exact")
 def test_training_and_back_to_back_saves_never_meet_a_flush_in_their_groups(run: Scenario, team: Shape) -> None:
     world = run.world(team, mode="async", gated=[0])
     world.train_to(2)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from forge_conformance.judging import files
-from forge_conformance.judging.verdicts import Status
+from forge_conformance.judging.verdicts import Status, unjudged_claims
 from forge_conformance.report.page import write
 from forge_conformance.runs import janitor
 from forge_conformance.runs.server import Server
@@ -190,7 +190,10 @@ def clauses(patterns: Sequence[str] | None) -> frozenset[str] | None:
 
 
 def claims(option: str | None, claimed: frozenset[str]) -> frozenset[str]:
-    """The capabilities that count: `a,b` replaces those that are claimed, `+a,-b` changes them, None keeps them."""
+    """The capabilities that count: `a,b` replaces those that are claimed, `+a,-b` changes them, None keeps them.
+
+    Changes of no claims, before the manager has said what it claims, are checked for their words alone.
+    """
     words = [word.strip() for word in option.split(",") if word.strip()] if option else []
     if option is not None and not words:
         raise BadArgument(f"--claims {option!r} names no capability; write a,b,c or +a,-b, or leave the option out.")
@@ -203,10 +206,12 @@ def claims(option: str | None, claimed: frozenset[str]) -> frozenset[str]:
         raise BadArgument(f"{whose} {', '.join(unknown)}, which is not a capability; there are {known}.")
     if changes and len(changes) != len(words):
         raise BadArgument(f"--claims {option} mixes names with changes; write either a,b,c or +a,-b.")
-    if changes:
-        added, removed = ([word[1:] for word in changes if word[0] == sign] for sign in "+-")
-        return (claimed | with_parts(added)) - with_parts(removed)
-    return with_parts(words) or claimed
+    added, removed = ([word[1:] for word in changes if word[0] == sign] for sign in "+-")
+    counting = (claimed | with_parts(added)) - with_parts(removed) if changes else with_parts(words) or claimed
+    unjudged = "" if changes and not claimed else unjudged_claims(counting)
+    if unjudged:
+        raise BadArgument(f"--claims {option}: {unjudged}")
+    return counting
 
 
 def server(options: argparse.Namespace) -> Server:

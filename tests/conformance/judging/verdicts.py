@@ -18,7 +18,7 @@ from typing import Any
 from forge_conformance.judging import files
 from forge_conformance.judging.judge import At
 from forge_spec import BY_SLUG, CLAUSES
-from forge_spec.clauses import Clause, Level
+from forge_spec.clauses import CAPABILITIES, Clause, Level
 
 
 class Verdict(StrEnum):
@@ -43,6 +43,9 @@ class Status(IntEnum):
 
 MODES = ("sync", "async", "pinned")
 """The capabilities that are ways to save, the plainest first."""
+
+_HOW_TESTS_RUN = frozenset({*MODES, "gpu"})
+"""The capabilities that decide in which mode and on which device tests run. They count without clauses of their own."""
 
 
 @dataclass(frozen=True)
@@ -393,3 +396,26 @@ def capability_mismatches(claimed: frozenset[str], probe: dict[str, bool]) -> tu
         if is_there and name not in claimed
     ]
     return tuple(missing + silent)
+
+
+def unjudged_claims(claimed: frozenset[str]) -> str:
+    """Say which claims judge nothing, since each of their clauses needs another one that is missing; empty if none do.
+
+    >>> unjudged_claims(frozenset({"sync", "reshard"}))
+    'no clause judges reshard without distributed; claim distributed too, or leave reshard out.'
+    """
+    dependent: dict[str, list[str]] = {}
+    for name in CAPABILITIES:
+        missing = [clause.capabilities - claimed for clause in CLAUSES if name in clause.capabilities]
+        if name in claimed - _HOW_TESTS_RUN and all(missing):
+            dependent.setdefault(_alternatives(missing), []).append(name)
+    return " Also, ".join(
+        f"no clause judges {', '.join(names)} without {needed}; claim {needed} too, or leave {', '.join(names)} out."
+        for needed, names in dependent.items()
+    )
+
+
+def _alternatives(missing: Sequence[frozenset[str]]) -> str:
+    """Return the smallest of these sets, such as `distributed or layout`."""
+    fewest = {tuple(sorted(one)) for one in missing if not any(other < one for other in missing)}
+    return " or ".join(" and ".join(one) for one in sorted(fewest))

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from forge_conformance.adapter import Layout, Traits
 from forge_conformance.judging.judge import CannotJudge
-from forge_conformance.judging.verdicts import MODES
+from forge_conformance.judging.verdicts import MODES, unjudged_claims
 from forge_conformance.runs import machine
 from forge_conformance.runs.process import Worker, connect, ending, readable, stacks_of
 from forge_conformance.watch.gate import Gate
@@ -211,6 +211,10 @@ class Server:
                 f"{self._impl} claims {', '.join(unknown) or 'level ' + repr(hello['level'])}, which does not "
                 f"exist. Levels are {', '.join(LEVELS)}; capabilities are {', '.join(CAPABILITIES)}."
             )
+        capabilities = with_parts(hello["capabilities"]) - without
+        unjudged = unjudged_claims(capabilities)
+        if unjudged:
+            raise CannotJudge(f"The claims of {self._impl}: {unjudged}")
         if self.device == "cuda" and not hello["environment"]["gpus"]:
             raise CannotJudge(
                 f"--device cuda: the torch of {hello['environment']['executable']} "
@@ -220,7 +224,7 @@ class Server:
             name=hello["implementation"],
             adapter=hello["adapter"],
             level=hello["level"],
-            capabilities=with_parts(hello["capabilities"]) - without,
+            capabilities=capabilities,
             layout=_layout(hello["layout"]),
             hooked_layout=_layout(hello.get("hooked_layout", hello["layout"])),  # a worker without hooks says none
             traits=Traits(**hello.get("traits", {})),  # a worker that was written before there were any has none

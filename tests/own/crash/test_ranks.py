@@ -27,9 +27,9 @@ def place_of(name: str) -> Iterator[Place]:
         yield place
 
 
-def explored(name: str, goes_on: int = 0) -> Result:
+def explored(name: str, scenario: str = "ranks", goes_on: int = 0) -> Result:
     with place_of(name) as place:
-        return explore(Job("ranks", "sync", (KILL,), Effort(goes_on=goes_on, deaths_again=0)), place)
+        return explore(Job(scenario, "sync", (KILL,), Effort(goes_on=goes_on, deaths_again=0)), place)
 
 
 def test_ranks_that_wait_for_each_other_leave_no_bad_disk_in_any_order() -> None:
@@ -62,3 +62,24 @@ def test_a_rank_that_publishes_before_the_others_are_done_is_found_by_letting_th
     assert outcome(script, None, timeout_s=120) == result.found[0].verdict.word
     orders = {one.recorded.special: one.totals.bad for one in result.explored}
     assert orders.get("rank 1 late", orders[""]) > 0, f"bad disks by order: {orders}"
+
+
+LOST = {"LosesStreams": ("resume.rng", "rng/rank 1 "), "LosesPosition": ("resume.dataloader", "loader/rank 1 ")}
+
+
+@pytest.mark.parametrize("scenario", ["ranks", "stages"])
+def test_a_manager_that_brings_the_own_state_of_each_rank_back_has_no_failure(scenario: str) -> None:
+    result = explored("Complete", scenario, goes_on=1)
+    assert (result.refusal, [one.text for one in result.found]) == ("", [])
+
+
+@pytest.mark.parametrize("scenario", ["ranks", "stages"])
+@pytest.mark.parametrize("name", LOST)
+def test_what_one_rank_never_gets_back_is_told_once_and_is_not_the_fault_of_a_death(name: str, scenario: str) -> None:
+    clause, lost = LOST[name]
+    result = explored(name, scenario, goes_on=1)
+    assert [(one.verdict.word, one.verdict.clause) for one in result.found] == [("changed", clause)]
+    (changed,) = result.found
+    assert lost in changed.verdict.seen
+    assert "rank 0" not in changed.verdict.seen
+    assert {one.totals.bad for one in result.explored} == {0}

@@ -301,6 +301,15 @@ def test_a_base_is_tried_also_by_a_clause_that_comes_first_in_no_test(forge: Com
     assert "killed by script.keeps-work" in ran.out
 
 
+def test_a_flush_whose_error_training_raises_is_not_blamed_on_the_groups(forge: Command) -> None:
+    case = "saves/training-and-back-to-back-saves-*"
+    mutant = mutants.HERE / "late_flush_ends_training.py"
+    ran = forge.run(str(mutant), options=("--case", case, "--ranks", "2", "--level", "core"))
+    own, *others = mutants.read(mutant).clauses
+    assert (own, others, ran.status) == ("commit.no-later-than", [], Status.FAILED), ran.said
+    assert (ran.verdicts[own], ran.verdicts["commit.own-group"]) == ("fail", "unreached")
+
+
 def test_explain_names_the_mutants_of_a_clause(forge: Command) -> None:
     ran = forge("explain", "commit.deferred")
     assert "latest_moves_at_dispatch: Points `latest` at a checkpoint when its save is dispatched." in ran.said

@@ -297,13 +297,21 @@ def test_a_report_that_cannot_be_written_is_shown_all_the_same(forge: Command) -
     assert "the report can't be written" in ran.err
 
 
-@pytest.mark.parametrize(("option", "value"), [("--forge-impl", "no_such_package"), ("--forge-level", "heroic")])
-def test_the_plugin_refuses_in_a_sentence(forge: Command, option: str, value: str) -> None:
+@pytest.mark.parametrize(
+    ("option", "value", "naming"),
+    [
+        ("--forge-impl", "no_such_package", "no_such_package"),
+        ("--forge-level", "heroic", "heroic"),
+        ("--forge-claims", "sync,asink", "there is no capability asink"),
+        ("--forge-claims", "sync,cooldown", "no clause judges cooldown without ephemeral"),
+    ],
+)
+def test_the_plugin_refuses_in_a_sentence(forge: Command, option: str, value: str, naming: str) -> None:
     options = {"--forge-impl": str(MANAGERS / "honest.py"), option: value}
     command = [sys.executable, "-m", "pytest", "--pyargs", "forge_conformance", *itertools.chain(*options.items())]
     ran = subprocess.run(command, cwd=forge.folder, capture_output=True, text=True, timeout=60)
     assert ran.returncode == pytest.ExitCode.USAGE_ERROR
-    assert value in ran.stdout + ran.stderr
+    assert naming in ran.stdout + ran.stderr
     assert "INTERNALERROR" not in ran.stdout + ran.stderr
 
 

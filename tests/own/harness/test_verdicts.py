@@ -15,6 +15,7 @@ import pytest
 import forge_conformance
 from forge_conformance.judging.judge import Judge
 from forge_conformance.judging.verdicts import (
+    MODES,
     BadExpectations,
     Expected,
     Finding,
@@ -26,13 +27,14 @@ from forge_conformance.judging.verdicts import (
     judge,
     read_expected,
     root_of,
+    unjudged_claims,
 )
 from forge_conformance.plugin import found_out
 from forge_conformance.report import run as render
 from forge_conformance.report.page import write
 from forge_conformance.runs.process import Died, WrongAnswer
 from forge_spec import BY_SLUG, CLAUSES
-from forge_spec.clauses import Level
+from forge_spec.clauses import CAPABILITIES, Level, with_parts
 
 SCHEMA = json.loads((Path(forge_conformance.__file__).parent / "report" / "schema.json").read_text())
 SYNC, OVERLAP, SNAPSHOT = "commit.sync", "commit.overlap", "commit.snapshot"
@@ -227,6 +229,30 @@ def test_what_failed_on_the_way_fails_a_partial_run_too() -> None:
     judged, _ = judge(findings, Level.CORE, BOTH, only=frozenset({SYNC}))
     assert [(one.clause.slug, one.verdict) for one in judged] == [(SYNC, Verdict.PASS), (OVERLAP, Verdict.FAIL)]
     assert report_of(*findings, only=frozenset({SYNC})).status is Status.FAILED
+
+
+NEEDED = {
+    "window": "retention or schedule",
+    "loader-later": "dataloader",
+    "pipeline": "distributed or layout",
+    "reshard": "distributed",
+    "step-layout": "ephemeral",
+    "fixed-steps": "ephemeral",
+    "cooldown": "ephemeral",
+    "max-permanent": "ephemeral",
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", CAPABILITIES)
+def test_a_capability_claimed_beside_a_mode_alone_is_judged_or_what_it_needs_is_named(name: str, mode: str) -> None:
+    claimed = with_parts({mode, name})
+    needed = NEEDED.get(name, "")
+    said = f"no clause judges {name} without {needed}; claim {needed} too, or leave {name} out."
+    assert unjudged_claims(claimed) == (said if needed else "")
+    for way in needed.split(" or ") if needed else ():
+        assert unjudged_claims(claimed | {way}) == ""
+        assert any(clause.capabilities <= claimed | {way} for clause in CLAUSES if name in clause.capabilities)
 
 
 def test_a_clause_that_failed_is_not_unclaimed() -> None:

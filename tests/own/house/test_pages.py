@@ -218,7 +218,7 @@ def test_every_option_that_a_page_names_exists() -> None:
     shown = "".join(_help(sys.executable, *program) for program in [*ours, *others])
     named = {option for page in WRITTEN for option in re.findall(r"`(--[a-z][a-z-]+)", page.read_text())}
     assert len(named) > 20
-    of_pytest = {"--forge-go-on", "--pyargs", "--forge-impl"}
+    of_pytest = {"--forge-claims", "--forge-go-on", "--pyargs", "--forge-impl"}
     assert sorted(option for option in named - of_pytest if f"{option} " not in re.sub(r"[\],=\n]", " ", shown)) == []
 
 
