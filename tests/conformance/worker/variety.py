@@ -160,20 +160,34 @@ class _Precisions(_Descent):
         return state["moment"].to(gradient.dtype)
 
 
+class _Scaler(torch.amp.GradScaler):
+    """Knows whether it has scaled a loss that no step has used."""
+
+    is_due = False
+
+    def scale(self, outputs: Any) -> Any:
+        self.is_due = True
+        return super().scale(outputs)
+
+
 class _Scaled(torch.optim.AdamW):
     """Steps through a loss scaler, as optimizers of frameworks do: not at all where a gradient is not finite.
 
-    So each step is one call of its `step`, a skipped one too, for whoever counts the calls.
+    So each step is one call of its `step`, a skipped one too, for whoever counts the calls.  A step without a loss,
+    by which torch's own functions fill a fresh optimizer before a load, is none of the scaler's.
     """
 
     def __init__(self, groups: Groups, device: str) -> None:
         super().__init__(groups, lr=0.01)
-        self.scaler = torch.amp.GradScaler(device, init_scale=2.0**20, growth_interval=2)
+        self.scaler = _Scaler(device, init_scale=2.0**17, growth_interval=2)
 
     def step(self, closure: Any = None) -> Any:
+        if not self.scaler.is_due:
+            return super().step()
         inner: Any = _Inner(self.param_groups, super().step)
         self.scaler.step(inner)
         self.scaler.update()
+        self.scaler.is_due = False
 
 
 @dataclass(frozen=True)
