@@ -218,7 +218,7 @@ class Progress:
 def temporary_folder() -> Iterator[Path]:
     """Everything temporary goes below this folder, so that nothing stays of processes that are ended in the middle."""
     before = os.environ.get("TMPDIR")
-    with janitor.folder("forge-run-") as folder:
+    with janitor.folder("forge-run-", is_for_temporary_files=True) as folder:
         os.environ["TMPDIR"], tempfile.tempdir = str(folder), None
         try:
             yield folder
