@@ -28,6 +28,8 @@ KINDS = {
     "growing": "rows",
     "observer": "_val",
     "lazy": "0.",
+    "wrapped": "module.",
+    "compiled": "_orig_mod.",
 }
 """Varieties, each with what a refusal of its state has to name."""
 
@@ -51,12 +53,34 @@ def test_state_of_every_kind_comes_back_or_is_refused(run: Scenario, mode: str, 
     life.kill()
     again = run.start(mode=mode, variety=variety, seed=999)
     run.expect_landing("resume.every-kind", again.load(), {3}, "its save was completed")
-    _expect_timeline(run, again, variety, 3)
+    _expect_to_be_at(run, again, variety, 3)
     if run.has("rng", "dataloader"):
         losses = again.train_to(6)
         expected = run.timeline(0, variety).losses(3, 6)
         run.expect("resume.every-kind", losses == expected, expected=f"the losses {expected}", seen=f"{losses}")
-        _expect_timeline(run, again, variety, 6)
+        _expect_to_be_at(run, again, variety, 6)
+
+
+@pytest.mark.parametrize("step", [5, 6])
+@judges("resume.extra", "resume.exact")
+def test_a_run_goes_on_with_the_loss_scaler_that_it_keeps_in_the_extra(run: Scenario, mode: str, step: int) -> None:
+    """It skips steps 5 and 8; at step 5 its count of steps since then is zero, at step 6 it is one."""
+    life = run.start(mode=mode, variety="scaled")
+    life.train_to(step)
+    extra = {"scaler": life.worker.call("scaler")}
+    life.commit(extra=extra)
+    life.kill()
+    again = run.start(mode=mode, variety="scaled", seed=999)
+    loaded = again.load()
+    run.expect_landing("resume.extra", loaded, {step}, "its save was completed")
+    run.expect("resume.extra", loaded.extra == extra, expected=f"{extra}", seen=f"{loaded.extra}")
+    again.worker.call("scaler", state=loaded.extra["scaler"])
+    run.judge.tell(f"{again.name} gives its loss scaler the state that is in the extra")
+    _expect_to_be_at(run, again, "scaled", step, "resume.exact")
+    if run.has("rng", "dataloader"):
+        losses = again.train_to(9)
+        expected = run.timeline(0, "scaled").losses(step, 9)
+        run.expect("resume.exact", losses == expected, expected=f"the losses {expected}", seen=f"{losses}")
 
 
 @judges("resume.every-kind")
@@ -73,9 +97,9 @@ def test_a_buffer_that_is_not_persistent_stays_as_it_is(run: Scenario, mode: str
     )
 
 
-def _expect_timeline(run: Scenario, life: Life, variety: str, step: int) -> None:
+def _expect_to_be_at(run: Scenario, life: Life, variety: str, step: int, clause: str = "resume.every-kind") -> None:
     expected = run.timeline(0, variety).digest(step)
-    run.expect_same("resume.every-kind", life.digest(), expected, STATE, f"the state of step {step}")
+    run.expect_same(clause, life.digest(), expected, STATE, f"the state of step {step}")
 
 
 @judges("commit.refuses-the-unloadable")

@@ -164,6 +164,14 @@ class Worker:
         """From here on the run has an average of its weights, which it hands over in the extra of each save."""
         self._training.begin_average()
 
+    def do_scaler(self, state: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The state of the run's loss scaler, after it was given this one, if any."""
+        scaler = self._training.scaler
+        assert scaler is not None, "the suite asks runs that have one"
+        if state is not None:
+            scaler.load_state_dict(state)
+        return scaler.state_dict()
+
     def do_handed_over(self) -> str:
         """The extra of the last save, as it is now; a fingerprint in the place of each tensor."""
         return repr(with_fingerprints(self._handed_over))

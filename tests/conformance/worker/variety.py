@@ -1,10 +1,10 @@
 """Training runs that have, between them, every kind of state that optimizers and modules keep.
 
-Each is the plain run of `workload` with another optimizer or another module in
-its model, by name.  What is odd in a state changes the updates or the outputs
-that follow, so a value that was dropped or changed shows in the losses; and a
-fingerprint here tells a tuple from a list, a number from its text, and an
-empty dict from none.
+Each is the plain run of `workload` with another optimizer, another module in
+its model or around it, or a loss scaler, by name.  What is odd in a state
+changes the updates or the outputs that follow, so a value that was dropped or
+changed shows in the losses; and a fingerprint here tells a tuple from a list, a
+number from its text, and an empty dict from none.
 """
 
 import hashlib
@@ -160,6 +160,44 @@ class _Precisions(_Descent):
         return state["moment"].to(gradient.dtype)
 
 
+class _Scaler(torch.amp.GradScaler):
+    """Knows whether it has scaled a loss that no step has used."""
+
+    is_due = False
+
+    def scale(self, outputs: Any) -> Any:
+        self.is_due = True
+        return super().scale(outputs)
+
+
+class _Scaled(torch.optim.AdamW):
+    """Steps through a loss scaler, as optimizers of frameworks do: not at all where a gradient is not finite.
+
+    So each step is one call of its `step`, a skipped one too, for whoever counts the calls.  A step without a loss,
+    by which torch's own functions fill a fresh optimizer before a load, is none of the scaler's.
+    """
+
+    def __init__(self, groups: Groups, device: str) -> None:
+        super().__init__(groups, lr=0.01)
+        self.scaler = _Scaler(device, init_scale=2.0**17, growth_interval=2)
+
+    def step(self, closure: Any = None) -> Any:
+        if not self.scaler.is_due:
+            return super().step()
+        inner: Any = _Inner(self.param_groups, super().step)
+        self.scaler.step(inner)
+        self.scaler.update()
+        self.scaler.is_due = False
+
+
+@dataclass(frozen=True)
+class _Inner:
+    """What a scaler needs of an optimizer."""
+
+    param_groups: Groups
+    step: Callable[[], Any]
+
+
 class _Unsavable(_Descent):
     """From step 4 on something that nobody can save, let alone load."""
 
@@ -268,6 +306,24 @@ class _Observer(nn.Module):
         return values * (1 + self.watch.max_val.mean() / 100)
 
 
+class _Wrapper(nn.Module):
+    """Puts the prefix `module.` before every name in a model, as DistributedDataParallel does."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.module = model
+
+    def forward(self, values: torch.Tensor) -> Any:
+        return self.module(values)
+
+
+class _Short(nn.Module):
+    """Values and their gradients go through half precision, which has no room for large ones."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values.half().float()
+
+
 # -- the table ----------------------------------------------------------------
 
 
@@ -275,6 +331,12 @@ def _layers(*between: nn.Module, first: nn.Module | None = None, last: nn.Module
     first = first or nn.Linear(FEATURES, 16)
     last = last or nn.Linear(16, CLASSES)
     return nn.Sequential(first, nn.BatchNorm1d(16), *between, nn.Dropout(0.2), nn.ReLU(), last)
+
+
+def _compiled() -> nn.Module:
+    """Names with the prefix `_orig_mod.`; no compiler is needed, as the traced operations run as they are."""
+    compiled: nn.Module = torch.compile(_layers(), backend="eager")  # type: ignore[assignment]  # a module, for a module
+    return compiled
 
 
 def _grouped(model: nn.Module, **fields: tuple[Any, Any]) -> Groups:
@@ -289,6 +351,10 @@ def _adam(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(_grouped(model, weight_decay=(0.1, 0.0)), lr=0.01)
 
 
+def _scaled(model: nn.Module) -> torch.optim.Optimizer:
+    return _Scaled(_grouped(model), next(model.parameters()).device.type)
+
+
 def _in_another_order(model: nn.Module) -> torch.optim.Optimizer:
     """The same groups, the last one first, and in each of them the last parameter first."""
     groups = [{**group, "params": group["params"][::-1]} for group in _grouped(model, weight_decay=(0.1, 0.0))]
@@ -299,7 +365,7 @@ def _in_another_order(model: nn.Module) -> torch.optim.Optimizer:
 class Variety:
     """What is trained, and by which optimizer."""
 
-    model: Callable[[], nn.Sequential] = _layers
+    model: Callable[[], nn.Module] = _layers
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] = _adam
 
 
@@ -327,6 +393,9 @@ VARIETIES = {
     "growing": Variety(model=lambda: _layers(_Memory())),
     "fleeting": Variety(model=lambda: _layers(_Fleeting())),
     "observer": Variety(model=lambda: _layers(_Observer())),
+    "wrapped": Variety(model=lambda: _Wrapper(_layers())),
+    "compiled": Variety(model=_compiled),
+    "scaled": Variety(model=lambda: _layers().append(_Short()), optimizer=_scaled),
     "lazy": Variety(model=lambda: _layers(first=nn.LazyLinear(16))),
     "hollow": Variety(model=lambda: _layers(last=nn.Linear(16, CLASSES, device="meta"))),
     "deeper": Variety(model=lambda: _layers().append(nn.Linear(CLASSES, CLASSES))),
@@ -342,6 +411,7 @@ class VariedWorkload(Workload):
     def __init__(self, name: str, seed: int, device: str = "cpu") -> None:
         self._variety = VARIETIES[name]
         super().__init__(seed, device)
+        self.scaler = getattr(self.optimizer, "scaler", None)
 
     def _placed(self, model: nn.Module) -> nn.Module:
         return model if any(parameter.is_meta for parameter in model.parameters()) else model.to(self.device)

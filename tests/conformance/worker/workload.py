@@ -74,6 +74,8 @@ class Workload:
 
     process_group: Any = None
     stage: int | None = None
+    scaler: torch.amp.GradScaler | None = None
+    """What the losses are multiplied by before the gradients are computed; the optimizer then steps through it."""
 
     def __init__(self, seed: int, device: str = "cpu") -> None:
         seed_streams(seed)
@@ -145,7 +147,8 @@ class Workload:
         buffers = [buffer for buffer in self.model.buffers() if buffer.numel()]
         drift = sum(float(buffer.float().mean()) for buffer in buffers)  # batch norm itself waits for eval
         loss = nn.functional.cross_entropy(self.model(inputs), self._targets[batch].to(self.device)) * (1 + drift / 100)
-        loss.backward()  # type: ignore[no-untyped-call]
+        scaled = loss if self.scaler is None else self.scaler.scale(loss)
+        scaled.backward()  # type: ignore[no-untyped-call]
         self._average_gradients()
         return loss
 

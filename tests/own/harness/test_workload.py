@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from forge_conformance.runs.state import ALL_KINDS
+from forge_conformance.worker.variety import VariedWorkload
 from forge_conformance.worker.workload import Workload
 
 BEFORE, AFTER = 13, 6
@@ -128,3 +129,35 @@ def test_scrambling_reaches_parameters_buffers_and_moments() -> None:
     after = run.digest()
     same = {name.partition("/")[0] for name in before if before[name] == after[name]}
     assert same.isdisjoint({"parameter", "buffer", "moment"})
+
+
+def test_the_loss_scaler_skips_steps_before_and_after_the_saves() -> None:
+    run, skipped = VariedWorkload("scaled", 0), []
+    for step in range(1, 10):
+        before = [parameter.detach().clone() for parameter in run.model.parameters()]
+        run.train(1)
+        if all(map(torch.equal, before, run.model.parameters())):
+            skipped.append(step)
+    assert skipped == [5, 8]
+
+
+def test_a_step_without_a_loss_leaves_the_loss_scaler_alone() -> None:
+    run = VariedWorkload("scaled", 0)
+    assert run.scaler is not None
+    before = run.scaler.state_dict()
+    for parameter in run.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    run.optimizer.step()
+    assert run.optimizer.state and run.scaler.state_dict() == before
+
+
+@pytest.mark.parametrize("lost", [{"scale": 2.0**17}, {"_growth_tracker": 0}])
+def test_a_loss_scaler_that_starts_anew_changes_the_losses(lost: dict[str, Any]) -> None:
+    losses = []
+    for change in ({}, lost):
+        run = VariedWorkload("scaled", 0)
+        run.train(6)
+        assert run.scaler is not None
+        run.scaler.load_state_dict({**run.scaler.state_dict(), **change})
+        losses.append(run.train(3))
+    assert losses[0] != losses[1]
