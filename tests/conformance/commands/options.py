@@ -244,6 +244,20 @@ def judged_before(out: Path, name: str, answers: Callable[[Any], Status | None])
     return status
 
 
+def begin(files: Mapping[str, str], name: str, out: Path) -> bool:
+    """Replace a report that stands in `out` by one without an end, `name` first: the run may be killed at any moment.
+
+    Nothing is written where none stands; the result says whether one did.
+    """
+    if not (out / name).is_file():
+        return False
+    try:
+        write({name: files[name], **files}, out)
+    except OSError as error:
+        raise BadArgument(f"--out {out}: the report that is there can't be replaced: {error.strerror}.") from None
+    return True
+
+
 def publish(shown: str, files: Mapping[str, str], out: Path, status: Status, kept: str = "") -> Status:
     """Write the report's files, show it, and return the exit status.
 

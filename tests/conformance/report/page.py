@@ -62,8 +62,18 @@ def anchor(name: str) -> str:
 
 
 def write(contents: Mapping[str, str], directory: Path) -> list[str]:
-    """Write all files, by name, into a directory that is made if need be; their paths."""
+    """Write all files, by name, into a directory that is made if need be; their paths. Each is replaced as a whole."""
     directory.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
-        (directory / name).write_text(content, encoding="utf-8", errors="backslashreplace")
+        _replace(directory / name, content)
     return [str(directory / name) for name in contents]
+
+
+def _replace(path: Path, content: str) -> None:
+    new = path.with_name(f".{path.name}.new")
+    try:
+        new.write_text(content, encoding="utf-8", errors="backslashreplace")
+        new.replace(path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
