@@ -109,6 +109,7 @@ def run(options: argparse.Namespace) -> int:
             status = shared.judged_before(out, "report.json", partial(render.status_of, report))
             if status is not None:
                 return status
+        _say_if_whole(out, is_partial=only is not None or bool(options.case))
         shared.begin(render.files(replace(report, is_partial=True, errors=(_NO_END,))), "report.json", out)
         collected = _Collected(server)
         pytest_status, output = _pytest(options, level, claims, only, collected, folder)
@@ -164,6 +165,15 @@ def _give_way(out: Path, impl: str, reason: str) -> None:
         for name in render.BESIDE:
             (out / name).unlink(missing_ok=True)
         print(f"forge-conformance: {out}/report.json now says that the manager was not judged.", file=sys.stderr)
+
+
+def _say_if_whole(out: Path, is_partial: bool) -> None:
+    """A whole report took minutes: nobody loses it to one of some tests without being told."""
+    earlier = stored.read(out).report
+    if is_partial and earlier.get("is_partial") is False:
+        print(
+            f"forge-conformance: the complete report in {out} is replaced by one of only some tests.", file=sys.stderr
+        )
 
 
 def _unjudged(

@@ -299,7 +299,7 @@ def _both(comparison: Comparison) -> Iterator[Html]:
         row(name, meaning, *(_trait(stored, name) for stored in comparison.judged))
         for name, meaning in explain.documented_traits()
     )
-    yield table(head, rows)
+    yield table(head, rows, class_="traits")
 
 
 def _trait(stored: Stored, name: str) -> str:

@@ -382,12 +382,14 @@ def test_a_complete_report_of_the_same_is_printed_instead_of_judging_again(forge
     whole = forge.folder / "reports" / "report.json"
     values = {**first.report, "asked": [], "is_partial": False, "totals": {"made": "here"}}
     whole.write_text(json.dumps(values))
+    assert "is replaced by" not in first.said
     again = forge.run("honest.py", options=(*options, "--unless-judged"))
     assert (again.status, again.report["totals"]) == (0, {"made": "here"})
     assert "1 pass" in again.said
     assert re.search(r"kept from \d{4}(-\d\d){2} \d\d:\d\d, judged by the same code", again.said)
     part = forge.run("honest.py", "commit.sync", options=(*options, "--unless-judged"))
     assert part.report["is_partial"] and part.report["totals"]["pass"] == 1
+    assert "the complete report in" in part.said and "is replaced by one of only some tests." in part.said
     again = forge.run("honest.py", "commit.s[y]nc", options=(*options, "--unless-judged"))
     assert "kept from" in again.said and again.report["asked"] == ["commit.sync"]
 
