@@ -204,7 +204,7 @@ def _timed_fsyncs() -> Iterator[Parts]:
 
 
 def _first_and_later(reference: Reference, place: Path) -> Parts:
-    """How long the first asynchronous save of a manager blocks, and the second, in a run that has trained for a while."""
+    """How long the first asynchronous save of a manager blocks, and the second, in a run that has trained a while."""
     from forge_ref import AsyncCheckpointMode
 
     shutil.rmtree(place / "Reference" / "new", ignore_errors=True)

@@ -50,8 +50,11 @@ def process(folder: str, dies: bool = False) -> int:
     """Train in a process of its own; return what `os.waitstatus_to_exitcode` makes of its end."""
     child = os.fork()
     if child == 0:
-        train(folder, dies)
-        os._exit(0)
+        try:
+            train(folder, dies)
+            os._exit(0)
+        finally:  # an error of the child must not unwind what the parent has open: that would remove the folder
+            os._exit(1)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 

@@ -33,8 +33,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         child = os.fork()
         if child == 0:
-            train(folder)
-            os._exit(1)
+            try:
+                train(folder)
+            finally:  # an error of the child must not unwind what the parent has open: that would remove the folder
+                os._exit(1)
         _, status = os.waitpid(child, 0)
         if not os.WIFSIGNALED(status):
             print("can't run: the process was to be killed in its second save, and was not")

@@ -26,7 +26,8 @@ from pathlib import Path
 
 from forge_conformance import __version__
 from forge_conformance.commands import clauses, crash, matrix, run, script, smoke, table
-from forge_conformance.commands.options import BadArgument, check_directory
+from forge_conformance.commands.options import BadArgument, Parser, check_directory
+from forge_conformance.judging.files import Unwritten
 from forge_conformance.judging.judge import CannotJudge
 from forge_conformance.judging.verdicts import BadExpectations, Status
 from forge_conformance.runs.machine import MachineLacks
@@ -72,6 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("forge-conformance: interrupted", file=sys.stderr)
         return Status.OUR_ERROR
+    except Unwritten as error:
+        print(f"forge-conformance: {error}", file=sys.stderr)
+        return Status.OUR_ERROR
     except OSError as error:
         if error.filename is not None or error.errno not in _FULL:
             return _our_error()
@@ -94,8 +98,8 @@ def _open_closed_streams() -> None:
     sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115 -- the same
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="forge-conformance", description="Judge a training-checkpoint manager.")
+def _parser() -> Parser:
+    parser = Parser(prog="forge-conformance", description="Judge a training-checkpoint manager.")
     parser.add_argument("--version", action="version", version=f"forge-conformance {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (says, add_arguments, runs) in _COMMANDS.items():

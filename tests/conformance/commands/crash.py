@@ -34,7 +34,6 @@ from forge_conformance.judging.judge import CannotJudge
 from forge_conformance.judging.verdicts import MODES, Status
 from forge_conformance.report import crash as render
 from forge_conformance.report.crash import RecordingSetup, Report
-from forge_conformance.report.page import write
 from forge_conformance.runs.group import ALONE
 from forge_conformance.runs.machine import MachineLacks
 from forge_conformance.runs.server import Implementation
@@ -146,11 +145,13 @@ def run(options: argparse.Namespace) -> int:
     results = tuple(one for one in done if isinstance(one, Result))
     drilled = tuple(one for one in done if isinstance(one, Drilled))
     report = replace(report, results=results, drilled=drilled, setup=setup)
-    scripts = write(render.scripts(report), out)
-    if options.check_replays and not setup.interrupted:
+    scripts = render.scripts(report)
+    are_written = shared.write_scripts(scripts, out)
+    if options.check_replays and are_written and not setup.interrupted:
         report = _with_replays(report, manager)
-    kept = f"{out}/replay-*.py ({len(scripts)})" if scripts else ""
-    return shared.publish(render.console(report), render.files(report), out, report.status, kept)
+    kept = f"{out}/replay-*.py ({len(scripts)})" if scripts and are_written else ""
+    status = report.status if are_written else Status.OUR_ERROR
+    return shared.publish(render.console(report), render.files(report), out, status, kept)
 
 
 _HOW = ("command", "out", "n", "unless_judged")

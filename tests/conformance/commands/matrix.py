@@ -7,7 +7,6 @@ some mutants were asked for, are tried among the mutants, by the clauses of thos
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import signal
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from forge_conformance import __version__
 from forge_conformance.commands import options as shared
+from forge_conformance.judging import files
 from forge_conformance.judging.judge import CannotJudge
 from forge_conformance.judging.verdicts import Status
 from forge_conformance.matrix import mutants as fixtures
@@ -198,13 +198,15 @@ def reported(impl: str, mutants: Sequence[Mutant], path: Path) -> Base | None:
 
     `CannotJudge` unless it is a whole one, of this base, by this suite, at their level.
     """
-    if not path.exists():
+    try:
+        report = files.read_json(path)
+        said = report["implementation"]["name"], report["suite_version"], report["level"], report["is_partial"]
+    except (FileNotFoundError, NotADirectoryError):
         print(f"There is no {path}, so the whole suite judges {impl} afterwards.", file=sys.stderr, flush=True)
         return None
-    try:
-        report = json.loads(path.read_text())
-        said = report["implementation"]["name"], report["suite_version"], report["level"], report["is_partial"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise CannotJudge(f"--base-report {path} can't be read: {error.strerror}. {_how(impl, mutants)}") from None
+    except (ValueError, KeyError, TypeError) as error:
         raise CannotJudge(f"--base-report {path} is not a report of a run: {error!r}. {_how(impl, mutants)}") from None
     wanted = impl, __version__, str(_level(mutants)), False
     if said != wanted:
@@ -238,4 +240,7 @@ def _judged(impl: str, mutants: Sequence[Mutant], out: Path, processes: int) -> 
     report = out / "report.json"
     if done.returncode == Status.NOTHING_JUDGED and not report.exists():
         raise CannotJudge(f"the base {impl} can't be judged: {done.stderr.strip()[-2000:]}")
-    return Base.of(impl, json.loads(report.read_text()))
+    try:
+        return Base.of(impl, files.read_json(report))
+    except OSError as error:
+        raise CannotJudge(f"the report on the base, {report}, can't be read: {error.strerror}.") from None

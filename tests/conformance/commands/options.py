@@ -5,7 +5,6 @@ import contextlib
 import difflib
 import fnmatch
 import itertools
-import json
 import os
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from forge_conformance.judging import files
 from forge_conformance.judging.verdicts import Status
 from forge_conformance.report.page import write
 from forge_conformance.runs import janitor
@@ -31,6 +31,45 @@ class BadArgument(Exception):
 
 
 # -- options --------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """An option is given once, unless it is repeatable; otherwise the last value would win in silence."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.given: dict[str, object] = {}
+        for name in (None, "store"):
+            self.register("action", name, _Once)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.given = {}
+        return super().parse_known_args(args, namespace)
+
+
+class _Once(argparse.Action):
+    """Stores a value, and refuses the second one of an option."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, _: Any = None
+    ) -> None:
+        assert isinstance(parser, Parser), "only that one registers it"
+        if self.option_strings:
+            if self.dest in parser.given:
+                first, second = parser.given[self.dest], _shown(values)
+                raise argparse.ArgumentError(self, f"given twice, as {first!r} and as {second!r}. Give it once.")
+            parser.given[self.dest] = _shown(values)
+        setattr(namespace, self.dest, values)
+
+
+def _shown(value: Any) -> str:
+    return (
+        ",".join(value)
+        if isinstance(value, tuple)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value) or "none"
+    )
 
 
 def add_manager(parser: argparse.ArgumentParser) -> None:
@@ -218,7 +257,7 @@ class Progress:
 def temporary_folder() -> Iterator[Path]:
     """Everything temporary goes below this folder, so that nothing stays of processes that are ended in the middle."""
     before = os.environ.get("TMPDIR")
-    with janitor.folder("forge-run-") as folder:
+    with janitor.folder("forge-run-", is_for_temporary_files=True) as folder:
         os.environ["TMPDIR"], tempfile.tempdir = str(folder), None
         try:
             yield folder
@@ -231,20 +270,27 @@ def temporary_folder() -> Iterator[Path]:
 
 
 def judged_before(out: Path, name: str, answers: Callable[[Any], Status | None]) -> Status | None:
-    """Show the report that is in `out`, if the values in its file `name` answer; its exit status, or None."""
+    """Show the report that is in `out`, if the values in its file `name` answer; its exit status, or None.
+
+    `BadArgument` where such a file is no regular one: the new report could not be written either.
+    """
     try:
-        written = json.loads((out / name).read_text(encoding="utf-8"))
+        written = files.read_json(out / name)
         since = datetime.fromtimestamp((out / name).stat().st_mtime).astimezone()
-        shown = (out / "console.txt").read_text(encoding="utf-8")
-    except (OSError, ValueError):
+        shown = files.read_text(out / "console.txt")
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+    except OSError as error:
+        raise BadArgument(
+            f"--unless-judged: {error.filename} can't be read: {error.strerror}. Remove it, or name another --out."
+        ) from None
     status = answers(written)
     if status is not None:
         print(f"{shown}kept from {since:%Y-%m-%d %H:%M}, judged by the same code in the same environment: {out}")
     return status
 
 
-def begin(files: Mapping[str, str], name: str, out: Path) -> bool:
+def begin(contents: Mapping[str, str], name: str, out: Path) -> bool:
     """Replace a report that stands in `out` by one without an end, `name` first: the run may be killed at any moment.
 
     Nothing is written where none stands; the result says whether one did.
@@ -252,22 +298,34 @@ def begin(files: Mapping[str, str], name: str, out: Path) -> bool:
     if not (out / name).is_file():
         return False
     try:
-        write({name: files[name], **files}, out)
-    except OSError as error:
-        raise BadArgument(f"--out {out}: the report that is there can't be replaced: {error.strerror}.") from None
+        write({name: contents[name]}, out)
+    except files.Unwritten as error:
+        raise BadArgument(f"the report that is there can't be replaced: {error}.") from None
+    with contextlib.suppress(files.Unwritten):  # the report will say so
+        write(contents, out)
     return True
 
 
-def publish(shown: str, files: Mapping[str, str], out: Path, status: Status, kept: str = "") -> Status:
+def write_scripts(scripts: Mapping[str, str], out: Path) -> bool:
+    """Whether all of them could be written. If not, that is said, and the report is still to come."""
+    try:
+        write(scripts, out)
+    except files.Unwritten as error:
+        print(f"forge-conformance: replay scripts are missing: {error}", file=sys.stderr)
+        return False
+    return True
+
+
+def publish(shown: str, contents: Mapping[str, str], out: Path, status: Status, kept: str = "") -> Status:
     """Write the report's files, show it, and return the exit status.
 
     Files first: a terminal may go away meanwhile.  A report that can't be written is shown all the same.  `kept` names
     files that were written before.
     """
     try:
-        said = f"written: {', '.join([*write(files, out), *([kept] if kept else [])])}"
-    except OSError as error:
-        said, status = f"forge-conformance: the report can't be written to {out}: {error}", Status.OUR_ERROR
+        said = f"written: {', '.join([*write(contents, out), *([kept] if kept else [])])}"
+    except files.Unwritten as error:
+        said, status = f"forge-conformance: the report is not complete: {error}", Status.OUR_ERROR
     print(shown)
     print(said, file=sys.stdout if said.startswith("written") else sys.stderr)
     return status

@@ -17,6 +17,7 @@ import pytest
 
 from forge_conformance.adapter import Traits
 from forge_conformance.commands import options as shared
+from forge_conformance.judging import files
 from forge_conformance.judging.judge import CannotJudge
 from forge_conformance.judging.text import counted
 from forge_conformance.judging.verdicts import (
@@ -129,8 +130,7 @@ def run(options: argparse.Namespace) -> int:
     shown = render.console(report, colour=sys.stdout.isatty())
     status = shared.publish(shown, render.files(report), out, report.status)
     if options.write_xfail is not None:
-        options.write_xfail.parent.mkdir(parents=True, exist_ok=True)
-        options.write_xfail.write_text(render.expectations(report), encoding="utf-8", errors="backslashreplace")
+        files.write_text(options.write_xfail, render.expectations(report))
         print(f"written: {options.write_xfail}")
     lost = [] if collected.is_interrupted else _without_a_test(options.case or (), report)
     if lost:

@@ -16,9 +16,8 @@ from forge_conformance.commands import options as shared
 from forge_conformance.disks.states import KILL
 from forge_conformance.judging.judge import CannotJudge
 from forge_conformance.judging.text import shortened
-from forge_conformance.judging.verdicts import read_expected
+from forge_conformance.judging.verdicts import Status, read_expected
 from forge_conformance.report import script as render
-from forge_conformance.report.page import write
 from forge_conformance.report.script import Report
 from forge_conformance.runs import janitor, machine
 from forge_conformance.runs.workplace import roomy
@@ -178,11 +177,13 @@ def run(options: argparse.Namespace) -> int:
                 progress.end()
                 stage.close()
         report = Report(result, level, options.out or Path("reports") / "script", expected)
-        scripts = write(render.scripts(report), report.out)
-        if options.check_replays and not result.interrupted:
+        scripts = render.scripts(report)
+        are_written = shared.write_scripts(scripts, report.out)
+        if options.check_replays and are_written and not result.interrupted:
             report = _with_replays(report)
-    kept = f"{report.out}/replay-*.py ({len(scripts)})" if scripts else ""
-    return shared.publish(render.console(report), render.files(report), report.out, report.status, kept)
+    kept = f"{report.out}/replay-*.py ({len(scripts)})" if scripts and are_written else ""
+    status = report.status if are_written else Status.OUR_ERROR
+    return shared.publish(render.console(report), render.files(report), report.out, status, kept)
 
 
 def _command(options: argparse.Namespace) -> Command:

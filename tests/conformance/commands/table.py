@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from forge_conformance.commands import options as shared
+from forge_conformance.judging import files
 from forge_conformance.judging.text import counted
 from forge_conformance.judging.verdicts import Status
 from forge_conformance.report import compact, findings, stored
@@ -68,7 +69,12 @@ def _comparison(directories: list[Path], out: Path, pages: Path) -> render.Compa
     if not found:
         raise shared.BadArgument(f"there is no report to show: {out} holds none, and none is named.")
     managers = tuple(stored.read(found[name]) for name in sorted(found))
-    return render.Comparison(managers, findings.read(pages, os.path.relpath(pages, out)))
+    try:
+        return render.Comparison(managers, findings.read(pages, os.path.relpath(pages, out)))
+    except OSError as error:
+        raise shared.BadArgument(f"--findings {pages}: {error.filename} can't be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise shared.BadArgument(f"--findings {pages}: a page is not UTF-8 text: {error.reason}.") from None
 
 
 def _check_named(directories: list[Path], out: Path) -> None:
@@ -106,6 +112,6 @@ def _check(contents: dict[str, str], out: Path) -> Status:
 
 def _text(path: Path) -> str | None:
     try:
-        return path.read_text(encoding="utf-8")
+        return files.read_text(path)
     except (OSError, UnicodeDecodeError):
         return None

@@ -15,6 +15,7 @@ from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import Any
 
+from forge_conformance.judging import files
 from forge_conformance.judging.judge import At
 from forge_spec import BY_SLUG, CLAUSES
 from forge_spec.clauses import Clause, Level
@@ -123,10 +124,8 @@ def read_expected(path: Path) -> tuple[Expected, ...]:
 
     `#` begins a comment line.
     """
-    if path.exists() and not path.is_file():  # a device or a pipe may never come to an end
-        raise BadExpectations(f"--xfail-file {path} is not a regular file.")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = files.read_text(path).splitlines()
     except OSError as error:
         raise BadExpectations(f"--xfail-file {path} can't be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:

@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from forge_conformance.judging.files import read_text
 from forge_spec import BY_SLUG
 from forge_spec.clauses import Clause, Level
 
@@ -64,8 +65,8 @@ class Mutant:
 def read(path: Path) -> Mutant:
     """The mutant in this file; `BadMutant` if it does not say what it has to."""
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, ValueError) as error:
+        tree = ast.parse(read_text(path))
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise BadMutant(f"{path} can't be read: {error}") from None
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     if "bases" in imported and not (path.parent / "bases").exists():

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from forge_conformance.judging import files
 from forge_conformance.report.manager import Finding
 from forge_conformance.report.stored import Stored
 from forge_spec import BY_SLUG
@@ -12,20 +13,23 @@ _LINK = re.compile(r"\[([^]]+)\]\(([\w.-]+\.md)\)")
 
 
 def read(directory: Path, link: str) -> tuple[Finding, ...]:
-    """Return the findings of an index, `README.md`; none without one. `link` is what leads to the directory."""
+    """Return the findings of an index, `README.md`; none without one. `link` is what leads to the directory.
+
+    `OSError` or `UnicodeDecodeError` if the index or one of its pages can't be read.
+    """
     index = directory / "README.md"
-    return tuple(_rows(index, link)) if index.is_file() else ()
+    return tuple(_rows(index, link)) if index.exists() else ()
 
 
 def _rows(index: Path, link: str) -> Iterator[Finding]:
     """Each line of the table whose first link is one of the pages."""
-    for line in index.read_text(encoding="utf-8").splitlines():
+    for line in files.read_text(index).splitlines():
         match = _LINK.search(line)
         if not line.startswith("|") or match is None:
             continue
         title, name = match[1], match[2]
         page = index.parent / name
-        text = page.read_text(encoding="utf-8") if page.is_file() else ""
+        text = files.read_text(page) if page.exists() else ""
         slugs = frozenset(re.findall(r"[a-z-]+\.[a-z0-9-]+", text)) & BY_SLUG.keys()
         yield Finding(title, f"{link}/{name}", line[match.end() :], slugs)
 

@@ -388,7 +388,13 @@ def how_to_repeat(stored: Stored) -> str:
     """Where the commands of failures have to be run; "" if nothing fails, or no package is known."""
     if not stored.release or not any(line.mark in FAILED for line in stored.lines):
         return ""
-    return f"To see a failure again, run its command in an environment with the suite and {stored.release}."
+    packages = {**stored.versions, "torch": stored.environment.get("torch", "")}
+    listed = ", ".join(f"{name} {version}".strip() for name, version in packages.items())
+    return (
+        f"To see a failure again, run its command with the packages of this run: the suite, {listed}, and what else "
+        f'the adapter imports. Where tox.ini has an environment {stored.name}, "tox run -e {stored.name} --notest" '
+        f"installs them; the command is then .tox/{stored.name}/bin/forge-conformance."
+    )
 
 
 def reproduce(test: str, stored: Stored) -> str:

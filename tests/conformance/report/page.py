@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
 
+from forge_conformance.judging.files import replace_text
 from forge_conformance.report.markup import Content, Html, tag
 
 _STYLE = files(__package__).joinpath("page.css").read_text(encoding="utf-8")
@@ -62,18 +63,10 @@ def anchor(name: str) -> str:
 
 
 def write(contents: Mapping[str, str], directory: Path) -> list[str]:
-    """Write all files, by name, into a directory that is made if need be; their paths. Each is replaced as a whole."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """Write all files, by name, into a directory that is made if need be; their paths. Each is replaced as a whole.
+
+    `Unwritten` at the first that can't be written.
+    """
     for name, content in contents.items():
-        _replace(directory / name, content)
+        replace_text(directory / name, content)
     return [str(directory / name) for name in contents]
-
-
-def _replace(path: Path, content: str) -> None:
-    new = path.with_name(f".{path.name}.new")
-    try:
-        new.write_text(content, encoding="utf-8", errors="backslashreplace")
-        new.replace(path)
-    except OSError:
-        new.unlink(missing_ok=True)
-        raise

@@ -4,7 +4,6 @@ Invariants: a report that is missing, of another form, partial or with an error 
 passes. Neither does a report of a clause that has changed since. What such a report says of failures is kept.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 from forge_conformance import __version__
 from forge_conformance.adapter import Traits
+from forge_conformance.judging import files
 from forge_conformance.judging.text import counted
 from forge_conformance.judging.verdicts import Status, Verdict
 from forge_conformance.report import compact, form
@@ -368,7 +368,7 @@ def read(directory: Path) -> Stored:
 def _read(path: Path, made_from: Callable[[Any], dict[str, Any]]) -> tuple[dict[str, Any], str]:
     """The values of a file, or why there are none."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = files.read_json(path)
         if isinstance(values, dict) and values.keys() == {"trouble"}:  # what a table keeps of a file that it can't show
             return {}, str(values["trouble"])
         return made_from(values), ""

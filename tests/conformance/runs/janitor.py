@@ -4,10 +4,9 @@ A command removes its own folders, unless it is killed.  So each has a small
 process beside it, which waits for the command's end and then removes what is
 left.  It hears of the end by a pipe whose other end the command alone holds;
 if nothing comes out of that first, the command was killed, and the janitor
-stays until its processes no longer make the folder anew.  It belongs to a
-session of its own, so that what ends the command spares it.  Before it removes
-anything it kills the processes that carry a mark in their environment, if there
-is one: programs of others may be in any session.
+kills its processes, until none is left.  It knows them by their environment,
+whatever session they are in: there is a mark in it, or a `TMPDIR` in the folder.
+It belongs to a session of its own, so that what ends the command spares it.
 """
 
 import contextlib
@@ -22,47 +21,56 @@ from pathlib import Path
 
 _SCRIPT = r"""
 import os, shutil, signal, sys, time
+folder, mark = sys.argv[1:]
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
 was_killed = not sys.stdin.buffer.read()
 
-def marked():
-    for name in os.listdir("/proc") if sys.argv[2] else ():
+def carries(value):
+    return value == mark or value.startswith(mark + "/")
+
+def kill_all():
+    # whether there were any that carry the mark
+    found = False
+    for name in os.listdir("/proc"):
         try:
             with open(f"/proc/{name}/environ", "rb") as file:
-                if sys.argv[2].encode() in file.read().split(b"\0"):
-                    yield int(name)
-        except (OSError, ValueError):
+                values = os.fsdecode(file.read()).split("\0")
+            if any(map(carries, values)):
+                os.kill(int(name), signal.SIGKILL)
+                found = True
+        except (OSError, ValueError):  # no process, not ours, or it has ended
             pass
+    return found
 
-for pid in marked():
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except OSError:
-        pass
-absent = 0
-for _ in range(120):  # processes of a killed command may still write, until they notice as well
-    shutil.rmtree(sys.argv[1], ignore_errors=True)
-    absent = 0 if os.path.lexists(sys.argv[1]) else absent + 1
-    if absent > 10 * was_killed:
+quiet = 0  # rounds in which no process was left, and the folder had not been made anew
+for _ in range(120):
+    was_found = was_killed and mark != "" and kill_all()
+    shutil.rmtree(folder, ignore_errors=True)
+    quiet = 0 if was_found or os.path.lexists(folder) else quiet + 1
+    if quiet > 10 * was_killed:
         break
     time.sleep(0.5)
 """
 
 
 @contextlib.contextmanager
-def folder(prefix: str, below: str | Path | None = None, mark: str = "") -> Iterator[Path]:
-    """A temporary folder that goes at the end of the block, or soon after this process is gone.
+def folder(
+    prefix: str, below: str | Path | None = None, mark: str = "", is_for_temporary_files: bool = False
+) -> Iterator[Path]:
+    """A temporary folder that goes at the end of the block, or soon after this process was killed.
 
-    So do processes with `mark`, a `NAME=value`, in their environment.
+    With it go processes that have `mark`, a `NAME=value`, in their environment;
+    or their temporary files in this folder, if that is what it is for.
     """
     made = Path(below or tempfile.gettempdir()) / f"{prefix}{secrets.token_hex(8)}"
     janitor = subprocess.Popen(  # before the folder is there: this process may be killed at any moment
-        [sys.executable, "-IS", "-c", _SCRIPT, str(made), mark],
+        [sys.executable, "-IS", "-c", _SCRIPT, str(made), f"TMPDIR={made}" if is_for_temporary_files else mark],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        env={name: value for name, value in os.environ.items() if name != "TMPDIR"},  # it is none of those it kills
     )
     assert janitor.stdin is not None, "it was asked for"
     ours = _Ours(janitor.stdin.fileno())

@@ -74,7 +74,7 @@ class Scenario:
         seed: int = 0,
         uid: int | None = None,
         variety: str | None = None,
-        arrange: Callable[[Life], object] = lambda life: None,
+        arrange: Callable[[Life], object] | None = None,
         kind: type[Life] = Life,
         **settings: Any,
     ) -> Life:
@@ -91,7 +91,6 @@ class Scenario:
         self._number_named += 1
         name = f"process {self._number_named}"
         shown = ", ".join(f"{key}={value!r}" for key, value in settings.items() if value is not None)
-        self.judge.tell(f"{name} starts with {shown}" + ("" if variety is None else f", and trains {variety!r}"))
         self.judge.happens(*_events(settings), *([] if variety is None else [f"a run that trains {variety}"]))
         worker = self.server.spawn(self.folder.path if gated else None, reads=reads)
         life = kind(self, Ranks(self.server, ALONE, [worker]), name, settings)
@@ -100,7 +99,10 @@ class Scenario:
             raise Unreached(f"file operations can't be held: {self.server.filter_refusal}")
         if uid is not None:
             self._let_become(life, uid)
-        arrange(life)
+        if arrange is not None:
+            arrange(life)
+        begins = "starts" if uid is None and arrange is None else "makes its manager"
+        life.tell(f"{begins} with {shown}" + ("" if variety is None else f", and trains {variety!r}"))
         try:
             worker.open({"folder": str(self.folder.path), **settings}, seed, variety)
         except Raised as refusal:

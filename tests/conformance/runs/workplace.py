@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from forge_conformance.judging.judge import CannotJudge
-from forge_conformance.runs import janitor
+from forge_conformance.runs import janitor, machine
 from forge_conformance.runs.group import Shape
 from forge_conformance.runs.landing import OTHER_SEED
 from forge_conformance.runs.process import ManagerFault, Unsupported
@@ -81,6 +81,7 @@ class Place:
 @contextlib.contextmanager
 def workplace(manager: Manager, with_ranks: bool = False, below: Path | None = None) -> Iterator[Place]:
     """A place to explore in, for several ranks as well if the manager claims them; gone afterwards."""
+    machine.check()  # before a recorder is tried, which needs the same
     recorder = choose(manager.recorder)
     # The server ends before the folder goes: a process of it that is still there could make the folder anew.
     folder = janitor.folder("forge-crash-", below or roomy())

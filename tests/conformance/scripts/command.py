@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from forge_conformance.judging.files import read_text
+
 FOLDER = "{dir}"
 """Stands for the checkpoint folder in a command."""
 
@@ -77,8 +79,8 @@ class PythonScript:
 
 def _imported(path: Path) -> Iterator[str]:
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, SyntaxError):
+        tree = ast.parse(read_text(path))
+    except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

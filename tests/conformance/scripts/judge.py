@@ -281,6 +281,9 @@ def result_of(folder: str, pattern: str, command: list[str]) -> str:
             path = os.path.join(where, name)
             shown = os.path.relpath(path, folder)
             if fnmatch.fnmatch(shown, pattern):
+                if not os.path.isfile(path):  # a pipe would be waited for
+                    found.append(f"{shown} is not a regular file")
+                    continue
                 with open(path, "rb") as file:
                     found.append(f"{shown} {hashlib.sha256(file.read()).hexdigest()[:16]}")
     return ", ".join(sorted(found)) or f"no file matches {pattern}"

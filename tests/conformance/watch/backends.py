@@ -68,7 +68,8 @@ def _tried(watch: str, recorder: type[Recorder]) -> str | None:
     with tempfile.TemporaryDirectory(prefix="forge-crash-") as folder:
         journal = Journal(Path(folder))
         try:
-            program = [sys.executable, "-IS", "-c", f"open({folder + '/tried'!r}, 'w').write('x')"]
+            quiet = "import os; os.dup2(os.open(os.devnull, os.O_WRONLY), 2)"
+            program = [sys.executable, "-IS", "-c", f"{quiet}; open({folder + '/tried'!r}, 'w').write('x')"]
             _, tried = launch(program, journal, watch=watch, recorder=recorder)
         except OSError as error:
             return f"the kernel, or the container, refuses: {error}"

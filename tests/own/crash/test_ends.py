@@ -1,6 +1,7 @@
 """How `crash` ends: the exit status is that of the worst thing it saw, and what is asked for is what is explored."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ FIRST_SAVE = ["--tier", "disks", "--scenario", "first-save"]
 
 def crash(out: Path, name: str, *options: str) -> tuple[int, dict[str, Any]]:
     """The exit status and the report; without runs that go on, unless the options say otherwise."""
-    few = ["--going-on", "0", "--second-deaths", "0", *options]
-    status = main(["crash", "--impl", str(CAREFUL.with_name(name)), *few, "--out", str(out)])
+    none = [word for few in ("--going-on", "--second-deaths") if few not in options for word in (few, "0")]
+    status = main(["crash", "--impl", str(CAREFUL.with_name(name)), *none, *options, "--out", str(out)])
     return status, json.loads((out / "crash.json").read_text())
 
 
@@ -133,3 +134,14 @@ def test_claims_are_part_of_the_command_that_repeats_a_failure(tmp_path: Path) -
 def test_a_claim_that_is_none_is_refused_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["crash", "--impl", "no_such_module", "--claims", "sync,speed"]) == 2
     assert "--claims names speed, which is not a capability" in capsys.readouterr().err
+
+
+def test_replay_scripts_that_can_not_be_written_do_not_lose_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "replay-one.py")
+    monkeypatch.setattr("forge_conformance.report.crash.scripts", lambda report: {"replay-one.py": ""})
+    status, report = crash(tmp_path, "careful.py:Careful", "--tier", "deaths", "--point", "kill/first-save/sync/1/3")
+    assert status == Status.OUR_ERROR
+    assert report["drills"]
+    assert f"replay scripts are missing: {tmp_path}/replay-one.py can't be written" in capsys.readouterr().err

@@ -56,7 +56,7 @@ class Command:
             env={**os.environ, **(environment or {})},
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=1800,
         )
         return Ran(done.returncode, done.stdout, done.stderr, self.folder / "reports")
 

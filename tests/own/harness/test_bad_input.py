@@ -3,17 +3,20 @@
 Each row is a way in which a user's first attempt goes wrong.
 """
 
+import argparse
 import contextlib
 import io
 import os
 import resource
+import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from forge_conformance.cli import main
+from forge_conformance.cli import _parser, main
 from forge_conformance.plugin import unless_our_own
 from forge_conformance.runs import machine
 from forge_fixtures import managers
@@ -253,6 +256,67 @@ def test_a_machine_that_lets_nobody_write_a_checkpoint_is_no_verdict_on_the_mana
     assert "Traceback" not in refused.err
 
 
+def covered(mount: str, *command: str) -> list[str]:
+    """The command after a mount that only it sees; skips where no such mount can be made."""
+    place = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh"]
+    if shutil.which(place[0]) is None:
+        pytest.skip("there is no program unshare")
+    tried = subprocess.run([*place, "true"], capture_output=True, text=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"{mount} is not possible here: {tried.stderr.strip()}")
+    return [*place, *command]
+
+
+def refusal(*command: str) -> Refusal:
+    """Of another process."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return Refusal(done.returncode, done.stdout, done.stderr)
+
+
+SUITE = (sys.executable, "-m", "forge_conformance.cli")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *([name, "--impl", HONEST] for name in ("run", "smoke", "crash")),
+        ["crash", "--impl", HONEST, "-n", "2"],
+        ["crash", "--impl", HONEST, "--recorder", "seccomp"],
+        ["script", "--", "true", "{dir}"],
+    ],
+    ids=" ".join,
+)
+def test_a_machine_without_proc_is_refused_in_a_sentence(command: list[str]) -> None:
+    refused = refusal(*covered("mount -t tmpfs none /proc", *SUITE, *command))
+    assert refused.status == 3, refused.err
+    assert refused.err.startswith("forge-conformance: nothing can be judged on this machine. There is no /proc")
+    assert len(refused.err.splitlines()) == 1
+
+
+def full(place: str, *command: str) -> list[str]:
+    """The command with a file system at this place that holds no more than a page."""
+    Path(place).mkdir()
+    return covered(f"mount -t tmpfs -o size=4k none {place}", *command)
+
+
+def test_a_table_that_finds_no_room_names_the_file() -> None:
+    Path("mine").mkdir()
+    refused = refusal(*full("small", *SUITE, "table", "mine", "--out", "small/table"))
+    assert refused.status == 3
+    assert refused.err == "forge-conformance: small/table/README.md can't be written: No space left on device\n"
+
+
+def test_expected_failures_that_find_no_room_are_named_and_the_report_is_kept() -> None:
+    Path("small").mkdir()
+    mount = "mount -t tmpfs -o size=4k none small && head -c 4096 /dev/zero > small/file"
+    clause = ("--clause", "schedule.kinds", "--ranks", "none")
+    command = (*SUITE, "run", "--impl", f"{FAULTY}:Boaster", "--out", "report", "--write-xfail", "small/x.xfail")
+    refused = refusal(*covered(mount, *command, *clause))
+    assert refused.status == 3
+    assert refused.err.splitlines()[-1] == "forge-conformance: small/x.xfail can't be written: No space left on device"
+    assert Path("report/report.json").is_file()
+
+
 def test_a_failure_where_there_is_no_room_any_more_is_an_error_of_ours(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,3 +327,146 @@ def test_a_failure_where_there_is_no_room_any_more_is_an_error_of_ours(
     assert ours["outcome"] == "error"
     assert str(folder) in ours["reason"]
     assert "failure" not in ours
+
+
+# -- files that are none ----------------------------------------------------------------
+
+NO_FILES = {"device": "not a regular file", "pipe": "not a regular file", "endless": "larger than 256 MiB"}
+
+
+def no_file(path: str, kind: str) -> str:
+    """What a read of everything would wait for, or could not hold."""
+    place = Path(path)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "device":
+        place.symlink_to("/dev/zero")
+    elif kind == "pipe":
+        os.mkfifo(place)
+    else:
+        place.touch()
+        os.truncate(place, 1 << 40)
+    return path
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+@pytest.mark.parametrize("option", ["--xfail-file", "--base-report"])
+def test_what_an_option_names_is_a_regular_file_that_can_be_held(option: str, kind: str) -> None:
+    named = no_file("named", kind)
+    command = ["matrix", "--mutant", "always_fresh"] if option == "--base-report" else ["run", "--impl", HONEST]
+    attempt(*command, option, named).names(f"{option} named can't be read", NO_FILES[kind])
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "kind"),
+    [
+        (["run"], "report.json", "device"),
+        (["run"], "report.json", "pipe"),
+        (["run"], "report.json", "endless"),
+        (["run"], "console.txt", "pipe"),
+        (["crash", "--tier", "errors", "--scenario", "steady"], "crash.json", "pipe"),
+    ],
+)
+def test_an_earlier_report_that_is_no_file_is_refused_before_anything_is_judged(
+    command: list[str], name: str, kind: str
+) -> None:
+    Path("out").mkdir()
+    for other in {"crash.json", "report.json"} - {name}:
+        Path("out", other).write_text("{}")
+    no_file(f"out/{name}", kind)
+    attempt(*command, "--impl", HONEST, "--out", "out", "--unless-judged").names(f"out/{name}", NO_FILES[kind])
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+@pytest.mark.parametrize("name", ["report.json", "crash/crash.json"])
+def test_a_table_says_which_report_is_no_file(name: str, kind: str) -> None:
+    no_file(f"mine/{name}", kind)
+    done = attempt("table", "mine", "--out", "table")
+    assert done.status == 0, done.err
+    assert NO_FILES[kind] in Path("table/README.md").read_text() + Path("table/mine/README.md").read_text()
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_a_page_of_findings_that_is_no_file_is_refused(kind: str) -> None:
+    Path("mine").mkdir()
+    no_file("pages/README.md", kind)
+    attempt("table", "mine", "--out", "table", "--findings", "pages").names("pages/README.md", NO_FILES[kind])
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_a_mutant_that_is_no_file_is_refused(kind: str) -> None:
+    no_file("mine/mistake.py", kind)
+    attempt("matrix", "--mutants", "mine").names("mistake.py can't be read", NO_FILES[kind])
+
+
+def test_a_report_that_is_nested_without_end_is_not_json() -> None:
+    Path("deep.json").write_text("[" * 100_000)
+    attempt("matrix", "--base-report", "deep.json").names("deep.json", "nested too deeply")
+
+
+def test_a_report_is_not_written_into_a_pipe() -> None:
+    Path("mine").mkdir()
+    no_file("table/README.md", "pipe")
+    refused = attempt("table", "mine", "--out", "table")
+    assert refused.status == 3
+    assert refused.err == "forge-conformance: table/README.md can't be written: it is not a regular file\n"
+
+
+# -- options that are given twice ---------------------------------------------------------
+
+COMMANDS = {
+    name: command
+    for action in _parser()._actions
+    if isinstance(action, argparse._SubParsersAction)
+    for name, command in action.choices.items()
+}
+TAKE_ONE = [
+    (name, option)
+    for name, command in COMMANDS.items()
+    for option in command._actions
+    if option.option_strings and option.nargs != 0 and not isinstance(option, argparse._AppendAction)
+]
+
+
+def value_of(option: argparse.Action) -> str:
+    """One that the option takes."""
+    for value in (*(option.choices or ()), "1", "2", "0.5", "kill"):
+        with contextlib.suppress(argparse.ArgumentTypeError):
+            if callable(option.type):
+                option.type(value)
+            return str(value)
+    raise AssertionError(f"no value for {option.option_strings}")
+
+
+@pytest.mark.parametrize(
+    ("command", "option"), TAKE_ONE, ids=[f"{name}{'/'.join(option.option_strings)}" for name, option in TAKE_ONE]
+)
+def test_an_option_that_is_not_repeatable_is_given_once(command: str, option: argparse.Action) -> None:
+    value = value_of(option)
+    once, *_ = option.option_strings
+    refused = attempt(command, once, value, once, value)
+    refused.names(f"argument {'/'.join(option.option_strings)}: given twice, as {value!r} and as {value!r}")
+
+
+def test_options_of_all_commands_are_looked_at() -> None:
+    assert {name for name, _ in TAKE_ONE} == COMMANDS.keys() - {"explain"}
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "naming"),
+    [
+        ("crash", ["--point", "A", "--point=B"], ["--point", "'A' and as 'B'"]),
+        ("run", ["--claims", "sync", "--claims", "async"], ["--claims", "'sync' and as 'async'"]),
+        ("run", ["--ranks", "2", "--ranks", "none"], ["--ranks", "'2' and as 'none'"]),
+        ("run", ["--time", "20", "--timeout", "3.5"], ["--timeout", "'20' and as '3.5'"]),
+        ("run", ["-n2", "-n", "3"], ["-n", "'2' and as '3'"]),
+        ("script", ["--deaths", "kill,term", "--deaths", "int"], ["--deaths", "'kill,term' and as 'int'"]),
+    ],
+)
+def test_both_values_of_an_option_are_named(command: str, options: list[str], naming: list[str]) -> None:
+    attempt(command, "--impl", HONEST, *options).names("given twice", *naming)
+
+
+def test_options_of_one_command_line_are_not_those_of_the_next() -> None:
+    parser = _parser()
+    for level in ("core", "strict"):
+        assert parser.parse_args(["list", "--level", level]).level == level

@@ -296,7 +296,7 @@ def test_a_report_that_cannot_be_written_is_shown_all_the_same(forge: Command) -
     ran = forge.run("honest.py", QUICK)
     assert ran.status == 3
     assert "1 pass" in ran.out and "Traceback" not in ran.err
-    assert "the report can't be written" in ran.err
+    assert "report.json can't be written: it is a directory" in ran.err
 
 
 @pytest.mark.parametrize(("option", "value"), [("--forge-impl", "no_such_package"), ("--forge-level", "heroic")])
@@ -320,34 +320,69 @@ def _with(directory: Path) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    "command",
+    ("command", "number", "is_stopped"),
     [
-        ("run", "--impl", str(MANAGERS / "honest.py"), "-n", "2"),
-        ("crash", "--impl", str(MANAGERS / "honest.py"), "-n", "2", "--tier", "disks"),
+        (("run",), signal.SIGKILL, False),
+        (("run",), signal.SIGKILL, True),
+        (("run",), signal.SIGHUP, False),
+        (("crash", "--tier", "disks"), signal.SIGKILL, True),
+        (("crash", "--tier", "errors"), signal.SIGKILL, False),
     ],
-    ids=["run", "crash"],
+    ids=["run", "run-stopped", "run-hung-up", "disks-stopped", "errors"],
 )
-def test_nothing_outlives_a_command_that_is_killed(command: tuple[str, ...], tmp_path: Path) -> None:
-    """It is killed as soon as several processes of it are there; whatever they do then, they end, and so do folders."""
+def test_nothing_outlives_a_command_that_is_killed(
+    command: tuple[str, ...], number: int, is_stopped: bool, tmp_path: Path
+) -> None:
+    """It is killed as soon as several processes of it are there; whatever they do then, they end, and so do folders.
+
+    Stopped ones are as slow as can be to notice that the command is gone.
+    """
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    arguments = [sys.executable, "-m", "forge_conformance.cli", *command]
+    arguments = [
+        sys.executable,
+        "-m",
+        "forge_conformance.cli",
+        *command,
+        "--impl",
+        str(MANAGERS / "honest.py"),
+        "-n",
+        "2",
+    ]
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     leader = subprocess.Popen(arguments, cwd=tmp_path, env={**os.environ, "TMPDIR": str(temporary)}, **quiet)
     _await(lambda: len(_with(temporary)) >= 3 and any(temporary.iterdir()))
-    leader.kill()
-    folders = {folder for pid in _with(temporary) for folder in _made_by(pid)}
+    for pid in _with(temporary) if is_stopped else ():
+        if pid != leader.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+    janitors = _janitors(_with(temporary))
+    leader.send_signal(number)
     leader.wait()
-    _await(lambda: not _with(temporary) and not list(temporary.iterdir()))
-    assert [folder for folder in folders if os.path.lexists(folder)] == []
+    _await(lambda: not _with(temporary) and not any(map(_runs, janitors)))
+    assert list(temporary.iterdir()) == []
+    assert janitors
+    assert [folder for folder in janitors.values() if os.path.lexists(folder)] == []
 
 
-def _made_by(pid: int) -> list[str]:
-    """The folder that a process removes in the end, wherever it is, if that is what the process is for."""
+def _runs(pid: int) -> bool:
     with contextlib.suppress(OSError):
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-        return [word for word in words[4:] if word.startswith("/")] if words[1:3] == ["-IS", "-c"] else []
-    return []
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()  # nobody may take note of its end
+    return False
+
+
+def _janitors(parents: list[int]) -> dict[int, str]:
+    """The children of these processes that remove a folder in the end, wherever it is, and that folder."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_bytes().decode().split("\0") if entry.name.isdigit() else []
+            if (
+                words[1:3] == ["-IS", "-c"]
+                and int(re.findall(r"^PPid:\s+(\d+)", (entry / "status").read_text(), re.M)[0]) in parents
+            ):
+                found[int(entry.name)] = words[4]
+    return found
 
 
 def _await(holds: Callable[[], bool]) -> None:

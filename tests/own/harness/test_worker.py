@@ -272,7 +272,8 @@ def test_a_life_of_another_user_makes_files_of_that_user_wherever_its_own_may_go
 
 
 def test_a_server_shares_the_session_of_the_suite_which_answers_for_its_file_operations(server: Server) -> None:
-    # Where sessions get processors in turn (sched_autogroup), a filtered process would wait for a suite that waits for its turn.
+    # Where sessions get processors in turn (sched_autogroup), a filtered process would wait for a suite that waits for
+    # its turn.
     life = server.spawn()
     assert os.getsid(life.pid) == os.getsid(0)
     assert os.getpgid(life.pid) != os.getpgid(0)
