@@ -139,6 +139,8 @@ def run(options: argparse.Namespace) -> int:
             if status is not None:
                 return status
         out.mkdir(parents=True, exist_ok=True)
+        endless = replace(report, setup=replace(setup, interrupted="before its end"))
+        shared.begin(render.files(endless), "crash.json", out)
         done, setup = _finished(jobs, options.n, place, setup)
     results = tuple(one for one in done if isinstance(one, Result))
     drilled = tuple(one for one in done if isinstance(one, Drilled))

@@ -295,6 +295,22 @@ def judged_before(out: Path, name: str, answers: Callable[[Any], Status | None])
     return status
 
 
+def begin(contents: Mapping[str, str], name: str, out: Path) -> bool:
+    """Replace a report that stands in `out` by one without an end, `name` first: the run may be killed at any moment.
+
+    Nothing is written where none stands; the result says whether one did.
+    """
+    if not (out / name).is_file():
+        return False
+    try:
+        write({name: contents[name]}, out)
+    except files.Unwritten as error:
+        raise BadArgument(f"the report that is there can't be replaced: {error}.") from None
+    with contextlib.suppress(files.Unwritten):  # the report will say so
+        write(contents, out)
+    return True
+
+
 def write_scripts(scripts: Mapping[str, str], out: Path) -> bool:
     """Whether all of them could be written. If not, that is said, and the report is still to come."""
     try:

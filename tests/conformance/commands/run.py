@@ -18,6 +18,7 @@ import pytest
 from forge_conformance.adapter import Traits
 from forge_conformance.commands import options as shared
 from forge_conformance.judging import files
+from forge_conformance.judging.judge import CannotJudge
 from forge_conformance.judging.text import counted
 from forge_conformance.judging.verdicts import (
     Expected,
@@ -29,6 +30,7 @@ from forge_conformance.judging.verdicts import (
     read_expected,
 )
 from forge_conformance.plugin import SUITE_ARGUMENTS, WARM_SERVER, Findings
+from forge_conformance.report import compact, stored
 from forge_conformance.report import run as render
 from forge_conformance.runs.server import Implementation, Server
 from forge_conformance.runs.sources import fingerprint
@@ -37,6 +39,7 @@ from forge_spec.clauses import Level
 
 HELP = "judge a manager by every clause that it claims"
 _RANKS = "2,4"
+_NO_END = "The run did not come to its end"
 _OF_THE_USERS_TESTS = ("PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD")
 """Variables that would change the suite's own pytest."""
 
@@ -96,8 +99,7 @@ def run(options: argparse.Namespace) -> int:
     if options.level is not None:
         shared.level(options.level)
     out = options.out or Path("reports") / re.sub(r"[^A-Za-z0-9_.-]+", "-", options.impl)
-    with shared.temporary_folder() as folder, contextlib.closing(shared.server(options)) as server:
-        first_contact(server)
+    with shared.temporary_folder() as folder, _met(options, out) as server:
         implementation = server.implementation
         level = shared.level(implementation.level if options.level is None else options.level)
         claims = shared.claims(options.claims, implementation.capabilities)
@@ -108,6 +110,8 @@ def run(options: argparse.Namespace) -> int:
             status = shared.judged_before(out, "report.json", partial(render.status_of, report))
             if status is not None:
                 return status
+        _say_if_whole(out, is_partial=only is not None or bool(options.case))
+        shared.begin(render.files(replace(report, is_partial=True, errors=(_NO_END,))), "report.json", out)
         collected = _Collected(server)
         pytest_status, output = _pytest(options, level, claims, only, collected, folder)
     if options.case:
@@ -136,6 +140,40 @@ def run(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return status or (Status.NOTHING_JUDGED if lost else status)
+
+
+@contextlib.contextmanager
+def _met(options: argparse.Namespace, out: Path) -> Iterator[Server]:
+    """A server for a manager that can be made. Where it can't, an older report of it gives way to the reason."""
+    with contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(contextlib.closing(shared.server(options)))
+            first_contact(server)
+        except CannotJudge as reason:
+            _give_way(out, options.impl, str(reason))
+            raise
+        yield server
+
+
+def _give_way(out: Path, impl: str, reason: str) -> None:
+    """Write why nothing could be judged in the place of a report of this manager; that of another one stays."""
+    earlier = stored.read(out)
+    if earlier.report and earlier.adapter != impl:
+        return
+    said = reason.partition("\n")[0].replace(f"{Path.cwd()}/", "").rstrip(".:")
+    if shared.begin({"report.json": compact.as_text(compact.trouble(f"Not judged: {said}"))}, "report.json", out):
+        for name in render.BESIDE:
+            (out / name).unlink(missing_ok=True)
+        print(f"forge-conformance: {out}/report.json now says that the manager was not judged.", file=sys.stderr)
+
+
+def _say_if_whole(out: Path, is_partial: bool) -> None:
+    """A whole report took minutes: nobody loses it to one of some tests without being told."""
+    earlier = stored.read(out).report
+    if is_partial and earlier.get("is_partial") is False:
+        print(
+            f"forge-conformance: the complete report in {out} is replaced by one of only some tests.", file=sys.stderr
+        )
 
 
 def _unjudged(

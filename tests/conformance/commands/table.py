@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Collection
 from pathlib import Path
 
@@ -41,11 +42,12 @@ def run(options: argparse.Namespace) -> int:
     if options.check is not None and (options.reports or options.out):
         raise shared.BadArgument("--check takes neither --out nor reports; it reads those in the table.")
     out = options.check or options.out or _OUT
-    comparison = _comparison(options.reports, out, options.findings or out.parent / "findings")
+    reports = [directory for directory in options.reports if directory.resolve() != out.resolve()]
+    comparison = _comparison(reports, out, options.findings or out.parent / "findings")
     contents = render.files(comparison)
     if options.check is not None:
         return _check(contents, out)
-    elsewhere = [directory for directory in options.reports if directory.resolve().parent != out.resolve()]
+    elsewhere = [directory for directory in reports if directory.resolve().parent != out.resolve()]
     named = {directory.resolve().name for directory in elsewhere}
     for name, content in contents.items():
         if not _is_damaged(name, content, named, out):
@@ -58,9 +60,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _comparison(directories: list[Path], out: Path, pages: Path) -> render.Comparison:
-    for directory in directories:
-        if not directory.is_dir():
-            raise shared.BadArgument(f"there is no folder {directory}; name folders that `run` wrote its report into.")
+    _check_named(directories, out)
     named = {directory.resolve().name: directory for directory in directories}
     if len(named) < len(directories):
         raise shared.BadArgument("two of the folders have the same name, which is the name in the table; rename one.")
@@ -75,6 +75,18 @@ def _comparison(directories: list[Path], out: Path, pages: Path) -> render.Compa
         raise shared.BadArgument(f"--findings {pages}: {error.filename} can't be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
         raise shared.BadArgument(f"--findings {pages}: a page is not UTF-8 text: {error.reason}.") from None
+
+
+def _check_named(directories: list[Path], out: Path) -> None:
+    """A folder that is missing has a row that says so, if there are others, and it takes no kept report away."""
+    missing = [directory for directory in directories if not directory.is_dir()]
+    for directory in missing:
+        if directory.exists() or (not out.is_dir() and len(missing) == len(directories)):
+            raise shared.BadArgument(f"there is no folder {directory}; name folders that `run` wrote its report into.")
+        if stored.read(out / directory.resolve().name).report:
+            kept = f"{out} has a report of that name. Judge the manager, or leave the folder out to keep that report"
+            raise shared.BadArgument(f"there is no folder {directory}, and {kept}.")
+        print(f"forge-conformance: there is no folder {directory}; its row says so.", file=sys.stderr)
 
 
 def _is_damaged(name: str, content: str, named: Collection[str], out: Path) -> bool:

@@ -4,6 +4,7 @@ Invariant: reading and writing come to an end, and an error names the file. A de
 written, and nobody waits for it. A file that is larger than any report is not read.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -47,6 +48,20 @@ def write_text(path: Path, text: str) -> None:
             file.truncate()
             file.write(text.encode("utf-8", errors="backslashreplace"))
     except OSError as error:
+        raise Unwritten(error.errno, error.strerror, str(path)) from None
+
+
+def replace_text(path: Path, text: str) -> None:
+    """As `write_text`; whoever reads it, even after a kill in between, finds the old text or the new one."""
+    new = path.with_name(f".{path.name}.new")
+    try:
+        if path.exists():
+            _opened(path, os.O_RDONLY, "rb").close()  # what is not regular is not replaced either
+        write_text(new, text)
+        new.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            new.unlink()
         raise Unwritten(error.errno, error.strerror, str(path)) from None
 
 

@@ -125,7 +125,7 @@ def _again(cause: Mapping[str, Any], implementation: str) -> str:
 
 def trouble(sentence: str) -> dict[str, Any]:
     """Return what is kept in the place of a file that can't be shown: why, as `stored` reads it again."""
-    return {"trouble": sentence}
+    return {"trouble": _cleaned(sentence)}
 
 
 def is_trouble(text: str) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from forge_conformance.judging.text import counted, shortened
-from forge_conformance.report.manager import Around, how_to_repeat, reproduce, stories_of_deaths
+from forge_conformance.report.manager import STATES, Around, how_often, how_to_repeat, reproduce, stories_of_deaths
 from forge_conformance.report.markup import visible
 from forge_conformance.report.page import anchor
 from forge_conformance.report.stored import FAILED, Line, Mark, State, Stored
@@ -39,8 +39,9 @@ def markdown(stored: Stored, around: Around) -> str:
 def _head(stored: Stored, around: Around) -> Iterator[str]:
     state, reason = stored.state
     yield f"# {plain(f'{stored.name}: {stored.release}' if stored.release else stored.name)}"
-    yield f"\n{plain(f'{state}: {reason}')}" if state is not State.COMPLETE else ""
-    yield "[All managers](../README.md). [The whole report](index.html), as a page for a browser."
+    yield f"\n{plain(f'{state}: {reason}')}\n" if state is not State.COMPLETE else ""
+    whole = " [The whole report](index.html), as a page for a browser." if stored.report or stored.crash else ""
+    yield f"[All managers](../README.md).{whole}"
     if stored.report:
         counts = ", ".join(f"{number} {mark}" for mark, number in sorted(stored.counts().items()))
         short_of = f" ({stored.short_of})" if stored.short_of else ""
@@ -89,9 +90,9 @@ def _neither(stored: Stored) -> Iterator[str]:
 def _deaths(stored: Stored) -> Iterator[str]:
     told = list(stories_of_deaths(stored))
     if told:
-        yield "\n## What deaths leave"
+        yield f"\n## What deaths leave\n\n{STATES}"
     for cause, story in told:
         yield f"\n### {cause['clause']}: {plain(cause['verdict'])}"
         beyond = "" if cause["counts"] else f" It does not count at level {stored.crash['level']}."
-        yield f"\n{counted(cause['times'], 'time')}; {plain(shortened(cause['why'], 500))}.{beyond}"
+        yield f"\n{how_often(cause, stored.crash).capitalize()}; {plain(shortened(cause['why'], 500))}.{beyond}"
         yield from ("", *_fenced(f"{story}\n\n  reproduce: {cause['replay']}".strip()))

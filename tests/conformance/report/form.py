@@ -17,7 +17,7 @@ REPORT: Form = {
     **{"suite_version": str, "level": str, "is_partial": bool, "exit_status": int, "errors": [str]},
     "implementation": {"name": str, "capabilities": [str], "traits?": dict, "environment": {"versions?": dict}},
     **{"causes?": [_CAUSE], "clauses": [_CLAUSE], "ranks?": [int], "options?": [str], "asked?": [str]},
-    **{"stale_expected_failures?": [str], "capability_mismatches?": [str]},
+    **{"stale_expected_failures?": [str], "capability_mismatches?": [str], "expected_failures?": [str]},
 }
 
 _STORAGE: Form = {"storage": str, "is_cut_short": bool, "totals": {"disks": int, "bad": int}}
@@ -38,11 +38,14 @@ CRASH: Form = {
 }
 
 
+_KINDS = {str: "text", int: "a whole number", bool: "true or false", dict: "an object"}
+
+
 def misfits(values: Any, form: Form, where: str) -> Iterator[str]:
     """Everything in which values read from JSON do not have a form; `where` is what they are called.
 
     >>> list(misfits({"a": 1, "c": [2, "x"]}, {"a": str, "b": int, "c": [int], "d?": int}, "it"))
-    ['it: a is not str', 'it: b is missing', 'it: c 1 is not int']
+    ['it: a is not text', 'it: b is missing', 'it: c[1] is not a whole number']
     """
     if isinstance(form, dict):
         if not isinstance(values, Mapping):
@@ -59,6 +62,6 @@ def misfits(values: Any, form: Form, where: str) -> Iterator[str]:
             yield f"{where} is not a list"
             return
         for at, value in enumerate(values):
-            yield from misfits(value, form[0], f"{where} {at}")
+            yield from misfits(value, form[0], f"{where}[{at}]")
     elif not isinstance(values, form):
-        yield f"{where} is not {form.__name__ if isinstance(form, type) else 'text'}"
+        yield f"{where} is not {_KINDS[form] if isinstance(form, type) else 'text'}"

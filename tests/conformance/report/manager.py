@@ -158,8 +158,9 @@ class Trend:
 
 
 def trend(stored: Stored, older: Stored) -> Trend:
-    """Compare with an older release; a clause counts if it passed or failed in both."""
-    marks = [(line.slug, older.mark(line.slug), stored.mark(line.slug)) for line in stored.lines]
+    """Compare with an older release; a clause counts if it passed or failed in both, and not by chance."""
+    slugs = [line.slug for line in stored.lines if line.slug not in stored.sometimes | older.sometimes]
+    marks = [(slug, older.mark(slug), stored.mark(slug)) for slug in slugs]
     better = tuple(slug for slug, before, now in marks if before in FAILED and now is Mark.PASS)
     worse = tuple(slug for slug, before, now in marks if before is Mark.PASS and now in FAILED)
     return Trend(better, worse)
@@ -215,7 +216,8 @@ def _deaths(stored: Stored) -> Iterator[Html]:
     if not stored.crash:
         return
     yield tag("p", f"Recorded by {stored.crash['recorder']['says']}; {stored.crash['exit']['why']}.", class_="soft")
-    yield table(("scenario", "mode", "storage", "disks", "bad", ""), _storages(stored.crash))
+    yield table(("scenario", "mode", "storage", "states", "disks", "bad", ""), _storages(stored.crash))
+    yield tag("p", STATES, class_="soft")
     causes = enumerate(stories_of_deaths(stored), 1)
     yield tag("ol", (_cause_of_deaths(number, cause, story, stored) for number, (cause, story) in causes))
     for one in (*stored.crash["recordings"], *stored.crash["drills"]):
@@ -229,7 +231,10 @@ def _storages(crash: Mapping[str, Any]) -> Iterator[Html]:
         for one in recording.get("storages", ()):
             bad = one["totals"]["bad"]
             cells = (recording["scenario"], recording["mode"], one["storage"])
-            numbers = (_number(one["totals"]["disks"]), _number(bad, "bad" if bad else ""))
+            numbers = (
+                *(_number(one["totals"].get(name, 0)) for name in ("states", "disks")),
+                _number(bad, bad and "bad"),
+            )
             cut = "stopped by the time limit" if one["is_cut_short"] else ""
             yield row(*cells, *numbers, cut)
 
@@ -245,7 +250,7 @@ def stories_of_deaths(stored: Stored) -> Iterator[tuple[Mapping[str, Any], str]]
 
 
 def _cause_of_deaths(number: int, cause: Mapping[str, Any], story: str, stored: Stored) -> Html:
-    head = f"{cause['verdict']}, {counted(cause['times'], 'time')}; for example {cause['where'][0]}"
+    head = f"{cause['verdict']}, {how_often(cause, stored.crash)}; for example {cause['where'][0]}"
     beyond = "" if cause["counts"] else f", above level {stored.crash['level']}"
     return tag(
         "li",
@@ -255,6 +260,23 @@ def _cause_of_deaths(number: int, cause: Mapping[str, Any], story: str, stored: 
         tag("p", "reproduce: ", tag("code", cause["replay"])),
         id=f"death-{number}",
     )
+
+
+STATES = "A state is a moment of death with what it takes away. Several states can leave the same disk."
+"""What numbers of causes count, beside a table that counts disks."""
+
+
+def how_often(cause: Mapping[str, Any], crash: Mapping[str, Any]) -> str:
+    """On how many states of how many a cause shows; for what is no state, how many times."""
+    states: Counter[str] = Counter()
+    for one in crash["recordings"]:
+        for storage in one.get("storages", ()):
+            death = storage["storage"].partition(",")[0]  # without which of several, as causes name it
+            states[f"{one['scenario']}, {one['mode']}, {death}"] += storage["totals"].get("states", 0)
+    if not states.keys() >= {*cause["where"]}:
+        return counted(cause["times"], "time")
+    tried = sum(states[where] for where in {*cause["where"]})
+    return f"on {cause['times']:,} of {counted(tried, 'state')}" if tried else f"on {counted(cause['times'], 'state')}"
 
 
 def _story_of_death(cause: Mapping[str, Any], crash: Mapping[str, Any]) -> str:

@@ -3,8 +3,11 @@
 (() => {
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
 
+  const named = () => {
+    try { return decodeURIComponent(location.hash.slice(1)); } catch { return ""; }  // such as "#%"
+  };
   const openTarget = () => {
-    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    const target = document.getElementById(named());
     if (!target) return;
     for (let node = target; node; node = node.parentElement) {
       node.hidden = false;

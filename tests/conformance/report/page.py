@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
 
-from forge_conformance.judging.files import write_text
+from forge_conformance.judging.files import replace_text
 from forge_conformance.report.markup import Content, Html, tag
 
 _STYLE = files(__package__).joinpath("page.css").read_text(encoding="utf-8")
@@ -63,10 +63,10 @@ def anchor(name: str) -> str:
 
 
 def write(contents: Mapping[str, str], directory: Path) -> list[str]:
-    """Write all files, by name, into a directory that is made if need be; their paths.
+    """Write all files, by name, into a directory that is made if need be; their paths. Each is replaced as a whole.
 
     `Unwritten` at the first that can't be written.
     """
     for name, content in contents.items():
-        write_text(directory / name, content)
+        replace_text(directory / name, content)
     return [str(directory / name) for name in contents]

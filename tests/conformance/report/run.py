@@ -329,13 +329,13 @@ def expectations(report: Report) -> str:
     return "\n".join([*head, *entries]) + "\n"
 
 
+BESIDE = ("junit.xml", "summary.md", "console.txt", "report.html")
+"""The files beside `report.json`."""
+
+
 def files(report: Report) -> dict[str, str]:
     """The report's files by name; `report.json` comes last, so that it is there only if the others are."""
     values = as_json(report)
-    return {
-        "junit.xml": junit(report),
-        "summary.md": markdown(report),
-        "console.txt": console(report) + "\n",
-        "report.html": html_page(Stored(report.implementation["name"], values, {})),
-        "report.json": json.dumps(values, indent=2) + "\n",
-    }
+    page = html_page(Stored(report.implementation["name"], values, {}))
+    beside = dict(zip(BESIDE, (junit(report), markdown(report), console(report) + "\n", page), strict=True))
+    return {**beside, "report.json": json.dumps(values, indent=2) + "\n"}

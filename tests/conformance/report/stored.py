@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from forge_conformance import __version__
 from forge_conformance.adapter import Traits
 from forge_conformance.judging import files
 from forge_conformance.judging.text import counted
@@ -56,6 +57,8 @@ MEANINGS: Mapping[Mark, str] = {
 FAILED = (Mark.FAIL, Mark.EXPECTED_FAIL)
 _SETTLED = (Mark.PASS, Mark.BOTH_ALLOWED, Mark.UNCLAIMED)
 """Marks that keep no level from being reached."""
+_IN_A_COUNT = {Mark.EXPECTED_FAIL: "fail (known)"}
+"""Beside a release without a list of known failures, its own name would look like another quality."""
 
 
 class State(StrEnum):
@@ -182,6 +185,12 @@ class Stored:
         return State.COMPLETE, ""
 
     @property
+    def other_suite(self) -> str:
+        """The version of the suite that judged, if it is not this one; else ""."""
+        version = str(self.report.get("suite_version", "")) if self.report else ""
+        return version if version != __version__ else ""
+
+    @property
     def is_sound(self) -> bool:
         """Whether a pass in it is one."""
         return self.state[0] in (State.COMPLETE, State.SOME, State.OUT_OF_DATE)
@@ -193,7 +202,8 @@ class Stored:
         gone = sum(line.clause is None for line in self.lines)
         numbers = ((marks.count(Mark.OUT_OF_DATE), "changed"), (marks.count(Mark.NOT_JUDGED), "new"), (gone, "gone"))
         said = ", ".join(f"{counted(number, 'clause')} {how}" for number, how in numbers if number)
-        return f"Since it was judged, the specification has changed: {said or 'no clause of this level'}"
+        what = f": {said}" if said else ", but no clause of this level"
+        return f"Since it was judged, the specification has changed{what}"
 
     # -- clauses ----------------------------------------------------------------
 
@@ -257,8 +267,15 @@ class Stored:
     def _unsettled(self, level: Level) -> str:
         """The clauses of a level that keep it from being reached, in words; "" if there are none."""
         counts = self.counts(level)
-        found = ", ".join(f"{counts[mark]} {mark}" for mark in Mark if counts[mark] and mark not in _SETTLED)
+        open_marks = [mark for mark in Mark if counts[mark] and mark not in _SETTLED]
+        found = ", ".join(f"{counts[mark]} {_IN_A_COUNT.get(mark, mark)}" for mark in open_marks)
         return found or ("" if counts[Mark.PASS] else "no clause passes")
+
+    @property
+    def sometimes(self) -> frozenset[str]:
+        """The clauses that fail only in some runs, as the list of expected failures says."""
+        entries = (entry.split() for entry in self.report.get("expected_failures", ()))
+        return frozenset(words[1].rstrip(":") for words in entries if words[:1] == ["sometimes"] and words[1:])
 
     @property
     def traits(self) -> Mapping[str, Any]:
@@ -339,6 +356,8 @@ def chapters(lines: Sequence[Line]) -> Iterator[tuple[str, list[Line]]]:
 
 def read(directory: Path) -> Stored:
     """Return what a folder holds; whatever is wrong with it is said in the result."""
+    if not directory.exists():
+        return Stored(directory.resolve().name, {}, {}, "The folder is not there")
     report, trouble = _read(directory / "report.json", _report_from)
     crash, crash_trouble = _read(directory / "crash" / "crash.json", _crash_from)
     if crash_trouble == "There is no crash.json":
@@ -392,7 +411,7 @@ def _crash_from(values: Any) -> dict[str, Any]:
 
 
 def _expect(values: Any, expected: form.Form) -> None:
-    found = next(form.misfits(values, expected, "it"), "")
+    found = next(form.misfits(values, expected, "the report"), "")
     if found:
         raise _Misfit(found)
 

@@ -5,7 +5,7 @@ shown with its reason. What a manager does not claim is not held against it.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import quote
 
@@ -14,16 +14,16 @@ from forge_conformance.report import badge, compact, explain, failures, findings
 from forge_conformance.report.manager import SYMBOLS, Around, Finding, html_page, mark_of, ranks, trend
 from forge_conformance.report.markup import Content, Html, row, table, tag
 from forge_conformance.report.page import anchor, finder, folded, page
-from forge_conformance.report.stored import FAILED, MEANINGS, Mark, State, Stored
+from forge_conformance.report.stored import FAILED, MEANINGS, Deaths, Mark, State, Stored
 from forge_spec import CLAUSES, digests
 from forge_spec.clauses import Level
 
 TITLE = "Checkpoint managers, judged"
-_HEAD = (
-    *("manager", "release", "level reached", *(str(level) for level in Level)),
-    *("kills survived", "losses of power survived", "faults survived"),
-    *("ranks", "Python, torch", "against an older release", "report", "findings"),
-)
+_DEATHS: dict[str, Callable[[Stored], Deaths]] = {
+    "kills survived": lambda stored: stored.kills,
+    "losses of power survived": lambda stored: stored.power,
+    "faults survived": lambda stored: stored.real,
+}
 
 _FREE = "Ways of working in which the specification leaves a manager free."
 
@@ -45,6 +45,17 @@ class Comparison:
         mine = _version(stored)
         others = [one for one in self.managers if one.report and one.adapter == stored.adapter and _version(one) < mine]
         return max(others, key=_version, default=None)
+
+    @property
+    def deaths(self) -> list[str]:
+        """The kinds of deaths that were explored of any manager."""
+        return [name for name, of in _DEATHS.items() if any(of(stored).tried for stored in self.managers)]
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        """The headings of the first table."""
+        first = ("manager", "release", "level reached", *(str(level) for level in Level), *self.deaths)
+        return (*first, "ranks", "Python, torch", "against an older release", "report", "findings")
 
     def about(self, stored: Stored) -> tuple[Finding, ...]:
         """The findings about a manager."""
@@ -113,8 +124,9 @@ def _environment(stored: Stored) -> str:
 
 def _state(stored: Stored) -> str:
     state, reason = stored.state
+    suite = f"; judged by version {stored.other_suite} of the suite" if stored.other_suite else ""
     deaths = f"; deaths: {stored.crash_state}" if stored.crash_state else ""
-    return f"{state}{f': {reason}' if reason else ''}{deaths}"
+    return f"{state}{f': {reason}' if reason else ''}{suite}{deaths}"
 
 
 def _trend(comparison: Comparison, stored: Stored) -> str:
@@ -128,7 +140,7 @@ def _cells(comparison: Comparison, stored: Stored) -> list[str]:
         stored.release or stored.adapter,
         f"{stored.reached}{f' ({stored.short_of})' if stored.short_of else ''}",
         *(_of_level(stored, level) for level in Level),
-        *map(str, (stored.kills, stored.power, stored.real)),
+        *(str(_DEATHS[name](stored)) for name in comparison.deaths),
         ranks(stored) if stored.report else "",
         _environment(stored),
         _trend(comparison, stored),
@@ -151,7 +163,8 @@ def _shown(comparison: Comparison) -> list[tuple[str, list[str]]]:
 def markdown(comparison: Comparison) -> str:
     """Return the table for a page of a repository."""
     judged = comparison.judged
-    lines = [f"# {TITLE}", "", *_introduction(), "", _line(*_HEAD), _line(*("---" for _ in _HEAD))]
+    head = comparison.head
+    lines = [f"# {TITLE}", "", *_introduction(comparison), "", _line(*head), _line(*("---" for _ in head))]
     for stored in comparison.managers:
         count = len(comparison.about(stored))
         cells = [failures.plain(cell) for cell in _cells(comparison, stored)]
@@ -175,15 +188,18 @@ def _findings(comparison: Comparison) -> Iterator[str]:
         yield f"- {failures.plain(stored.name)}: {links}"
 
 
-def _introduction() -> Iterator[str]:
+def _introduction(comparison: Comparison) -> Iterator[str]:
     yield f"Judged by specification `{digests.of_specification()}`, which has {len(CLAUSES)} clauses. Every figure is"
     yield "computed from the reports in the folders beside this page, by `forge-conformance table`. A level is reached"
     yield "if each of its claimed clauses passes, and each of those of the levels below it. What keeps the next level"
     yield "from being reached stands in brackets. *x of y* counts the clauses that pass, of those that pass or fail."
-    yield "Kills and losses of power count the disks that a death can leave. Faults count deaths and failing calls of"
-    yield "real processes. A run survives one if it resumes as it has to. Losses of power count towards level durable"
-    yield "alone. Against an older release, *+1 -2* says that one clause fails there and passes now, and that two"
-    yield "clauses pass there and fail now."
+    if comparison.deaths:
+        yield "Kills and losses of power count the disks that a death can leave. A run survives one if it resumes as it"
+        yield "has to. Losses of power count towards level durable alone."
+    if "faults survived" in comparison.deaths:
+        yield "Faults count deaths and failing calls of real processes."
+    yield "Against an older release, *+1 -2* says that one clause fails there and passes now, and that two clauses pass"
+    yield "there and fail now. A clause that fails only in some runs does not count."
 
 
 def _line(*cells: str) -> str:
@@ -220,8 +236,8 @@ def html(comparison: Comparison) -> str:
 def _overview(comparison: Comparison) -> Iterator[Html]:
     yield tag("a", "to the clauses", href="#clauses", class_="skip")
     yield tag("h1", TITLE)
-    yield tag("p", re.sub("[`*]", "", " ".join(_introduction())), class_="soft")
-    yield table(_HEAD, (_manager(comparison, stored) for stored in comparison.managers))
+    yield tag("p", re.sub("[`*]", "", " ".join(_introduction(comparison))), class_="soft")
+    yield table(comparison.head, (_manager(comparison, stored) for stored in comparison.managers), class_="overview")
     told = [(stored, comparison.about(stored)) for stored in comparison.managers if comparison.about(stored)]
     if told:
         yield tag("h2", "Findings", id="findings")
@@ -235,11 +251,11 @@ def _linked_pages(pages: Sequence[Finding]) -> list[Content]:
 
 def _manager(comparison: Comparison, stored: Stored) -> Html:
     count = len(comparison.about(stored))
-    state, reason = stored.state
-    said = tag("span", state, ": " if reason else "", reason, class_="" if state is State.COMPLETE else "banner")
+    state = _state(stored)
+    said = tag("span", state, class_="" if state == State.COMPLETE else "banner")
     name = tag("th", tag("a", stored.name, href=f"{quote(stored.name)}/index.html"), scope="row")
     if not stored.report and not stored.crash:
-        return row(name, tag("td", said, colspan=len(_HEAD) - 1), id=anchor(stored.name))
+        return row(name, tag("td", said, colspan=len(comparison.head) - 1), id=anchor(stored.name))
     cells: list[Content] = [*_cells(comparison, stored)[:-1], said]
     return row(name, *cells, tag("a", count, href="#findings") if count else "", id=anchor(stored.name))
 
@@ -283,7 +299,7 @@ def _both(comparison: Comparison) -> Iterator[Html]:
         row(name, meaning, *(_trait(stored, name) for stored in comparison.judged))
         for name, meaning in explain.documented_traits()
     )
-    yield table(head, rows)
+    yield table(head, rows, class_="traits")
 
 
 def _trait(stored: Stored, name: str) -> str:

@@ -248,8 +248,10 @@ def test_an_interrupted_exploration_reports_what_it_has(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = []
+    (tmp_path / "crash.json").write_text("{}")
 
     def once(job: Job, place: Place) -> Result:
+        assert json.loads((tmp_path / "crash.json").read_text())["interrupted"] == "before its end"
         if done:
             raise KeyboardInterrupt
         done.append(job)

@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,34 @@ def test_everything_is_open_in_print_and_closed_afterwards(tmp_path: Path) -> No
     """
     answer = asked(html_page(stored()), questions, tmp_path)
     assert answer["before"] == answer["after"] > 100 and answer["printed"] == 0
+
+
+def test_a_link_that_is_no_address_is_no_error(tmp_path: Path) -> None:
+    questions = """
+        const errors = [];
+        addEventListener('error', (event) => errors.push(event.message));
+        dispatchEvent(new Event('hashchange'));
+        return errors;
+    """
+    assert asked(html_page(stored()), questions, tmp_path, anchor="#%") == []
+
+
+def test_nothing_of_many_managers_is_cut_or_covered_in_print(tmp_path: Path) -> None:
+    """The rules of print apply to a window that is as wide as what a page of paper leaves."""
+    names = ["torch-checkpointing-older", "made", "a-manager_of_long_names_without_a_hyphen"]
+    many = Comparison(tuple(replace(stored(), name=f"{names[number % 3]}-{number}") for number in range(30)))
+    shown = html(many)
+    printed = shown.replace("@media print", "@media screen")
+    assert "@page { size: A4 landscape; margin: 1cm; }" in shown and printed != shown
+    questions = """
+        const cut = (one) => one.getBoundingClientRect().right > innerWidth + 1;
+        const wrong = [...document.querySelectorAll('main *')].filter(cut).map((one) => one.outerHTML.slice(0, 80));
+        const above = document.querySelector('.matrix').getBoundingClientRect().bottom;
+        const below = document.getElementById('both-allowed').getBoundingClientRect().top;
+        return below < above ? [...wrong, `${below} is above ${above}`] : wrong;
+    """
+    width = round(27.7 / 2.54 * 96)
+    assert asked(printed, questions, tmp_path, f"--window-size={width},800", "--hide-scrollbars") == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -26,6 +26,8 @@ import pytest
 import forge_conformance
 from forge_conformance.judging.verdicts import Report
 from forge_conformance.report import run as render
+from forge_conformance.report import stored
+from forge_conformance.report.stored import State
 from forge_fixtures import managers
 from forge_spec.clauses import Level
 
@@ -294,7 +296,7 @@ def test_a_report_that_cannot_be_written_is_shown_all_the_same(forge: Command) -
     ran = forge.run("honest.py", QUICK)
     assert ran.status == 3
     assert "1 pass" in ran.out and "Traceback" not in ran.err
-    assert "the report can't be written" in ran.err
+    assert "report.json can't be written: it is a directory" in ran.err
 
 
 @pytest.mark.parametrize(
@@ -423,14 +425,66 @@ def test_a_complete_report_of_the_same_is_printed_instead_of_judging_again(forge
     whole = forge.folder / "reports" / "report.json"
     values = {**first.report, "asked": [], "is_partial": False, "totals": {"made": "here"}}
     whole.write_text(json.dumps(values))
+    assert "is replaced by" not in first.said
     again = forge.run("honest.py", options=(*options, "--unless-judged"))
     assert (again.status, again.report["totals"]) == (0, {"made": "here"})
     assert "1 pass" in again.said
     assert re.search(r"kept from \d{4}(-\d\d){2} \d\d:\d\d, judged by the same code", again.said)
     part = forge.run("honest.py", "commit.sync", options=(*options, "--unless-judged"))
     assert part.report["is_partial"] and part.report["totals"]["pass"] == 1
+    assert "the complete report in" in part.said and "is replaced by one of only some tests." in part.said
     again = forge.run("honest.py", "commit.s[y]nc", options=(*options, "--unless-judged"))
     assert "kept from" in again.said and again.report["asked"] == ["commit.sync"]
+
+
+_TELLING = """import os
+from forge_fixtures.managers.honest import Honest
+
+class Telling(Honest):
+    def save(self, *arguments):
+        with open(os.environ["TOLD"], "w") as pipe:
+            pipe.write("saves")
+        super().save(*arguments)
+"""
+
+
+def test_a_run_that_is_killed_leaves_no_older_report_that_looks_complete(forge: Command) -> None:
+    reports = forge.folder / "reports"
+    reports.mkdir()
+    (reports / "report.json").write_text("{}")
+    os.mkfifo(forge.folder / "told")
+    told = os.open(forge.folder / "told", os.O_RDONLY | os.O_NONBLOCK)
+    impl = forge.of("telling.py", _TELLING)
+    arguments = [sys.executable, "-m", "forge_conformance.cli", "run", "--impl", impl, "--out", str(reports)]
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    environment = {**os.environ, "TOLD": str(forge.folder / "told")}
+    run = subprocess.Popen([*arguments, "--unless-judged"], cwd=forge.folder, env=environment, **quiet)
+    assert select.select([told], [], [], 300)[0] == [told]
+    run.kill()
+    run.wait()
+    os.close(told)
+    jsonschema.Draft202012Validator(SCHEMA).validate(json.loads((reports / "report.json").read_text()))
+    one = stored.read(reports)
+    assert one.state == (State.PARTIAL, "The run did not come to its end. No pass is shown.")
+    assert "The run did not come to its end" in (reports / "console.txt").read_text()
+    assert {path.name for path in reports.iterdir()} == {"report.json", *render.BESIDE}
+
+
+def test_a_report_of_a_manager_that_no_longer_imports_gives_way_to_the_reason(forge: Command) -> None:
+    impl = forge.of("mine.py", "from forge_fixtures.managers.honest import Honest as Mine\n")
+    first = forge.run(f"{impl}:Mine", "commit.sync", options=("--claims", "sync"))
+    assert first.status == 0
+    before = (first.reports / "report.json").read_bytes()
+    assert forge.run("other.py:Mine", "commit.sync").status == 2
+    assert (first.reports / "report.json").read_bytes() == before
+    forge.of("mine.py", "import no_such_package\n")
+    ran = forge.run(f"{impl}:Mine", "commit.sync", options=("--unless-judged",))
+    assert ran.status == 2 and "report.json now says that the manager was not judged" in ran.said
+    one = stored.read(first.reports)
+    assert one.state[0] is State.UNREADABLE
+    assert one.trouble.startswith("Not judged: Importing mine.py:Mine raised ModuleNotFoundError: No module named")
+    assert str(forge.folder) not in one.trouble
+    assert [path.name for path in first.reports.iterdir()] == ["report.json"]
 
 
 @pytest.mark.parametrize(

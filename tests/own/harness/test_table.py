@@ -3,6 +3,7 @@
 import doctest
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -159,9 +160,9 @@ def test_a_clause_that_is_unreached_by_a_trait_is_both_allowed_and_any_other_kee
             State.UNREADABLE,
             "'fine' is not a verdict",
         ),
-        (lambda values: {**values, "clauses": 7}, State.UNREADABLE, "it: clauses is not a list"),
+        (lambda values: {**values, "clauses": 7}, State.UNREADABLE, "the report: clauses is not a list"),
         (lambda values: {**values, "level": "high"}, State.UNREADABLE, "no level is called 'high'"),
-        (lambda values: {**values, "clauses": [{"slug": 7, "verdict": "pass"}]}, State.UNREADABLE, "slug is not str"),
+        (lambda values: {**values, "clauses": [{"slug": 7, "verdict": "pass"}]}, State.UNREADABLE, "slug is not text"),
         (
             lambda values: {**values, "lines": [], "clauses": [{"failures": [{"story": [3], "detail": []}]}]},
             State.UNREADABLE,
@@ -211,6 +212,44 @@ def test_a_folder_without_a_report_is_shown(tmp_path: Path) -> None:
         assert "made" in clauses and "bare" not in clauses
 
 
+def test_a_folder_that_is_not_there_has_a_row_and_takes_no_kept_report_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path / "good", report_of(*all_hold()))
+    for _ in range(2):
+        assert main(["table", "good", "missing", "--out", "out"]) == 0
+        assert "there is no folder missing; its row says so" in capsys.readouterr().err
+        assert "no report: The folder is not there. |" in Path("out/README.md").read_text()
+    assert main(["table", "--check", "out"]) == 0
+    shutil.rmtree("good")
+    assert main(["table", "good", "missing", "--out", "out"]) == 2
+    assert "there is no folder good, and out has a report of that name" in capsys.readouterr().err
+    assert stored.read(Path("out/good")).reached == "core"
+
+
+def test_the_folder_of_the_table_is_no_manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path / "reports" / "made", report_of(*all_hold()))
+    for _ in range(2):
+        folders = [str(path) for path in sorted(Path("reports").iterdir())]
+        assert main(["table", *folders, "--out", "reports/table"]) == 0
+    assert [path.name for path in Path("reports/table").iterdir() if path.is_dir()] == ["made"]
+
+
+def test_a_known_failure_is_counted_as_a_failure_beside_the_level() -> None:
+    known = report_of(*all_hold(), failing(SYNC), failing(WAIT), expected=(Expected(SYNC, "*", "it is known"),))
+    assert of(known).short_of == "core: 1 fail, 1 fail (known)"
+
+
+def test_a_report_of_another_version_of_the_suite_says_so() -> None:
+    made = report_of(*all_hold())
+    assert "of the suite" not in table.markdown(table.Comparison((of(made),)))
+    comparison = table.Comparison((of({**made, "suite_version": "0.0.7"}),))
+    for shown in (table.markdown(comparison), table.html(comparison)):
+        assert "complete; judged by version 0.0.7 of the suite" in shown
+
+
 def test_a_clause_that_has_changed_since_is_out_of_date_and_one_that_is_new_is_not_judged() -> None:
     values = report_of(*all_hold())
     first, second, *others = [one for one in values["clauses"] if one["verdict"] == "pass"]
@@ -233,6 +272,16 @@ def test_a_new_clause_about_something_unclaimed_is_not_held_against_a_manager() 
     values["clauses"] = [one for one in values["clauses"] if one["slug"] != NUMERIC]
     values["specification"] = "1" * 16
     assert (of(values).mark(NUMERIC), of(values).reached) == (Mark.UNCLAIMED, "core")
+
+
+def test_a_specification_that_has_changed_elsewhere_is_said_to_have_done_so() -> None:
+    one = of({**report_of(*all_hold()), "specification": "1" * 16})
+    assert one.state[1] == "Since it was judged, the specification has changed, but no clause of this level."
+
+
+def test_a_value_of_a_wrong_kind_is_named_with_its_place(tmp_path: Path) -> None:
+    one = stored.read(written(tmp_path / "made", {**report_of(*all_hold()), "errors": [0]}))
+    assert one.trouble == "report.json can't be shown: the report: errors[0] is not text"
 
 
 def test_a_report_that_does_not_name_its_specification_is_out_of_date() -> None:
@@ -265,6 +314,30 @@ def test_deaths_are_counted_by_what_they_take_away() -> None:
     assert str(replace(one, crash=cut).kills) == "10 of 10, stopped by the time limit"
 
 
+def test_causes_of_deaths_count_states_and_say_of_how_many() -> None:
+    storages = [explored(storage)["recordings"][0]["storages"][0] for storage in ("ext4", "kill", "kill, second death")]
+    cause = {"verdict": "lost", "clause": SYNC, "seen": "", "expected": "", "why": "no sync", "counts": True}
+    cause |= {"times": 11, "where": ["steady, sync, ext4"], "replay": "python replay-1.py"}
+    killed = {**cause, "where": ["steady, sync, kill"] * 2}
+    order = {**cause, "where": ["steady, sync"]}
+    recording = {**explored()["recordings"][0], "storages": storages}
+    one = replace(of(report_of(held(SYNC))), crash=explored(recordings=[recording], causes=[cause, killed, order]))
+    for shown in (html_page(one), failures.markdown(one, Around())):
+        said = re.findall(r"(?i)on 11 of \d+ states|\b11 times", shown)
+        assert [words.lower() for words in said] == ["on 11 of 20 states", "on 11 of 40 states", "11 times"]
+        assert "Several states can leave the same disk." in shown
+    assert '<td class="number">20</td><td class="number">10</td>' in html_page(one)
+
+
+def test_a_kind_of_death_that_was_explored_of_no_manager_has_no_column() -> None:
+    one, other = of(report_of(held(SYNC))), replace(of(report_of(held(SYNC)), "other"), crash=explored("kill"))
+    for shown in (table.markdown, table.html):
+        assert "survived" not in shown(table.Comparison((one,)))
+        both = shown(table.Comparison((one, other)))
+        assert "kills survived" in both and "not explored" in both
+        assert "power survived" not in both and "faults survived" not in both
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -283,7 +356,7 @@ def test_an_exploration_that_can_not_be_relied_on_says_why(
 
 def test_an_exploration_that_is_none_is_not_shown_and_says_why(tmp_path: Path) -> None:
     one = stored.read(written(tmp_path / "made", report_of(held(SYNC)), {**explored(), "drills": [{}]}))
-    assert one.crash_state == "crash.json can't be shown: it: drills 0: kind is missing"
+    assert one.crash_state == "crash.json can't be shown: the report: drills[0]: kind is missing"
     assert str(one.kills) == "not explored"
 
 
@@ -299,6 +372,15 @@ def test_a_release_is_compared_with_the_next_older_one_of_the_same_adapter() -> 
     assert comparison.older(now) == before and comparison.older(before) == first and comparison.older(first) is None
     assert "+1 -1 against 9.1 |" in table.markdown(comparison)
     assert "In made-up 9.1: " in html_page(now, comparison.around(now))
+
+
+@pytest.mark.parametrize("list_of", ["now", "before"])
+def test_a_clause_that_fails_only_in_some_runs_says_nothing_about_a_release(list_of: str) -> None:
+    by_chance = (Expected(WAIT, "*", "a race", is_sometimes=True),)
+    lists = {list_of: by_chance}
+    now = of(report_of(held(SYNC), failing(WAIT), version="10.0", expected=lists.get("now", ())), "now")
+    before = of(report_of(failing(SYNC), held(WAIT), version="9.1", expected=lists.get("before", ())), "before")
+    assert "+1 -0 against 9.1 |" in table.markdown(table.Comparison((before, now)))
 
 
 def test_findings_are_those_whose_line_names_the_manager(tmp_path: Path) -> None:
@@ -417,6 +499,12 @@ def test_whatever_a_story_holds_stays_text() -> None:
     comparison = table.Comparison((of(values, ODD),))
     assert table.html(comparison).count("<script>") == 1 and "<img" not in table.html(comparison)
     assert tag("p", ODD, title=ODD).count("<") == 2
+
+
+def test_a_page_without_a_report_has_its_reason_alone() -> None:
+    lines = failures.markdown(Stored("bare", {}, {}, "Not judged: it is gone"), Around()).splitlines()
+    assert lines == ["# bare", "", "no report: Not judged: it is gone.", "", "[All managers](../README.md)."]
+    assert "[The whole report](index.html)" in failures.markdown(of(report_of(held(SYNC))), Around())
 
 
 def test_whatever_a_story_holds_stays_within_its_block_of_markdown() -> None:
