@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import tempfile
+import traceback
 import warnings
 
 try:
@@ -62,6 +63,8 @@ def ranks(folder: str, generation: int, dies: bool = False) -> list[int]:
             try:
                 save(rank, folder, generation, dies)
                 os._exit(0)
+            except BaseException:
+                traceback.print_exc()
             finally:  # an error of a child must not unwind what the parent has open: that would remove the folder
                 os._exit(1)
         children.append(child)

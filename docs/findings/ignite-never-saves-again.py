@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import tempfile
+import traceback
 
 try:
     import torch
@@ -53,6 +54,8 @@ def process(folder: str, dies: bool = False) -> int:
         try:
             train(folder, dies)
             os._exit(0)
+        except BaseException:
+            traceback.print_exc()
         finally:  # an error of the child must not unwind what the parent has open: that would remove the folder
             os._exit(1)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import tempfile
+import traceback
 
 try:
     import torch
@@ -35,6 +36,8 @@ def main() -> int:
         if child == 0:
             try:
                 train(folder)
+            except BaseException:
+                traceback.print_exc()
             finally:  # an error of the child must not unwind what the parent has open: that would remove the folder
                 os._exit(1)
         _, status = os.waitpid(child, 0)
