@@ -28,7 +28,21 @@ def plain(text: str) -> str:
     >>> print(plain("a *b* <c>"))
     a \*b\* \<c\>
     """
-    return _SPECIAL.sub(r"\\\1", visible(" ".join(text.split())))
+    return _escaped(" ".join(text.split()))
+
+
+def _escaped(text: str) -> str:
+    return _SPECIAL.sub(r"\\\1", visible(text))
+
+
+def with_code(text: str) -> str:
+    r"""Text on one line, in which only the backticks have a meaning: code stands between them.
+
+    >>> print(with_code("run `a_b` in *c*"))
+    run `a_b` in \*c\*
+    """
+    parts = " ".join(text.split()).split("`")
+    return "".join(f"`{visible(part)}`" if at % 2 else _escaped(part) for at, part in enumerate(parts))
 
 
 def markdown(stored: Stored, around: Around) -> str:
@@ -48,7 +62,7 @@ def _head(stored: Stored, around: Around) -> Iterator[str]:
         yield f"\nLevel reached: {stored.reached}{short_of}. Clauses: {counts}."
     yield from (f"\nFinding: [{plain(one.title)}]({one.link})" for one in around.findings)
     if again := how_to_repeat(stored):
-        yield f"\n{plain(again)}"
+        yield f"\n{with_code(again)}"
 
 
 def _clauses(stored: Stored) -> Iterator[str]:

@@ -3,6 +3,7 @@
 Every clause and every failure has an address, so that a link to it can be sent.
 """
 
+import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -139,7 +140,7 @@ def _notes(stored: Stored, around: Around) -> Iterator[Html]:
     if around.findings:
         yield tag("p", "Findings: ", _listed(tag("a", one.title, href=one.link) for one in around.findings), ".")
     if around.home and (again := how_to_repeat(stored)):
-        yield tag("p", again, class_="soft")
+        yield tag("p", prose(again), class_="soft")
 
 
 def _listed(parts: Iterator[Html]) -> Html:
@@ -233,7 +234,7 @@ def _storages(crash: Mapping[str, Any]) -> Iterator[Html]:
             cells = (recording["scenario"], recording["mode"], one["storage"])
             numbers = (
                 *(_number(one["totals"].get(name, 0)) for name in ("states", "disks")),
-                _number(bad, bad and "bad"),
+                _number(bad, "bad" if bad else ""),
             )
             cut = "stopped by the time limit" if one["is_cut_short"] else ""
             yield row(*cells, *numbers, cut)
@@ -267,7 +268,7 @@ STATES = "A state is a moment of death with what it takes away. Several states c
 
 
 def how_often(cause: Mapping[str, Any], crash: Mapping[str, Any]) -> str:
-    """On how many states of how many a cause shows; for what is no state, how many times."""
+    """On how many states of how many a cause shows; how many times, where it does not count states."""
     states: Counter[str] = Counter()
     for one in crash["recordings"]:
         for storage in one.get("storages", ()):
@@ -385,15 +386,23 @@ def _failure_anchor(line: Line, failure: Mapping[str, Any]) -> str:
 
 
 def how_to_repeat(stored: Stored) -> str:
-    """Where the commands of failures have to be run; "" if nothing fails, or no package is known."""
+    """Where the commands of failures have to be run, with code between backticks.
+
+    It is "" if nothing fails, or no package is known.
+    """
     if not stored.release or not any(line.mark in FAILED for line in stored.lines):
         return ""
     packages = {**stored.versions, "torch": stored.environment.get("torch", "")}
     listed = ", ".join(f"{name} {version}".strip() for name, version in packages.items())
+    said = (
+        "To see a failure again, run its command with the packages of this run. "
+        f"They are the suite, {listed}, and what else the adapter imports."
+    )
+    if not re.fullmatch(r"[\w.-]+", stored.name):
+        return said  # no environment has such a name
     return (
-        f"To see a failure again, run its command with the packages of this run: the suite, {listed}, and what else "
-        f'the adapter imports. Where tox.ini has an environment {stored.name}, "tox run -e {stored.name} --notest" '
-        f"installs them; the command is then .tox/{stored.name}/bin/forge-conformance."
+        f"{said} If tox.ini has the environment `{stored.name}`, this installs them: "
+        f"`tox run -e {stored.name} --notest`. The suite's command is then `.tox/{stored.name}/bin/forge-conformance`."
     )
 
 

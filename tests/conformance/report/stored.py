@@ -57,7 +57,7 @@ MEANINGS: Mapping[Mark, str] = {
 FAILED = (Mark.FAIL, Mark.EXPECTED_FAIL)
 _SETTLED = (Mark.PASS, Mark.BOTH_ALLOWED, Mark.UNCLAIMED)
 """Marks that keep no level from being reached."""
-_IN_A_COUNT = {Mark.EXPECTED_FAIL: "fail (known)"}
+_IN_A_COUNT = {Mark.EXPECTED_FAIL: "known fail"}
 """Beside a release without a list of known failures, its own name would look like another quality."""
 
 

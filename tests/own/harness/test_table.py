@@ -237,9 +237,16 @@ def test_the_folder_of_the_table_is_no_manager(tmp_path: Path, monkeypatch: pyte
     assert [path.name for path in Path("reports/table").iterdir() if path.is_dir()] == ["made"]
 
 
+def test_commands_that_install_the_packages_of_a_run_are_code() -> None:
+    failed = of(report_of(failing(SYNC)), "mine")
+    command = "tox run -e mine --notest"
+    assert f"this installs them: `{command}`. The suite" in failures.markdown(failed, Around(home="../"))
+    assert f"<code>{command}</code>. The suite" in html_page(failed, Around(home="../"))
+
+
 def test_a_known_failure_is_counted_as_a_failure_beside_the_level() -> None:
     known = report_of(*all_hold(), failing(SYNC), failing(WAIT), expected=(Expected(SYNC, "*", "it is known"),))
-    assert of(known).short_of == "core: 1 fail, 1 fail (known)"
+    assert of(known).short_of == "core: 1 fail, 1 known fail"
 
 
 def test_a_report_of_another_version_of_the_suite_says_so() -> None:
