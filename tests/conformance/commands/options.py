@@ -4,7 +4,9 @@ import argparse
 import contextlib
 import difflib
 import fnmatch
+import functools
 import itertools
+import multiprocessing
 import os
 import sys
 import tempfile
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from forge_conformance.judging import files
-from forge_conformance.judging.verdicts import Status, unjudged_claims
+from forge_conformance.judging.verdicts import Status, needs_of_unjudged, unjudged_claims
 from forge_conformance.report.page import write
 from forge_conformance.runs import janitor
 from forge_conformance.runs.server import Server
@@ -34,7 +36,7 @@ class BadArgument(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """An option is given once, unless it is repeatable; otherwise the last value would win in silence."""
+    """An option has one value, unless it is repeatable; otherwise the last value would win in silence."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -48,17 +50,17 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Once(argparse.Action):
-    """Stores a value, and refuses the second one of an option."""
+    """Stores a value, and refuses another one for the same option."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, _: Any = None
     ) -> None:
         assert isinstance(parser, Parser), "only that one registers it"
         if self.option_strings:
-            if self.dest in parser.given:
-                first, second = parser.given[self.dest], _shown(values)
-                raise argparse.ArgumentError(self, f"given twice, as {first!r} and as {second!r}. Give it once.")
-            parser.given[self.dest] = _shown(values)
+            first = parser.given.setdefault(self.dest, values)
+            if first != values:
+                both = f"as {_shown(first)!r} and as {_shown(values)!r}"
+                raise argparse.ArgumentError(self, f"given twice, {both}. Give it once.")
         setattr(namespace, self.dest, values)
 
 
@@ -192,7 +194,8 @@ def clauses(patterns: Sequence[str] | None) -> frozenset[str] | None:
 def claims(option: str | None, claimed: frozenset[str]) -> frozenset[str]:
     """The capabilities that count: `a,b` replaces those that are claimed, `+a,-b` changes them, None keeps them.
 
-    Changes of no claims, before the manager has said what it claims, are checked for their words alone.
+    Changes of no claims, before the manager has said what it claims, are checked for their words alone. What no
+    clause judges once a claim is removed is left out as well, unless the option adds it; a line on stderr says so.
     """
     words = [word.strip() for word in option.split(",") if word.strip()] if option else []
     if option is not None and not words:
@@ -208,10 +211,24 @@ def claims(option: str | None, claimed: frozenset[str]) -> frozenset[str]:
         raise BadArgument(f"--claims {option} mixes names with changes; write either a,b,c or +a,-b.")
     added, removed = ([word[1:] for word in changes if word[0] == sign] for sign in "+-")
     counting = (claimed | with_parts(added)) - with_parts(removed) if changes else with_parts(words) or claimed
-    unjudged = "" if changes and not claimed else unjudged_claims(counting)
+    if changes and not claimed:
+        return counting
+    depending = sorted(needs_of_unjudged(counting).keys() - with_parts(added)) if removed else []
+    counting -= frozenset(depending)
+    unjudged = unjudged_claims(counting)
     if unjudged:
         raise BadArgument(f"--claims {option}: {unjudged}")
+    if depending:
+        named = ", ".join(depending)
+        _say_once(f"--claims {option} also leaves out {named}: no clause judges them without what is removed.")
     return counting
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    """Say it the first time alone: `crash` asks for the claims at each start of a server, also in other processes."""
+    if multiprocessing.parent_process() is None:
+        print(f"forge-conformance: {line}", file=sys.stderr)
 
 
 def server(options: argparse.Namespace) -> Server:
@@ -277,7 +294,7 @@ def temporary_folder() -> Iterator[Path]:
 def judged_before(out: Path, name: str, answers: Callable[[Any], Status | None]) -> Status | None:
     """Show the report that is in `out`, if the values in its file `name` answer; its exit status, or None.
 
-    `BadArgument` where such a file is no regular one: the new report could not be written either.
+    `BadArgument` where such a file is, for example, a pipe: the new report could not be written either.
     """
     try:
         written = files.read_json(out / name)
@@ -296,9 +313,9 @@ def judged_before(out: Path, name: str, answers: Callable[[Any], Status | None])
 
 
 def begin(contents: Mapping[str, str], name: str, out: Path) -> bool:
-    """Replace a report that stands in `out` by one without an end, `name` first: the run may be killed at any moment.
+    """Replace a report in `out` by one of an unfinished run, `name` first: the run may be killed at any moment.
 
-    Nothing is written where none stands; the result says whether one did.
+    Nothing is written where there is no report; the result says whether there was one.
     """
     if not (out / name).is_file():
         return False

@@ -405,14 +405,26 @@ def unjudged_claims(claimed: frozenset[str]) -> str:
     'no clause judges reshard without distributed; claim distributed too, or leave reshard out.'
     """
     dependent: dict[str, list[str]] = {}
-    for name in CAPABILITIES:
-        missing = [clause.capabilities - claimed for clause in CLAUSES if name in clause.capabilities]
-        if name in claimed - _HOW_TESTS_RUN and all(missing):
-            dependent.setdefault(_alternatives(missing), []).append(name)
+    for name, needed in needs_of_unjudged(claimed).items():
+        dependent.setdefault(needed, []).append(name)
     return " Also, ".join(
         f"no clause judges {', '.join(names)} without {needed}; claim {needed} too, or leave {', '.join(names)} out."
         for needed, names in dependent.items()
     )
+
+
+def needs_of_unjudged(claimed: frozenset[str]) -> dict[str, str]:
+    """Each claim that judges nothing, and the claims that its clauses lack.
+
+    >>> needs_of_unjudged(frozenset({"sync", "pipeline"}))
+    {'pipeline': 'distributed or layout'}
+    """
+    found: dict[str, str] = {}
+    for name in CAPABILITIES:
+        missing = [clause.capabilities - claimed for clause in CLAUSES if name in clause.capabilities]
+        if name in claimed - _HOW_TESTS_RUN and all(missing):
+            found[name] = _alternatives(missing)
+    return found
 
 
 def _alternatives(missing: Sequence[frozenset[str]]) -> str:

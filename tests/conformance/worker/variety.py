@@ -173,8 +173,8 @@ class _Scaler(torch.amp.GradScaler):
 class _Scaled(torch.optim.AdamW):
     """Steps through a loss scaler, as optimizers of frameworks do: not at all where a gradient is not finite.
 
-    So each step is one call of its `step`, a skipped one too, for whoever counts the calls.  A step without a loss,
-    by which torch's own functions fill a fresh optimizer before a load, is none of the scaler's.
+    So each step is one call of its `step`, a skipped one too, for whoever counts the calls.  torch's own functions
+    fill a fresh optimizer before a load by a step without a loss.  Such a step does not use the scaler.
     """
 
     def __init__(self, groups: Groups, device: str) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from forge_conformance.cli import _parser, main
+from forge_conformance.commands.options import BadArgument, claims
 from forge_conformance.plugin import unless_our_own
 from forge_conformance.runs import machine
 from forge_fixtures import managers
@@ -414,6 +415,24 @@ def test_a_report_is_not_written_into_a_pipe() -> None:
     assert refused.err == "forge-conformance: table/README.md can't be written: it is not a regular file\n"
 
 
+# -- claims that depend on others ---------------------------------------------------------
+
+CLAIMED = frozenset({"sync", "async", "distributed", "reshard", "pipeline", "peek"})
+
+
+def test_claims_that_nothing_judges_without_a_removed_one_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        assert claims("-distributed,-async", CLAIMED) == {"sync", "peek"}
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "--claims -distributed,-async also leaves out pipeline, reshard: no clause judges them" in said
+
+
+def test_a_claim_that_is_added_is_refused_if_nothing_judges_it_without_a_removed_one() -> None:
+    with pytest.raises(BadArgument, match="no clause judges reshard without distributed;"):
+        claims("+reshard,-distributed", CLAIMED)
+
+
 # -- options that are given twice ---------------------------------------------------------
 
 COMMANDS = {
@@ -430,24 +449,31 @@ TAKE_ONE = [
 ]
 
 
-def value_of(option: argparse.Action) -> str:
-    """One that the option takes."""
-    for value in (*(option.choices or ()), "1", "2", "0.5", "kill"):
+def two_values_of(option: argparse.Action) -> list[str]:
+    """Two that the option takes."""
+    found = []
+    for value in option.choices or ("1", "2", "4", "0.5", "0.25", "kill", "int"):
         with contextlib.suppress(argparse.ArgumentTypeError):
             if callable(option.type):
                 option.type(value)
-            return str(value)
-    raise AssertionError(f"no value for {option.option_strings}")
+            found.append(str(value))
+    assert len(found) >= 2, f"no two values for {option.option_strings}"
+    return found[:2]
 
 
 @pytest.mark.parametrize(
     ("command", "option"), TAKE_ONE, ids=[f"{name}{'/'.join(option.option_strings)}" for name, option in TAKE_ONE]
 )
-def test_an_option_that_is_not_repeatable_is_given_once(command: str, option: argparse.Action) -> None:
-    value = value_of(option)
-    once, *_ = option.option_strings
-    refused = attempt(command, once, value, once, value)
-    refused.names(f"argument {'/'.join(option.option_strings)}: given twice, as {value!r} and as {value!r}")
+def test_an_option_that_is_not_repeatable_has_one_value(command: str, option: argparse.Action) -> None:
+    first, second = two_values_of(option)
+    name, *_ = option.option_strings
+    refused = attempt(command, name, first, name, second)
+    refused.names(f"argument {'/'.join(option.option_strings)}: given twice, as {first!r} and as {second!r}")
+    options = [one for one in COMMANDS[command]._actions if one.option_strings]
+    needed = [one for one in options if one.required and one is not option]
+    others = [word for one in needed for word in (one.option_strings[0], "mine")]
+    parsed = [_parser().parse_args([command, *others, *given]) for given in ((name, first), (name, first) * 2)]
+    assert vars(parsed[0]) == vars(parsed[1])
 
 
 def test_options_of_all_commands_are_looked_at() -> None:
@@ -462,6 +488,7 @@ def test_options_of_all_commands_are_looked_at() -> None:
         ("run", ["--ranks", "2", "--ranks", "none"], ["--ranks", "'2' and as 'none'"]),
         ("run", ["--time", "20", "--timeout", "3.5"], ["--timeout", "'20' and as '3.5'"]),
         ("run", ["-n2", "-n", "3"], ["-n", "'2' and as '3'"]),
+        ("run", ["-n2", "-n", "2", "-n", "3"], ["-n", "'2' and as '3'"]),
         ("script", ["--deaths", "kill,term", "--deaths", "int"], ["--deaths", "'kill,term' and as 'int'"]),
     ],
 )
