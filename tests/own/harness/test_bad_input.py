@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from forge_conformance.cli import _parser, main
+from forge_conformance.judging import files
 from forge_conformance.plugin import unless_our_own
 from forge_conformance.runs import machine
 from forge_fixtures import managers
@@ -412,6 +413,15 @@ def test_a_report_is_not_written_into_a_pipe() -> None:
     refused = attempt("table", "mine", "--out", "table")
     assert refused.status == 3
     assert refused.err == "forge-conformance: table/README.md can't be written: it is not a regular file\n"
+
+
+def test_a_report_that_is_a_link_stays_one_and_its_target_is_replaced() -> None:
+    Path("kept").mkdir()
+    Path("kept/report.json").write_text("old")
+    Path("report.json").symlink_to("kept/report.json")
+    files.replace_text(Path("report.json"), "new")
+    assert Path("report.json").is_symlink()
+    assert [(path.name, path.read_text()) for path in Path("kept").iterdir()] == [("report.json", "new")]
 
 
 # -- options that are given twice ---------------------------------------------------------
