@@ -424,6 +424,12 @@ def test_a_report_that_is_a_link_stays_one_and_its_target_is_replaced() -> None:
     assert [(path.name, path.read_text()) for path in Path("kept").iterdir()] == [("report.json", "new")]
 
 
+def test_a_report_is_written_without_the_file_that_another_process_is_writing() -> None:
+    Path(".report.json.new").write_text("another's")
+    files.replace_text(Path("report.json"), "new")
+    assert Path(".report.json.new").read_text() == "another's"
+
+
 # -- options that are given twice ---------------------------------------------------------
 
 COMMANDS = {
