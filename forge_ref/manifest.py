@@ -14,7 +14,7 @@ believed after a bit has flipped.
 Other managers write neither, and earlier versions of this one wrote checksums
 in other places; theirs is read as it is.  A checkpoint is this manager's if there
 are seals behind its marker (see `marker`): in both designs it is not loaded
-without its checksums (see `read_sealed`).
+without its checksums (see `read_sealed`), unless as imported weights.
 """
 
 import json

@@ -2,7 +2,8 @@
 
 Invariants: `metadata.json` and the train state are of one save, or the file that
 is not is named; a checkpoint of this manager is not read without the checksums that
-were saved with it; and a directory with the name of a step holds that step.
+were saved with it, unless only its shards are there, which are imported weights then;
+and a directory with the name of a step holds that step.
 """
 
 import operator
@@ -67,7 +68,7 @@ def naming_odd_metadata(
 
 
 def _metadata(path: Path) -> dict[str, Any]:
-    """Return what `metadata.json` says; see `said`.  Nothing for imported weights, which lack it."""
+    """Return what `metadata.json` says; see `said`.  Nothing for imported weights: shards alone."""
     file = path / layout.METADATA
     if not os.path.lexists(file) and not (path / layout.TRAIN_STATE).exists():
         return {}

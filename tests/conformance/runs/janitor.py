@@ -21,7 +21,7 @@ from pathlib import Path
 
 _SCRIPT = r"""
 import os, shutil, signal, sys, time
-folder, mark = sys.argv[1:]
+folder, mark, is_always_killed = sys.argv[1:]
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
 was_killed = not sys.stdin.buffer.read()
@@ -45,7 +45,7 @@ def kill_all():
 
 quiet = 0  # rounds in which no process was left, and the folder had not been made anew
 for _ in range(120):
-    was_found = was_killed and mark != "" and kill_all()
+    was_found = mark != "" and (was_killed or is_always_killed == "yes") and kill_all()
     shutil.rmtree(folder, ignore_errors=True)
     quiet = 0 if was_found or os.path.lexists(folder) else quiet + 1
     if quiet > 10 * was_killed:
@@ -60,17 +60,19 @@ def folder(
 ) -> Iterator[Path]:
     """A temporary folder that goes at the end of the block, or soon after this process was killed.
 
-    With it go processes that have `mark`, a `NAME=value`, in their environment;
-    or their temporary files in this folder, if that is what it is for.
+    Processes that have `mark`, a `NAME=value`, in their environment are killed
+    then; after a kill, also those whose temporary files are in this folder, if
+    that is what it is for.
     """
     made = Path(below or tempfile.gettempdir()) / f"{prefix}{secrets.token_hex(8)}"
+    own = f"TMPDIR={made}" if is_for_temporary_files else ""
     janitor = subprocess.Popen(  # before the folder is there: this process may be killed at any moment
-        [sys.executable, "-IS", "-c", _SCRIPT, str(made), f"TMPDIR={made}" if is_for_temporary_files else mark],
+        [sys.executable, "-IS", "-c", _SCRIPT, str(made), mark or own, "yes" if mark else "no"],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        env={name: value for name, value in os.environ.items() if name != "TMPDIR"},  # it is none of those it kills
+        env={name: value for name, value in os.environ.items() if name != "TMPDIR"},  # it must not kill itself
     )
     assert janitor.stdin is not None, "it was asked for"
     ours = _Ours(janitor.stdin.fileno())

@@ -57,6 +57,8 @@ def main(arguments: list[str]) -> int:
     os.dup2(_LOG, 1)  # whatever prints, prints to the log
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it, as no training job does
+    for number in (signal.SIGTTIN, signal.SIGTTOU):  # who asks the terminal gets an error, and is not stopped
+        signal.signal(number, signal.SIG_IGN)
     _adopt_orphans()
     return _serve(Channel(socket.socket(fileno=options.channel)), options.impl, options.device)
 
