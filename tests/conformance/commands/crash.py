@@ -11,6 +11,7 @@ import multiprocessing
 import multiprocessing.util
 import os
 import shlex
+import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,7 @@ from forge_conformance.disks.states import KILL
 from forge_conformance.judging.judge import CannotJudge
 from forge_conformance.judging.verdicts import MODES, Status
 from forge_conformance.report import crash as render
+from forge_conformance.report import stored
 from forge_conformance.report.crash import RecordingSetup, Report
 from forge_conformance.runs.group import ALONE
 from forge_conformance.runs.machine import MachineLacks
@@ -45,6 +47,9 @@ from forge_spec.disk import STORAGES
 
 HELP = "resume from every disk that a death can leave; kill real processes and let their calls fail"
 TIERS = ("disks", DEATHS_TIER, ERRORS_TIER)
+_OUT = Path("reports/crash")
+_OUT_OF_POINTS = Path("reports/crash-point")
+"""A folder of its own: the command that repeats a failure does not name one."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_manager(parser)
     shared.add_level(parser)
     shared.add_claims(parser)
-    shared.add_out(parser, "./reports/crash")
+    shared.add_out(parser, f"./{_OUT}; with --point, ./{_OUT_OF_POINTS}")
     shared.add_unless_judged(parser)
     shared.add_jobs(parser, "recordings and drills that are gone through")
     parser.add_argument(
@@ -119,7 +124,7 @@ def run(options: argparse.Namespace) -> int:
     claims = partial(shared.claims, options.claims)
     manager = Manager(options.impl, options.python, options.timeout, options.import_timeout, options.recorder, claims)
     has_ranks = any(SCENARIOS[name].shape != ALONE for name in options.scenario or SCENARIOS)
-    out = options.out or Path("reports") / "crash"
+    out = options.out or (_OUT_OF_POINTS if options.point else _OUT)
     with_ranks = has_ranks or _tiers(options) != ("disks",)
     with shared.temporary_folder(), workplace(manager, with_ranks) as place:
         implementation = place.server.implementation
@@ -139,8 +144,10 @@ def run(options: argparse.Namespace) -> int:
             if status is not None:
                 return status
         out.mkdir(parents=True, exist_ok=True)
-        endless = replace(report, setup=replace(setup, interrupted="before its end"))
-        shared.begin(render.files(endless), "crash.json", out)
+        _say_if_whole(out, jobs, options.point)
+        if not options.point:  # this takes seconds; a kill may leave the exploration that is there
+            endless = replace(report, setup=replace(setup, interrupted="before its end"))
+            shared.begin(render.files(endless), "crash.json", out)
         done, setup = _finished(jobs, options.n, place, setup)
     results = tuple(one for one in done if isinstance(one, Result))
     drilled = tuple(one for one in done if isinstance(one, Drilled))
@@ -152,6 +159,23 @@ def run(options: argparse.Namespace) -> int:
     kept = f"{out}/replay-*.py ({len(scripts)})" if scripts and are_written else ""
     status = report.status if are_written else Status.OUR_ERROR
     return shared.publish(render.console(report), render.files(report), out, status, kept)
+
+
+def _say_if_whole(out: Path, jobs: Sequence["Job | DrillJob"], point: str | None) -> None:
+    """An exploration took minutes: nobody loses it to one of less without being told."""
+    earlier = stored.read_crash(out)
+    if earlier.get("interrupted") or earlier.get("asked", {}).get("point"):
+        return
+    recorded = {
+        (one["scenario"], one["mode"], storage["storage"].partition(",")[0])
+        for one in earlier.get("recordings", ())
+        for storage in one.get("storages", ())
+    }
+    tried = {(one["kind"], one["situation"], one["mode"]) for one in earlier.get("drills", ())}
+    now = {(job.scenario, job.mode, storage) for job in jobs if isinstance(job, Job) for storage in job.storages}
+    now |= {(job.drill.kind, job.drill.situation, job.drill.mode) for job in jobs if isinstance(job, DrillJob)}
+    if (point and earlier) or (recorded | tried) - now:
+        print(f"forge-conformance: the complete report in {out} is replaced by one that covers less.", file=sys.stderr)
 
 
 _HOW = ("command", "out", "n", "unless_judged")

@@ -18,7 +18,7 @@ import pytest
 from forge_conformance.adapter import Traits
 from forge_conformance.commands import options as shared
 from forge_conformance.judging import files
-from forge_conformance.judging.judge import CannotJudge
+from forge_conformance.judging.judge import NotImported
 from forge_conformance.judging.text import counted
 from forge_conformance.judging.verdicts import (
     Expected,
@@ -32,14 +32,16 @@ from forge_conformance.judging.verdicts import (
 from forge_conformance.plugin import SUITE_ARGUMENTS, WARM_SERVER, Findings
 from forge_conformance.report import compact, stored
 from forge_conformance.report import run as render
+from forge_conformance.report.page import write
 from forge_conformance.runs.server import Implementation, Server
 from forge_conformance.runs.sources import fingerprint
 from forge_conformance.runs.workplace import first_contact
 from forge_spec.clauses import Level
 
 HELP = "judge a manager by every clause that it claims"
+_BEFORE = "report.json.before"
 _RANKS = "2,4"
-_NO_END = "The run did not come to its end"
+_NO_END = "The run did not finish"
 _OF_THE_USERS_TESTS = ("PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD")
 """Variables that would change the suite's own pytest."""
 
@@ -144,27 +146,37 @@ def run(options: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _met(options: argparse.Namespace, out: Path) -> Iterator[Server]:
-    """A server for a manager that can be made. Where it can't, an older report of it gives way to the reason."""
-    with contextlib.ExitStack() as stack:
-        try:
-            server = stack.enter_context(contextlib.closing(shared.server(options)))
-            first_contact(server)
-        except CannotJudge as reason:
-            _give_way(out, options.impl, str(reason))
-            raise
+    """A server for a manager that can be made. If it can't be imported, an older report of it gives way to the reason.
+
+    Any other refusal may be due to a mistake in the command, and the report stays.
+    """
+    try:
+        server = shared.server(options)
+    except NotImported as reason:
+        _give_way(out, options.impl, str(reason))
+        raise
+    with contextlib.closing(server):
+        first_contact(server)
         yield server
 
 
 def _give_way(out: Path, impl: str, reason: str) -> None:
-    """Write why nothing could be judged in the place of a report of this manager; that of another one stays."""
+    """Write why nothing could be judged in the place of a report of this manager, which is kept beside.
+
+    A file that is no report, and the report of another manager, stay.
+    """
     earlier = stored.read(out)
-    if earlier.report and earlier.adapter != impl:
+    if not earlier.report or earlier.adapter != impl:
         return
     said = reason.partition("\n")[0].replace(f"{Path.cwd()}/", "").rstrip(".:")
-    if shared.begin({"report.json": compact.as_text(compact.trouble(f"Not judged: {said}"))}, "report.json", out):
-        for name in render.BESIDE:
-            (out / name).unlink(missing_ok=True)
-        print(f"forge-conformance: {out}/report.json now says that the manager was not judged.", file=sys.stderr)
+    instead = compact.as_text(compact.trouble(f"Not judged: {said}"))
+    try:
+        write({_BEFORE: files.read_text(out / "report.json"), "report.json": instead}, out)
+    except OSError as error:
+        print(f"forge-conformance: the report that is there can't be replaced: {error}.", file=sys.stderr)
+        return
+    now = f"{out}/report.json now says that the manager was not judged"
+    print(f"forge-conformance: {now}. The earlier report is {out}/{_BEFORE}.", file=sys.stderr)
 
 
 def _say_if_whole(out: Path, is_partial: bool) -> None:

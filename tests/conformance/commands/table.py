@@ -81,6 +81,8 @@ def _check_named(directories: list[Path], out: Path) -> None:
     """A folder that is missing has a row that says so, if there are others, and it takes no kept report away."""
     missing = [directory for directory in directories if not directory.is_dir()]
     for directory in missing:
+        if set("*?[") & set(str(directory)):  # a shell hands on a pattern that matches nothing
+            raise shared.BadArgument(f"no folder matches {directory}; name folders that `run` wrote its report into.")
         if directory.exists() or (not out.is_dir() and len(missing) == len(directories)):
             raise shared.BadArgument(f"there is no folder {directory}; name folders that `run` wrote its report into.")
         if stored.read(out / directory.resolve().name).report:

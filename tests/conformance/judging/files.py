@@ -52,13 +52,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """As `write_text`; whoever reads it, even after a kill in between, finds the old text or the new one."""
-    new = path.with_name(f".{path.name}.new")
+    """As `write_text`; whoever reads it, even after a kill in between, finds the old text or the new one.
+
+    A symbolic link stays; the file that it names is replaced.
+    """
+    real = Path(os.path.realpath(path))
+    new = real.with_name(f".{real.name}.{os.getpid()}.new")
     try:
-        if path.exists():
-            _opened(path, os.O_RDONLY, "rb").close()  # what is not regular is not replaced either
+        if real.exists():
+            _opened(real, os.O_RDONLY, "rb").close()  # what is not regular is not replaced either
         write_text(new, text)
-        new.replace(path)
+        new.replace(real)
     except OSError as error:
         with contextlib.suppress(OSError):
             new.unlink()

@@ -24,6 +24,10 @@ class CannotJudge(Exception):
     """There is nothing to judge; the text says why and what to do."""
 
 
+class NotImported(CannotJudge):
+    """There is no manager: what `--impl` names can't be imported in its Python, or is no adapter."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """What a report needs to explain a failed clause to somebody who does not know the test."""

@@ -32,7 +32,7 @@ _DRILL: Form = {
 }
 CRASH: Form = {
     **{"implementation": str, "level": str, "interrupted": str, "recorder": {"says": str}},
-    **{"environment": {"versions?": dict}, "exit": {"status": int, "why": str}},
+    **{"asked?": dict, "environment": {"versions?": dict}, "exit": {"status": int, "why": str}},
     "causes": [{**_OF_A_CAUSE, "why": str, "times": int, "counts": bool, "where": [str], "replay": str}],
     **{"recordings": [_RECORDING], "drills": [_DRILL]},
 }

@@ -131,7 +131,7 @@ def _our_errors(report: Report) -> list[str]:
 
 
 def _interrupted(report: Report) -> str:
-    """What nobody may overlook in the report of a run that did not come to its end; "" for any other."""
+    """What nobody may overlook in the report of a run that did not finish; "" for any other."""
     return f"PARTIAL: interrupted {report.interrupted}. The rest was not judged." if report.interrupted else ""
 
 

@@ -365,6 +365,11 @@ def read(directory: Path) -> Stored:
     return Stored(directory.resolve().name, report, crash, trouble, crash_trouble)
 
 
+def read_crash(out: Path) -> dict[str, Any]:
+    """Return the exploration in the `--out` of `crash`; empty if there is none that can be read."""
+    return _read(out / "crash.json", _crash_from)[0]
+
+
 def _read(path: Path, made_from: Callable[[Any], dict[str, Any]]) -> tuple[dict[str, Any], str]:
     """The values of a file, or why there are none."""
     try:

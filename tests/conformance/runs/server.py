@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from forge_conformance.adapter import Layout, Traits
-from forge_conformance.judging.judge import CannotJudge
+from forge_conformance.judging.judge import CannotJudge, NotImported
 from forge_conformance.judging.verdicts import MODES, unjudged_claims
 from forge_conformance.runs import machine
 from forge_conformance.runs.process import Worker, connect, ending, readable, stacks_of
@@ -203,7 +203,7 @@ class Server:
                 f"asked anything. Its last output was:\n{self._said() or '(nothing)'}"
             ) from None
         if "refusal" in hello:
-            raise CannotJudge(hello["refusal"])
+            raise NotImported(hello["refusal"])
         without = frozenset(hello.get("without", ()))
         unknown = sorted(without.union(hello["capabilities"]) - CAPABILITIES.keys())
         if unknown or hello["level"] not in LEVELS:

@@ -8,10 +8,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from forge_conformance.cli import main
+from forge_conformance.commands import crash as command
 from forge_conformance.deaths import full
 from forge_conformance.deaths.drills import SITUATIONS, Drill, Drilled
 from forge_conformance.deaths.failures import MAY_FAIL, NAMES
@@ -275,11 +277,48 @@ def test_a_bad_point_is_reported_and_its_replay_tries_it_alone(
     (bad,) = drill["bad"]
     assert drill["points"] >= bad["points"] > 1
     assert bad["story"] in (tmp_path / "crash.html").read_text().replace("&#x27;", "'").replace("&gt;", ">")
-    command, *arguments = bad["replay"].split()
-    assert command == "forge-conformance"
+    program, *arguments = bad["replay"].split()
+    assert program == "forge-conformance"
     assert main([*arguments, "--out", str(tmp_path)]) == 1
     (drill,) = json.loads((tmp_path / "crash.json").read_text())["drills"]
     assert (drill["points"], [one["point"] for one in drill["bad"]]) == (1, [bad["point"]])
+
+
+def test_one_point_replaces_no_exploration_unless_it_is_asked_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = Path("reports/crash/crash.json")
+    few = ["--tier", "errors", "--scenario", "first-save", "--mode", "sync", "--every", "40"]
+    assert main(["crash", "--impl", f"{CARELESS}:Swallows", *few]) == 1
+    assert "is replaced" not in capsys.readouterr().err
+    before = whole.read_bytes()
+    (bad, *_) = json.loads(before)["drills"][0]["bad"]
+    point = bad["replay"].split()[1:]
+    assert main(point) == 1
+    assert "is replaced" not in capsys.readouterr().err
+    assert whole.read_bytes() == before
+    assert json.loads(Path("reports/crash-point/crash.json").read_text())["asked"]["point"] == bad["point"]
+
+    def killed(*_: Any) -> None:
+        assert whole.read_bytes() == before
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "drilled", killed)
+        main([*point, "--out", "reports/crash"])
+    assert "the complete report in reports/crash is replaced by one that covers less" in capsys.readouterr().err
+    assert whole.read_bytes() == before
+
+
+def test_an_exploration_of_less_says_what_it_replaces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["crash", "--impl", f"{CAREFUL}:Careful", "--tier", "errors", "--every", "99", "--out", str(tmp_path)]
+    first = [*options, "--scenario", "first-save", "--mode", "sync"]
+    main([*first, "--scenario", "steady"])
+    main([*first, "--scenario", "steady"])
+    assert "is replaced" not in capsys.readouterr().err
+    main(first)
+    assert f"the complete report in {tmp_path} is replaced by one that covers less" in capsys.readouterr().err
 
 
 def test_a_manager_that_counts_the_steps_saves_one_again_after_a_rewind() -> None:

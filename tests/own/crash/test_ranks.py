@@ -73,8 +73,7 @@ def test_a_manager_that_brings_the_own_state_of_each_rank_back_has_no_failure(sc
     assert (result.refusal, [one.text for one in result.found]) == ("", [])
 
 
-@pytest.mark.parametrize("scenario", ["ranks", "stages"])
-@pytest.mark.parametrize("name", LOST)
+@pytest.mark.parametrize(("name", "scenario"), [("LosesStreams", "ranks"), ("LosesPosition", "stages")])
 def test_what_one_rank_never_gets_back_is_told_once_and_is_not_the_fault_of_a_death(name: str, scenario: str) -> None:
     clause, lost = LOST[name]
     result = explored(name, scenario, goes_on=1)

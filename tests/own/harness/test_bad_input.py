@@ -18,6 +18,7 @@ import pytest
 
 from forge_conformance.cli import _parser, main
 from forge_conformance.commands.options import BadArgument, claims
+from forge_conformance.judging import files
 from forge_conformance.plugin import unless_our_own
 from forge_conformance.runs import machine
 from forge_fixtures import managers
@@ -431,6 +432,21 @@ def test_claims_that_nothing_judges_without_a_removed_one_are_left_out(capsys: p
 def test_a_claim_that_is_added_is_refused_if_nothing_judges_it_without_a_removed_one() -> None:
     with pytest.raises(BadArgument, match="no clause judges reshard without distributed;"):
         claims("+reshard,-distributed", CLAIMED)
+
+
+def test_a_report_that_is_a_link_stays_one_and_its_target_is_replaced() -> None:
+    Path("kept").mkdir()
+    Path("kept/report.json").write_text("old")
+    Path("report.json").symlink_to("kept/report.json")
+    files.replace_text(Path("report.json"), "new")
+    assert Path("report.json").is_symlink()
+    assert [(path.name, path.read_text()) for path in Path("kept").iterdir()] == [("report.json", "new")]
+
+
+def test_a_report_is_written_without_the_file_that_another_process_is_writing() -> None:
+    Path(".report.json.new").write_text("another's")
+    files.replace_text(Path("report.json"), "new")
+    assert Path(".report.json.new").read_text() == "another's"
 
 
 # -- options that are given twice ---------------------------------------------------------

@@ -465,8 +465,8 @@ def test_a_run_that_is_killed_leaves_no_older_report_that_looks_complete(forge: 
     os.close(told)
     jsonschema.Draft202012Validator(SCHEMA).validate(json.loads((reports / "report.json").read_text()))
     one = stored.read(reports)
-    assert one.state == (State.PARTIAL, "The run did not come to its end. No pass is shown.")
-    assert "The run did not come to its end" in (reports / "console.txt").read_text()
+    assert one.state == (State.PARTIAL, "The run did not finish. No pass is shown.")
+    assert "The run did not finish" in (reports / "console.txt").read_text()
     assert {path.name for path in reports.iterdir()} == {"report.json", *render.BESIDE}
 
 
@@ -484,7 +484,31 @@ def test_a_report_of_a_manager_that_no_longer_imports_gives_way_to_the_reason(fo
     assert one.state[0] is State.UNREADABLE
     assert one.trouble.startswith("Not judged: Importing mine.py:Mine raised ModuleNotFoundError: No module named")
     assert str(forge.folder) not in one.trouble
-    assert [path.name for path in first.reports.iterdir()] == ["report.json"]
+    assert (first.reports / "report.json.before").read_bytes() == before
+    assert {path.name for path in first.reports.iterdir()} == {"report.json", "report.json.before", *render.BESIDE}
+    assert forge.run(f"{impl}:Mine", "commit.sync").status == 2
+    assert (first.reports / "report.json.before").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [("--python", "/no/such/python"), ("--import-timeout", "0.001"), ("--device", "cuda")],
+    ids=lambda mistake: mistake[0],
+)
+def test_a_mistake_in_the_command_leaves_the_report_that_is_there(forge: Command, mistake: tuple[str, ...]) -> None:
+    first = forge.run("honest.py", "commit.sync", options=("--claims", "sync"))
+    before = {path.name: path.read_bytes() for path in first.reports.iterdir()}
+    assert first.status == 0 and {"report.json", *render.BESIDE} == before.keys()
+    assert forge.run("honest.py", options=mistake, CUDA_VISIBLE_DEVICES="").status == 2
+    assert {path.name: path.read_bytes() for path in first.reports.iterdir()} == before
+
+
+def test_a_file_that_is_no_report_is_not_replaced_by_the_reason_why_there_is_none(forge: Command) -> None:
+    reports = forge.folder / "reports"
+    reports.mkdir()
+    (reports / "report.json").write_text("{")
+    assert forge.run(forge.of("mine.py", "import no_such_package\n")).status == 2
+    assert (reports / "report.json").read_text() == "{"
 
 
 @pytest.mark.parametrize(

@@ -483,6 +483,8 @@ def test_a_changed_clause_makes_a_kept_table_fail_until_it_is_rendered_again(
     ("arguments", "says"),
     [
         (["no-such"], "there is no folder no-such"),
+        (["no-*", "--out", "a"], "no folder matches no-*"),
+        (["a/made", "no-[ab]", "--out", "a"], "no folder matches no-[ab]"),
         (["a/made", "b/made"], "the same name"),
         ([], "there is no report to show"),
         (["--check", "here", "--out", "there"], "--check takes neither"),
