@@ -78,6 +78,9 @@ def main() -> int:
     packed = json.loads(zlib.decompress(base64.b85decode(PACKED)))
     if len(sys.argv) > 1:
         return live(packed["sources"], *map(json.loads, sys.argv[1:]))
+    made = FOLDER  # or what is above it and has to be made for it, too
+    while not os.path.lexists(above := os.path.dirname(made)):
+        made = above
     try:
         rebuild(FOLDER, packed["disk"])
     except OSError as error:
@@ -86,7 +89,7 @@ def main() -> int:
     said = processes([None] * SHAPE["ranks"])
     lacking = [one["goal"] for one in said if one["word"] == "lacks"]
     if lacking:
-        shutil.rmtree(FOLDER)
+        shutil.rmtree(made)
         return lacks(lacking[0])
     if all(one["word"] == WENT_ON for one in said):
         said = processes([one["goal"] for one in said])

@@ -67,6 +67,9 @@ def main() -> int:
         other = tempfile.mkdtemp()
         remap.bind(other, FOLDER)
         print("in the place of", FOLDER, "stands", other)
+    made = FOLDER  # or what is above it and has to be made for it, too
+    while not os.path.lexists(above := os.path.dirname(made)):
+        made = above
     try:
         rebuild(FOLDER, packed["disk"])
     except OSError as error:
@@ -79,21 +82,23 @@ def main() -> int:
     try:
         started = start(rules, form, whole, task)
     except OSError as error:
-        return lacks(f"The command can't be started in {{WHERE}}: {{error}}.")
+        return lacks(f"The command can't be started in {{WHERE}}: {{error}}.", made)
     if started.has_failed and not started.wrong:
         print("it failed; starting it again over the folder that this left", flush=True)
         started = start(rules, form, whole, task)
     verdict = rules.judge(whole, task, started)
     if "ModuleNotFoundError" in verdict.seen and "ModuleNotFoundError" not in SEEN:
-        return lacks(f"{{verdict.seen}}. Start it in the environment in which the script was judged.")
+        return lacks(f"{{verdict.seen}}. Start it in the environment in which the script was judged.", made)
     print("seen:", verdict.seen or "what the undisturbed run did")
     print("what it rebuilt is left in", FOLDER)
     print("verdict:", verdict.word, flush=True)
     return 0 if verdict.is_fine else 1
 
 
-def lacks(why: str) -> int:
-    """Nothing can be said of the script."""
+def lacks(why: str, made: str | None = None) -> int:
+    """Nothing can be said of the script, and what was made for that goes."""
+    if made is not None and not IS_REMAPPED:
+        shutil.rmtree(made, ignore_errors=True)
     print(f"Nothing was replayed. {{why}}", flush=True)
     return 3
 

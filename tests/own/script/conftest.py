@@ -107,10 +107,10 @@ def judged(tmp_path: Path) -> Judged:
 
 
 def replayed(replay: Path) -> tuple[int, str]:
-    """The exit status and the last line of a replay script, by a Python without packages; what it leaves is removed."""
+    """The exit status and the last line of a replay script, by a Python without packages; what it left is removed."""
     done = subprocess.run([sys.executable, "-IS", replay], capture_output=True, text=True)
     folder = re.search(r"^FOLDER = '(.*)'", replay.read_text(), re.M)
     assert folder, "every script says where it rebuilds"
-    if folder[1].startswith("/dev/shm/forge-script-"):
+    if done.returncode != 3 and folder[1].startswith("/dev/shm/forge-script-"):
         shutil.rmtree(Path(folder[1]).parent)
     return done.returncode, done.stdout.splitlines()[-1] if done.stdout else done.stderr

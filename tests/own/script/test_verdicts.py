@@ -1,5 +1,6 @@
 """The command on small scripts: right ones are fine, wrong ones are found, and each finding is replayed without us."""
 
+import re
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -129,11 +130,14 @@ def test_a_replay_that_can_not_be_made_says_so_and_is_no_verdict(judged: Judged,
     status, said = replayed(replay)
     assert status == 3
     assert "Nothing was replayed. The command can't be started" in said
+    (rebuilt,) = re.findall(r"^FOLDER = '(.*)'", written, re.M)
+    assert not Path(rebuilt).parent.exists(), "it was made for the recording, and went with it"
     (tmp_path / "train.py").write_text("import no_such_module\n" + IN_PLACE)
     replay.write_text(written)
     status, said = replayed(replay)
     assert status == 3
     assert "Start it in the environment in which the script was judged" in said
+    assert not Path(rebuilt).parent.exists()
 
 
 def test_other_values_after_a_restart_are_a_divergence_unless_they_are_near(judged: Judged) -> None:
