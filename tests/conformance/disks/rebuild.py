@@ -5,8 +5,14 @@ import os
 import shutil
 
 
-def rebuild(folder: str, disk: list[tuple[str, str, int, int, str]]) -> None:
-    """Each entry is a path, its kind, its mode, its age in milliseconds, and its content; the folder itself stays."""
+def rebuild(folder: str, disk: list[tuple[str, str, int, int, str]]) -> str:
+    """Return the folder, or the highest one above it that had to be made, too.
+
+    Each entry is a path, its kind, its mode, its age in milliseconds, and its content; the folder itself stays.
+    """
+    made = folder
+    while not os.path.lexists(above := os.path.dirname(made)):
+        made = above
     os.makedirs(folder, exist_ok=True)
     for entry in os.scandir(folder):
         shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
@@ -23,3 +29,4 @@ def rebuild(folder: str, disk: list[tuple[str, str, int, int, str]]) -> None:
     for path, kind, _, age, _ in disk:
         if kind != "l":
             os.utime(os.path.join(folder, path), ns=((1_600_000_000_000 + age) * 1_000_000,) * 2)
+    return made

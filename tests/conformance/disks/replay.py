@@ -78,11 +78,8 @@ def main() -> int:
     packed = json.loads(zlib.decompress(base64.b85decode(PACKED)))
     if len(sys.argv) > 1:
         return live(packed["sources"], *map(json.loads, sys.argv[1:]))
-    made = FOLDER  # or what is above it and has to be made for it, too
-    while not os.path.lexists(above := os.path.dirname(made)):
-        made = above
     try:
-        rebuild(FOLDER, packed["disk"])
+        made = rebuild(FOLDER, packed["disk"])
     except OSError as error:
         return lacks(f"The disk can't be rebuilt in {{FOLDER}}: {{error}}.")
     print("rebuilt", FOLDER, "with", len(packed["disk"]), "paths; expected:", {expected!r})

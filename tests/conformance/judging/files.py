@@ -24,7 +24,7 @@ class Unwritten(OSError):
 
 
 def read_text(path: Path) -> str:
-    """The text of a regular file; `OSError` if there is none, also by its size, and `UnicodeDecodeError`."""
+    """The text of a regular file; `OSError` if it is not one or is too large, `UnicodeDecodeError` if no text."""
     with _opened(path, os.O_RDONLY, "rb") as file:
         content = file.read(_MOST_BYTES + 1) if os.fstat(file.fileno()).st_size <= _MOST_BYTES else None
     if content is None or len(content) > _MOST_BYTES:

@@ -67,11 +67,8 @@ def main() -> int:
         other = tempfile.mkdtemp()
         remap.bind(other, FOLDER)
         print("in the place of", FOLDER, "stands", other)
-    made = FOLDER  # or what is above it and has to be made for it, too
-    while not os.path.lexists(above := os.path.dirname(made)):
-        made = above
     try:
-        rebuild(FOLDER, packed["disk"])
+        made = rebuild(FOLDER, packed["disk"])
     except OSError as error:
         return lacks(f"The disk can't be rebuilt in {{FOLDER}}: {{error}}.")
     print("rebuilt", FOLDER, "with", len(packed["disk"]), "paths; starting:", *command(), flush=True)
