@@ -7,19 +7,20 @@ import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePath
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from forge_conformance.judging.judge import Unreached, judges
 from forge_conformance.runs.life import Life
+from forge_conformance.runs.obstacles import Obstacle, closed_paths, failing_calls
 from forge_conformance.runs.process import Raised
 from forge_conformance.runs.scenario import Scenario
 from forge_conformance.runs.state import ALL_KINDS
-from forge_conformance.watch.gate import Gate, Operation, at
-from forge_conformance.worker.system_calls import CALLS, WRITES
+from forge_conformance.watch.gate import at
+from forge_conformance.worker.system_calls import WRITES
 from forge_spec import place
 
 NAMES = {
@@ -216,23 +217,27 @@ def test_a_folder_that_may_not_be_looked_into_is_not_taken_for_an_empty_one(run:
 # -- what can't be read -------------------------------------------------------------
 
 
+@pytest.mark.parametrize("saved", [(2, 4), (4,)], ids=["last-of-two", "only-one"])
 @judges("place.checked", "resume.all-or-nothing")
-def test_a_checkpoint_that_can_not_be_read_is_not_taken_for_another_or_for_none(run: Scenario) -> None:
+def test_a_checkpoint_that_can_not_be_read_is_not_taken_for_another_or_for_none(
+    run: Scenario, saved: tuple[int, ...]
+) -> None:
     """Each call by which a load learns of the folder fails once, and then each file and directory may not be read."""
-    run.start().commit_at(2, 4)
+    run.start().commit_at(*saved)
     held = _listed(run.folder.path)
     life = run.start(gated=True, loads=True, seed=999)
     life.load()
     returned = run.items_that_return(life, 4)
     so_far, done = len(run.judge.story), len(life.gate.log)
     life.load()  # what the first one has imported or remembered is not read again
-    obstacles = _obstacles(life.gate.log[done:])
+    made = life.gate.log[done:]
+    obstacles = [one for one in failing_calls(made) if one.nth == 1] + closed_paths(made)
     if not obstacles:
         raise Unreached("a process that has resumed reads nothing in its folder when it resumes again")
     for number, obstacle in enumerate(obstacles):
         tried = f"{life.name} resumes {number} more times, each time with another obstacle, and trains a step"
         run.judge.story[so_far:] = [tried] if number else []
-        _expect_refused_or_right(run, life, obstacle, returned)
+        _expect_refused_or_right(run, life, obstacle, saved, returned)
     life.kill()
     _, loaded = run.resume()
     run.expect_landing("place.checked", loaded, {4}, "everything can be read again")
@@ -240,45 +245,13 @@ def test_a_checkpoint_that_can_not_be_read_is_not_taken_for_another_or_for_none(
     run.expect("place.checked", found == held, expected=f"the folder as it was: {held}", seen=f"{found}")
 
 
-@dataclass(frozen=True)
-class _Obstacle:
-    """Why some calls of a load fail: a path that may not be read, or a call that fails once."""
-
-    error: int
-    path: str
-    call: str | None = None
-
-    def __str__(self) -> str:
-        if self.call is None:
-            return f"{self.path} may not be read, nor anything below it ({errno.errorcode[self.error]})"
-        return f"the next {self.call}({self.path}) fails with {errno.errorcode[self.error]}"
-
-    def stops(self, gate: Gate, operation: Operation) -> bool:
-        """Whether this call fails."""
-        if self.call is not None:
-            return not gate.failed and (operation.name, operation.paths[0]) == (self.call, self.path)
-        is_below = PurePath(self.path) in PurePath(operation.paths[0]).parents
-        is_opened = operation.paths[0] == self.path and operation.name in _OPENS
-        return is_opened or (is_below and bool(CALLS[operation.name].paths))  # what is open already stays readable
-
-
-_OPENS = ("open", "openat")
-
-
-def _obstacles(log: list[Operation]) -> list[_Obstacle]:
-    """EIO as from a bad block or a network that is gone (nfs(5), soft); EACCES as of a mode (open(2), stat(2))."""
-    calls = dict.fromkeys((operation.name, operation.paths[0]) for operation in log if not operation.writes)
-    opened = [path for name, path in calls if name in _OPENS]
-    closed = dict.fromkeys(str(path) for one in opened for path in (PurePath(one), *PurePath(one).parents))
-    once = [_Obstacle(errno.EIO, path, name) for name, path in calls]
-    return once + [_Obstacle(errno.EACCES, path) for path in closed]
-
-
-def _expect_refused_or_right(run: Scenario, life: Life, obstacle: _Obstacle, returned: set[str]) -> None:
+def _expect_refused_or_right(
+    run: Scenario, life: Life, obstacle: Obstacle, saved: tuple[int, ...], returned: set[str]
+) -> None:
     """The load raises and changes nothing, or lands on the last save, or says that it could not and lands before it."""
     life.train_to_next()
     before = life.digest()
-    life.gate.fail(lambda operation: obstacle.stops(life.gate, operation), obstacle.error)
+    life.gate.fail(obstacle.picks(), obstacle.error)
     run.judge.tell(str(obstacle))
     try:
         loaded = life.load()
@@ -292,7 +265,7 @@ def _expect_refused_or_right(run: Scenario, life: Life, obstacle: _Obstacle, ret
         is_named = last in life.warnings
         because = f"{'a' if is_named else 'no'} warning names {last}"
         if life.gate.failed:
-            run.expect_landing("place.checked", loaded, {2, 4} if is_named else {4}, because)
+            run.expect_landing("place.checked", loaded, saved if is_named else {4}, because)
             run.expect_state("place.checked", life, loaded.step, only=returned)
     finally:
         life.gate.stop_failing()
