@@ -263,7 +263,8 @@ def _expect_refused_or_right(
     else:
         last = run.folder.of(4).name
         is_named = last in life.warnings
-        because = f"{'a' if is_named else 'no'} warning names {last}"
+        why = f"{'a' if is_named else 'no'} warning names {last}" if len(saved) > 1 else "nothing else was saved"
+        because = f"it did not raise, and {why}"
         if life.gate.failed:
             run.expect_landing("place.checked", loaded, saved if is_named else {4}, because)
             run.expect_state("place.checked", life, loaded.step, only=returned)
