@@ -41,6 +41,9 @@ class Status(IntEnum):
     OUR_ERROR = 3
 
 
+CHAPTER_NAMES = tuple(dict.fromkeys(clause.chapter for clause in CLAUSES))
+"""The chapters, in the order of the specification."""
+
 MODES = ("sync", "async", "pinned")
 """The capabilities that are ways to save, the plainest first."""
 

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 from forge_conformance import __version__
 from forge_conformance.judging.text import counted, for_xml, one_line, shortened, wrapped
 from forge_conformance.judging.verdicts import (
+    CHAPTER_NAMES,
     Cause,
     Finding,
     Judged,
@@ -20,7 +21,7 @@ from forge_conformance.judging.verdicts import (
 )
 from forge_conformance.report.manager import html_page
 from forge_conformance.report.stored import SCHEMA_VERSION, Stored
-from forge_spec import CHAPTERS, digests
+from forge_spec import digests
 
 _MARKS = {
     Verdict.PASS: "✓",
@@ -84,8 +85,7 @@ def _traits(report: Report) -> list[str]:
 
 
 def _by_chapter(report: Report) -> list[tuple[str, list[Judged]]]:
-    names = [chapter.__name__.rpartition(".")[2] for chapter in CHAPTERS]
-    grouped = [(name, [one for one in report.judged if one.clause.chapter == name]) for name in names]
+    grouped = [(name, [one for one in report.judged if one.clause.chapter == name]) for name in CHAPTER_NAMES]
     return [(name, judged) for name, judged in grouped if judged]
 
 
