@@ -221,10 +221,15 @@ def test_a_save_in_flight_survives_the_commit_of_the_one_before(run: Scenario) -
 
 @judges("retention.in-flight")
 def test_while_its_flush_is_held_nothing_of_a_save_is_pruned(run: Scenario) -> None:
-    """Of a save that is put together elsewhere nothing is to be seen until it is whole; then its end alone counts."""
+    """Of a save that is put together elsewhere nothing is to be seen until it is whole; then its end alone counts.
+
+    The flushes before it are left time to write: a manager that deletes as it saves finds nothing to delete otherwise.
+    """
     run.start(mode="async").commit_at(50, 60, 70)
     life = run.start(mode="async", keep_last_n=1, seed=0, gated=True)
-    life.save_at(5, 6)
+    for step in (5, 6):
+        life.save_at(step)
+        life.settle()
     life.train_to(7)
     shown: list[int] = []
     life.gate.observe(partial(_watch_in_flight, run, 7, shown))

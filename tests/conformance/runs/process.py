@@ -437,7 +437,9 @@ _POLLING = tuple(f"Name:\t{name}" for name in ("gloo_tcp_loop", "pt_nccl_"))
 
 
 _FILE_OPERATIONS = frozenset(
-    number for number, name in system_calls.names().items() if system_calls.CALLS[name].kind != system_calls.SENDS
+    number
+    for number, name in system_calls.names().items()
+    if system_calls.CALLS[name].kind not in (system_calls.READS, system_calls.SENDS)  # they may wait for somebody
 )
 _WORKS = re.compile(r"D \(disk sleep\)|in a file operation")
 _RUNS = re.compile(r"R \(running\)")
