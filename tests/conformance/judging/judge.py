@@ -37,6 +37,8 @@ class Failure:
     seen: str
     story: tuple[str, ...]
     detail: str = ""
+    events: frozenset[str] = frozenset()
+    """Those of `Judge.events` that had happened by then."""
 
 
 class ClauseFailure(AssertionError):
@@ -98,13 +100,14 @@ class Judge:
             return
         self.reached[clause] += reaches
         if not holds:
-            self._fail(Failure(clause, expected, str(seen) or "nothing", tuple(self.story), detail))
+            self._fail(clause, expected, str(seen) or "nothing", detail)
 
     def record_failure(self, clause: str, *, expected: str, seen: str) -> None:
         """This clause does not hold, found out on the way to another one."""
-        self._fail(Failure(clause, expected, seen, tuple(self.story)))
+        self._fail(clause, expected, seen)
 
-    def _fail(self, failure: Failure) -> None:
+    def _fail(self, clause: str, expected: str, seen: str, detail: str = "") -> None:
+        failure = Failure(clause, expected, seen, tuple(self.story), detail, frozenset(self.events))
         self.first = self.first or failure
         self.failed_at[_line_of_a_test()] = None
         if not self.goes_on:
