@@ -45,12 +45,12 @@ from forge_ref.errors import DamagedError, naming
 from forge_ref.manifest import Seal
 from forge_ref.pieces import Piece, box
 
-_SMALL = 1 << 16  # bytes that are read sooner than a file is opened
-_LARGE = 1 << 20  # bytes from which on a tensor is read by itself
-_GAP = 1 << 16  # bytes between small ones that are read and left
+_SMALL = 1 << 16  # bytes up to which a tensor is read without a look at the sizes of its files before
+_LARGE = 1 << 20  # bytes from which on a tensor is read by itself, to where it stays
+_GAP = 1 << 16  # bytes between small ones that are read too, and not used
 _RUN = 8 << 20  # bytes that small ones are read in at once
 _STEP = 1 << 20  # bytes that stay in the cache between reading and hashing
-_HUGE = 4 << 20
+_HUGE = 4 << 20  # bytes from which on memory is asked for in huge pages
 _ALIGNMENT = 16  # of values in the file, so that those of every type can be looked at where they are in the buffer
 _THREADS = 4
 
@@ -63,9 +63,9 @@ class _Request(NamedTuple):
     size: torch.Size
     """Of the tensor that is stored."""
     dtype: torch.dtype | None
-    """None of what is no tensor."""
+    """None for a value that is not a tensor."""
     item: ReadItem | None = None
-    """None of a tensor of its own."""
+    """None for a tensor of its own."""
     into: torch.Tensor | None = None
     """Contiguous memory for all that is stored, if there is such; a tensor of its own gets it only when it is read."""
 
@@ -110,9 +110,10 @@ class Reader:
         return memory
 
     def check_sizes(self, names: Iterable[str]) -> None:
-        """`DamagedError` for tensors that are larger than what is stored of them, in files that are as large as that.
+        """`DamagedError` for a tensor of more bytes than are stored of it, and for a file too short for what it stores.
 
-        For tensors that are read as a whole, so that all their files have to be there; small ones cost too little.
+        For tensors that are read as a whole, so that all their files have to be there.  Small ones are left out, since
+        little memory is taken for them.
         """
         by_file: dict[str, list[Any]] = defaultdict(list)
         for name in names:
