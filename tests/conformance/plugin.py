@@ -362,7 +362,7 @@ def found_out(judge: Judge, error: BaseException | None) -> dict[str, Any]:
             return {**found, "outcome": "failed", **how, "failure": fault}
         case Unsupported():
             fault = _fault(judge, str(cause), expected="every capability that is claimed to be there")
-            return {**found, "outcome": "failed", "failure": fault}
+            return {**found, "outcome": "failed", "is_of_a_call": True, "failure": fault}
         case OSError(filename=str() | Path() as name) if judge.folder and str(name).startswith(judge.folder):
             fault = _fault(judge, f"{name}: {cause.strerror}", expected="the file, which the layout promises")
             return {**found, "outcome": "failed", "failure": fault}

@@ -63,7 +63,7 @@ class Judge:
     goes_on: bool = False
     """Whether the test goes on after a clause has failed, so that it is known which lines fail besides."""
     first: Failure | None = None
-    """The first failure: the verdict, since all others may follow from it."""
+    """The first failure of a test that goes on: the verdict, since all others may follow from it."""
     failed_at: dict[At, None] = field(default_factory=dict)
     """The lines of the test that found something, in order."""
     reached: Counter[str] = field(default_factory=Counter)
@@ -108,10 +108,10 @@ class Judge:
 
     def _fail(self, clause: str, expected: str, seen: str, detail: str = "") -> None:
         failure = Failure(clause, expected, seen, tuple(self.story), detail, frozenset(self.events))
-        self.first = self.first or failure
         self.failed_at[_line_of_a_test()] = None
         if not self.goes_on:
             raise ClauseFailure(failure)
+        self.first = self.first or failure
 
 
 def _line_of_a_test() -> At:
