@@ -359,6 +359,7 @@ def _root_in(one: Judged, failed: Mapping[str, Judged]) -> str:
 
 
 _ERROR = re.compile(r"\b(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Failure)\b: .+")
+_SAID_NOTHING = re.compile(r"\b[A-Z]\w*(?:Error|Exception|Failure) \(no message\)")
 _VARIES = re.compile(r"'[^']*'|\"[^\"]*\"|(?<!\w)/\S+|\d+")
 
 
@@ -368,6 +369,8 @@ def _error_in(finding: Finding) -> str:
     seen = finding.failure["seen"]
     match = _ERROR.search(seen.partition("\n")[0])
     errors = errors_behind(finding) or [_last_error(seen) or (match[0] if match else "")]
+    if not errors[0] and _SAID_NOTHING.search(seen.partition("\n")[0]) and (place := raised_at(finding)):
+        return f"raised at {place}"  # what has no text is the same where it comes from the same place
     return _VARIES.sub("_", errors[0])
 
 

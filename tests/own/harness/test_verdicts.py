@@ -24,6 +24,7 @@ from forge_conformance.judging.verdicts import (
     Status,
     Verdict,
     capability_mismatches,
+    causes,
     judge,
     read_expected,
     root_of,
@@ -414,6 +415,7 @@ def test_whatever_a_manager_says_is_rendered(tmp_path: Path) -> None:
     odd = failing(SYNC)
     assert odd.failure is not None
     odd = replace(odd, failure={**odd.failure, "seen": "\x1b[31m\x00 \udcff </failure> `|` é\nsecond line"})
+    assert r"seen: \x1b[31m\x00 \udcff" in (console := render.console(report_of(odd))) and "\x1b" not in console
     write(render.files(report_of(odd)), tmp_path)
     body = ElementTree.parse(tmp_path / "junit.xml").find(".//failure")
     assert body is not None and "</failure>" in (body.text or "")
@@ -438,6 +440,18 @@ def test_the_errors_behind_the_one_that_was_raised_are_shown_the_first_one_first
     assert "caused by: OSError: [Errno 28] No space left on device" in shown
     assert "An error occurred; caused by OSError" in " ".join(shown.split())
     assert shown.count("An error occurred") == 2  # in the summary and among the details
+
+
+def test_errors_without_a_text_are_one_cause_where_they_come_from_one_place() -> None:
+    def raised(slug: str, line: int) -> Finding:
+        detail = f'Traceback (most recent call last):\n  File "load.py", line {line}, in read\nEOFError\n'
+        finding = failing(slug)
+        seen = "load() raised EOFError (no message)"
+        return replace(finding, failure={**(finding.failure or {}), "seen": seen, "detail": detail})
+
+    same = judge([raised(SYNC, 3), raised("resume.fresh", 3)], Level.DURABLE, BOTH)[0]
+    apart = judge([raised(SYNC, 3), raised("resume.fresh", 4)], Level.DURABLE, BOTH)[0]
+    assert (len(causes(same)), len(causes(apart))) == (1, 2)
 
 
 def test_the_console_says_where_an_error_was_raised_and_which_one_is_behind_a_message_that_holds_a_traceback() -> None:
