@@ -266,10 +266,10 @@ class Worker:
         with contextlib.suppress(Closed):  # found out by the reply
             self._channel.send({"do": do, **arguments})
 
-    def reply(self, timeout_s: float | None = None) -> Any:
+    def reply(self) -> Any:
         """The value of the command that was started last."""
         doing, self._pending = self._pending or "a command", None
-        message = self._receive(doing, timeout_s)
+        message = self._receive(doing)
         self._is_leaving = doing == _described("exit", {})
         self.warnings = message.get("warnings", [])
         if "error" in message:
@@ -328,8 +328,8 @@ class Worker:
         """What the process has printed so far, on standard output and error."""
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
-    def _receive(self, doing: str, timeout_s: float | None = None) -> dict[str, Any]:
-        timeout_s = self._timeout_s() if timeout_s is None else timeout_s
+    def _receive(self, doing: str) -> dict[str, Any]:
+        timeout_s = self._timeout_s()
         try:
             self._await_word(timeout_s)
             return self._channel.receive(timeout_s)

@@ -137,9 +137,9 @@ class Scenario:
                 self.judge.tell(f"{life.name} has ended by now")
                 life.ranks.kill()
 
-    def resume(self, *, gated: bool = False, reads: bool = False, **settings: Any) -> tuple[Life, Loaded]:
+    def resume(self, *, gated: bool = False, **settings: Any) -> tuple[Life, Loaded]:
         """A fresh process that resumes; its random state beforehand is that of another run."""
-        life = self.start(gated=gated, reads=reads, seed=999, **settings)
+        life = self.start(gated=gated, seed=999, **settings)
         return life, life.load()
 
     def world(
