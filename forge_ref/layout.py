@@ -19,11 +19,12 @@ Other managers leave torn `step_N` in the same layout, so completeness is
 always looked at, never assumed.  Every other name belongs to somebody else.
 """
 
+import errno
 import itertools
 import os
 import re
 import stat
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -200,19 +201,24 @@ def has_file(path: Path, at_least: int = 1) -> bool:
     """Return whether it is a regular file of so many bytes; a link in the place of a stage has none."""
     if _STAGE.fullmatch(path.parent.name) and not is_real_dir(path.parent):
         return False
-    try:
-        found = os.stat(path)
-    except OSError:
-        return False
-    return stat.S_ISREG(found.st_mode) and found.st_size >= at_least
+    found = _look(os.stat, path)
+    return found is not None and stat.S_ISREG(found.st_mode) and found.st_size >= at_least
 
 
 def is_real_dir(path: Path) -> bool:
     """Return whether the path is a directory itself, not a symlink to one."""
+    found = _look(os.lstat, path)
+    return found is not None and stat.S_ISDIR(found.st_mode)
+
+
+def _look(look: Callable[[Path], os.stat_result], path: Path) -> os.stat_result | None:
+    """Return what stands there; None if nothing does.  A look that fails otherwise says neither, and is an error."""
     try:
-        return stat.S_ISDIR(os.lstat(path).st_mode)
-    except OSError:
-        return False
+        return look(path)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return None
+        raise
 
 
 def check_names_free(folder: Path, step: int) -> None:

@@ -8,6 +8,7 @@ a warning that names both.  Only torn ones, or none, is a fresh start.
 Nothing here changes the folder.
 """
 
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,9 +86,11 @@ def _read_latest(folder: Path) -> _Hint:
     link = folder / layout.LATEST
     try:
         target_name = os.readlink(link)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return _Hint(None, f"{link} is missing")
-    except OSError:
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
         return _Hint(None, f"{link} is not a symlink")
     target = folder / target_name
     is_ours = layout.step_of(target.name) is not None and target.parent.resolve() == folder.resolve()

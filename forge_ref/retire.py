@@ -123,12 +123,21 @@ def _leaving(folder: Path, committed: int, keep_last_n: int, is_milestone: Calla
     known = _milestones[folder]
     known.discard(committed)  # it may have been another one when it was looked at
     due = [found for found in layout.step_dirs(folder, known) if found.step <= committed]
+    due = [found for found in due if _can_be_seen(found)]
     complete = [found for found in due if not _lacks_a_file(found)]
     milestones = {found for found in complete if _may_be_milestone(found, is_milestone)}
     known.update(found.step for found in milestones if _is_recorded(found))
     ordinary = [found for found in complete if found not in milestones]
     spared = {*milestones, *ordinary[-keep_last_n:]}
     return [found for found in due if found not in spared and found.step != committed]
+
+
+def _can_be_seen(found: StepDir) -> bool:
+    """Return whether its files can be looked at; one of which nothing is known is neither deleted nor counted."""
+    with _soft(found.path):
+        _ = found.missing
+        return True
+    return False
 
 
 def _lacks_a_file(found: StepDir) -> bool:

@@ -15,7 +15,7 @@ import pytest
 
 from forge_conformance.judging.judge import Unreached, judges
 from forge_conformance.runs.life import Life
-from forge_conformance.runs.obstacles import Obstacle, closed_paths, failing_calls
+from forge_conformance.runs.obstacles import Obstacle, closed_paths, failing_calls, lasting_failures
 from forge_conformance.runs.process import Raised
 from forge_conformance.runs.scenario import Scenario
 from forge_conformance.runs.state import ALL_KINDS
@@ -231,7 +231,8 @@ def test_a_checkpoint_that_can_not_be_read_is_not_taken_for_another_or_for_none(
     so_far, done = len(run.judge.story), len(life.gate.log)
     life.load()  # what the first one has imported or remembered is not read again
     made = life.gate.log[done:]
-    obstacles = [one for one in failing_calls(made) if one.nth == 1] + closed_paths(made)
+    once = [one for one in failing_calls(made) if one.nth == 1]
+    obstacles = once + lasting_failures(made) + closed_paths(made)
     if not obstacles:
         raise Unreached("a process that has resumed reads nothing in its folder when it resumes again")
     for number, obstacle in enumerate(obstacles):

@@ -9,7 +9,7 @@ import errno
 import itertools
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 
 from forge_conformance.watch.gate import Operation, Picks
@@ -27,12 +27,14 @@ class Obstacle:
     call: str | None = None
     """The call that fails; None where the path may not be read, nor anything below it."""
     nth: int = 1
-    """How often the call is made on this path until it fails, this one included."""
+    """How often the call is made on this path until it fails, this one included; 0 where it fails each time."""
 
     def __str__(self) -> str:
         name = errno.errorcode[self.error]
         if self.call is None:
             return f"{name}: {self.path} may not be read, nor anything below it"
+        if self.nth == 0:
+            return f"{name} at each {self.call}({self.path})"
         again = f", number {self.nth} of these calls" if self.nth > 1 else ""
         return f"{name} once at {self.call}({self.path}){again}"
 
@@ -42,7 +44,7 @@ class Obstacle:
 
     def _once(self) -> Picks:
         calls = itertools.count(1)
-        return lambda made: (made.name, made.paths[0]) == (self.call, self.path) and next(calls) == self.nth
+        return lambda made: (made.name, made.paths[0]) == (self.call, self.path) and self.nth in (0, next(calls))
 
     def _is_below(self, made: Operation) -> bool:
         """What is open already stays readable, and what stands at the path can be seen from above."""
@@ -59,6 +61,11 @@ def failing_calls(log: Iterable[Operation]) -> list[Obstacle]:
             counts[made.name, made.paths[0]] += 1
             found.append(Obstacle(errno.EIO, made.paths[0], made.name, counts[made.name, made.paths[0]]))
     return found
+
+
+def lasting_failures(log: Iterable[Operation]) -> list[Obstacle]:
+    """The same calls, each failing for as long as the load takes."""
+    return [replace(one, nth=0) for one in failing_calls(log) if one.nth == 1]
 
 
 def closed_paths(log: Iterable[Operation]) -> list[Obstacle]:

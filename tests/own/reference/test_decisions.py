@@ -1,7 +1,9 @@
 """What is decided from names and small files alone: whatever one operator more or less would change."""
 
+import errno
 import os
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -329,6 +331,29 @@ def test_a_name_that_a_dead_run_has_left_is_passed_over(make: Callable[..., Path
     make(".step_1.retired", "a")
     prune(tmp_path, 2, 1, no_milestone)
     assert standing(tmp_path) == [".step_1.retired", "step_2"], "what a dead run left is not for `retire` to clear up"
+
+
+def test_what_can_not_be_looked_at_is_no_torn_checkpoint(
+    make: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The disk does not answer: a resume raises, and retention keeps that checkpoint, and others as if it were not."""
+    for name in ("step_1", "step_2", "step_3", "step_4"):
+        make(name, *WHOLE)
+    look = os.stat
+
+    def fails_in_step_2(path: Any, *arguments: Any, **others: Any) -> os.stat_result:
+        if "step_2/" in os.fspath(path):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return look(path, *arguments, **others)
+
+    monkeypatch.setattr(os, "stat", fails_in_step_2)
+    prune(tmp_path, 4, 2, no_milestone)
+    assert standing(tmp_path) == ["step_2", "step_3", "step_4"]
+    assert re.search(r"could not clear up \S+/step_2: .*Input/output error: .*; tried again", caplog.text)
+    shutil.rmtree(tmp_path / "step_3")
+    shutil.rmtree(tmp_path / "step_4")
+    with pytest.raises(OSError, match=r"Input/output error: .*step_2/\.metadata"):
+        resolve.resume_point(tmp_path, None, needs_shards=True)
 
 
 def test_a_milestone_is_what_was_recorded_as_one(make: Callable[..., Path], tmp_path: Path) -> None:
