@@ -17,28 +17,31 @@ from forge_conformance.runs.server import HOST, Server
 @pytest.fixture(scope="session")
 def host(tmp_path_factory: pytest.TempPathFactory, testrun_uid: str) -> Iterator[str]:
     """Where servers of this test run find the one that they may be forked from."""
-    with open(tmp_path_factory.getbasetemp().parent / f"host-{testrun_uid}", "a+") as note:
-        fcntl.flock(note, fcntl.LOCK_EX)
-        note.seek(0)
-        door = note.read()
-        with contextlib.nullcontext() if door else _opened(note.name) as opened:
-            fcntl.flock(note, fcntl.LOCK_SH)
-            yield door or opened
+    note = tmp_path_factory.getbasetemp().parent / f"host-{testrun_uid}"
+    with open(f"{note}.turn", "w") as turn, open(note, "a+") as used:
+        fcntl.flock(turn, fcntl.LOCK_EX)  # one process at a time looks and starts
+        used.seek(0)
+        door = used.read()
+        with contextlib.nullcontext(door) if door else _opened(note) as opened:
+            fcntl.flock(used, fcntl.LOCK_SH)
+            fcntl.flock(turn, fcntl.LOCK_UN)
+            yield opened
             if not door:
-                fcntl.flock(note, fcntl.LOCK_EX)  # nobody uses it any more
+                fcntl.flock(turn, fcntl.LOCK_EX)
+                fcntl.flock(used, fcntl.LOCK_EX)  # nobody uses it any more
 
 
 @contextlib.contextmanager
-def _opened(note: str) -> Iterator[str]:
+def _opened(note: Path) -> Iterator[str]:
     """A server for our reference, which imports whatever these tests need; noted as long as it is there."""
     with contextlib.closing(Server("forge_ref", None)) as server:
         modes = server.implementation.modes
         server.rehearse(modes)
         server.rehearse(modes[:1], with_ranks=True)
         door = server.open_door()
-        Path(note).write_text(door)
+        note.write_text(door)
         yield door
-        Path(note).write_text("")
+        note.write_text("")
 
 
 @pytest.fixture(scope="package")
