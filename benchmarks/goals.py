@@ -1,6 +1,6 @@
 """Our goals, and what one run measured of them; where a goal is missed, the page says what the time goes into.
 
-A goal is a bound on a ratio or on a difference of medians.  Of a work that failed or was not measured nothing is said.
+A goal is a bound on a ratio or on a difference of medians.  A work that failed or was not measured has none.
 """
 
 from collections.abc import Iterator, Mapping

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,16 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
 
 def _hear(call: Callable[[], object]) -> list[tuple[str, str, int]]:
     """Return the events of a call, and of other threads meanwhile."""
-    if _audit not in _hooked:
-        sys.addaudithook(_audit)
-        _hooked.append(_audit)
+    _listen()
     _heard.clear()
     call()
     return list(_heard)
 
 
-_hooked: list[object] = []
+@cache
+def _listen() -> None:
+    """Hear audit events, from the first call on: a hook can't be removed."""
+    sys.addaudithook(_audit)
 
 
 def _bound(folder: str, **settings: Any) -> tuple[TrainingRun, CheckpointerCallback, Callable[[], None]]:
@@ -141,9 +142,3 @@ def removals() -> str:
         of_steps = [(name, thread) for name, thread in removed if name.startswith(tuple(begun))]
     own = sum(thread == threading.get_ident() for _, thread in of_steps)
     return f"removals: {len(of_steps)} operations on checkpoints, {own} of them on the training thread"
-
-
-if __name__ == "__main__":
-    with suppress(KeyboardInterrupt):
-        for study in (idle_hook, start, removals):
-            print(study())

@@ -49,7 +49,7 @@ Samples = dict[str, Sample]
 def in_turns(works: Mapping[str, Work], rounds: int, budget_s: float) -> Samples:
     """Return samples of so many rounds, or of fewer when the budget is spent.
 
-    A first round is not kept, but for works that are too slow for another one.
+    The first round is not kept, except for works that are too slow for another one.
     """
     samples: Samples = {}
     left, begun = dict(works), time.monotonic()

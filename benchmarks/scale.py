@@ -8,7 +8,7 @@ its collectives, and the file operations of every rank (under strace, which
 has to be installed).  Derived are the manager's messages for many ranks: the
 same code runs for each of them, over a wire that is a dictionary; and the
 result is compared with what was counted before it is believed.  DCP's share
-is extrapolated by a line through two counted sizes, and says so.
+is extrapolated by a line through two counted sizes, and the page says so.
 """
 
 import multiprocessing
@@ -309,7 +309,7 @@ def check(run: Run) -> None:
                 )
 
 
-# -- told ---------------------------------------------------------------------
+# -- rendered -----------------------------------------------------------------
 
 
 def study() -> str:

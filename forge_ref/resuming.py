@@ -10,8 +10,8 @@ objects; and a load that raises has changed nothing (resume.all-or-nothing).
 With several ranks a load takes two collectives: rank 0 sends what to load; and
 all ranks have put in what may fail, so that only copies are left.
 
-`Resumer` is the first design's; the methods under *what designs differ in* are
-what the second has other ones of (`ephemeral_saver`).
+`Resumer` is the first design's; the second has its own methods in the place of
+those under *what designs differ in* (`ephemeral_saver`).
 """
 
 import os
@@ -78,7 +78,7 @@ class Resumer:
     """Loads checkpoints into one run; `start` is the directory that a relative `load_path` is seen from."""
 
     if_parts_lack = "exclude what it lacks, or save it under those keys"
-    """The way out of a checkpoint without model or optimizer."""
+    """The way out that an error names for a checkpoint without model or optimizer."""
 
     def __init__(self, run: Run, start: str) -> None:
         self._run = run

@@ -11,8 +11,8 @@ With several ranks a save takes two collectives beside those of DCP: all ranks
 have staged; all ranks have written, and then rank 0 commits.  Only rank 0 makes,
 renames and deletes directories.
 
-`Saver` is the first design's; the methods under *what designs differ in* are
-what the second has other ones of (`ephemeral_saver`).
+`Saver` is the first design's; the second has its own methods in the place of
+those under *what designs differ in* (`ephemeral_saver`).
 """
 
 import itertools
@@ -43,7 +43,7 @@ from forge_ref.run import RANKS, Run
 from forge_ref.writer import Writer
 
 Seals = frozenset[tuple[str, int, str]]
-"""What a rank has written, markers first of all: name in the checkpoint, size in bytes, hash.
+"""The files that a rank has written and that are sealed: name in the checkpoint, size in bytes, hash.
 
 Plain data, to be sent to rank 0.
 """
@@ -74,9 +74,9 @@ class Staged:
     train_state: bytes
     metadata: Mapping[str, Any]
     own: Mapping[str, Any]
-    """Values that other ranks may have other ones of."""
+    """Values that may differ from rank to rank."""
     keeps_own: bool = False
-    """Whether they do."""
+    """Whether they do, so that each rank writes its own."""
 
 
 class Saver:
@@ -85,7 +85,7 @@ class Saver:
     step_field = "step"
     """What errors call the step."""
     optimizer_key = weights.OPTIMIZER
-    """What a checkpoint has the optimizer's state under."""
+    """The key of the optimizer's state in a checkpoint."""
     describes_first = True
     """Whether what describes the shards of several ranks is there before `save` returns on any (commit.collective)."""
 
@@ -101,7 +101,7 @@ class Saver:
         self._run.checkpointer.shards.prewarm(tensors_of(self._run.model, self._run.optimizer))
 
     def save(self, request: Request) -> "Future[None]":
-        """Save now; on return it is committed, or in flight.  Return what hears how the flush ends."""
+        """Save now; on return it is committed, or in flight.  Return the future of the flush."""
         if not self._run.ranks.are_many:  # with several ranks, one that raised here would leave the others waiting
             self._await_flight()
         calls, future = self._run.ranks.calls, Future[None]()
@@ -286,7 +286,7 @@ class Saver:
 
 
 def _heard(future: "Future[None]", flush: Callable[[], None]) -> None:
-    """Flush; the future hears how that ends."""
+    """Flush; the future gets what comes of it."""
     try:
         flush()
     except BaseException as error:

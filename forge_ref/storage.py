@@ -33,7 +33,7 @@ def write(
     group: dist.ProcessGroup | None = None,
     shards: ShardWriter | None = None,
 ) -> Seal | None:
-    """Write shards and marker into a directory; see `ShardWriter.write`.  One that has written before is faster."""
+    """Write shards and marker into a directory; see `ShardWriter.write`; a writer that has written before is faster."""
     leaves = state if isinstance(state, Leaves) else flatten(state)
     return (shards or ShardWriter()).write(leaves, path, group)
 

@@ -298,18 +298,18 @@ def loads_by_copying(model: torch.nn.Module, live: Mapping[str, Any]) -> bool:
 
 
 def copies(live: Mapping[str, Any], matched: Mapping[str, Any]) -> list[Copy]:
-    """Return what to copy where to put values that `match_model` gave into a model that loads by copying.
+    """Return the copies that put values of `match_model` into a model that loads by copying.
 
-    The copies can't fail, unless a device does.
+    They can't fail, unless a device does.
     """
     return [copy for name, value in matched.items() for copy in copies_into(live[name], value)]
 
 
 def copy_all(pending: Sequence[Copy]) -> None:
-    """Do what `copies` gave.
+    """Make these copies.
 
-    SIGINT is deferred here, but a handler of another signal may raise.  That is
-    raised when all is copied, so it leaves no mixture.
+    SIGINT is deferred here, but a handler of another signal may raise in between.
+    Then all are made again before its error is raised, so it leaves no mixture.
     """
     try:
         _copy(pending)

@@ -15,7 +15,7 @@ _changing_options = threading.Lock()
 
 
 class _Sink(io.RawIOBase):
-    """Keeps what is written, and counts what is skipped."""
+    """Keeps what is written, in parts: a new one begins where something is skipped."""
 
     def __init__(self) -> None:
         self.parts = [b""]

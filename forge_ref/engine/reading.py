@@ -45,27 +45,29 @@ from forge_ref.errors import DamagedError, naming
 from forge_ref.manifest import Seal
 from forge_ref.pieces import Piece, box
 
-_SMALL = 1 << 16  # bytes that are read sooner than a file is opened
-_LARGE = 1 << 20  # bytes from which on a tensor is read by itself
-_GAP = 1 << 16  # bytes between small ones that are read and left
+_SMALL = 1 << 16  # bytes up to which a tensor is read without a look at the sizes of its files before
+_LARGE = 1 << 20  # bytes from which on a tensor is read by itself, to where it stays
+_GAP = 1 << 16  # bytes between small ones that are read too, and not used
 _RUN = 8 << 20  # bytes that small ones are read in at once
 _STEP = 1 << 20  # bytes that stay in the cache between reading and hashing
-_HUGE = 4 << 20
+_HUGE = 4 << 20  # bytes from which on memory is asked for in huge pages
 _ALIGNMENT = 16  # of values in the file, so that those of every type can be looked at where they are in the buffer
 _THREADS = 4
 
 
 class _Request(NamedTuple):
-    """An item of a file, and where its values go: a whole tensor of their own, or a part of one."""
+    """An item of a file, and where its values go: into a tensor of their own, or into a part of one."""
 
     name: str
     stored: Any
-    whole: TensorStorageMetadata | None
-    """The tensor, if it is the item; None if the item is a part of it, or no tensor."""
+    size: torch.Size
+    """Of the tensor that is stored."""
+    dtype: torch.dtype | None
+    """None for a value that is not a tensor."""
     item: ReadItem | None = None
-    """None of a whole tensor."""
-    size: torch.Size | None = None
-    """Of the tensor that is stored, where a part of it is wanted."""
+    """None for a tensor of its own."""
+    into: torch.Tensor | None = None
+    """Contiguous memory for all that is stored, if there is such; a tensor of its own gets it only when it is read."""
 
 
 def fresh(size: torch.Size, dtype: torch.dtype) -> torch.Tensor:
@@ -108,9 +110,10 @@ class Reader:
         return memory
 
     def check_sizes(self, names: Iterable[str]) -> None:
-        """`DamagedError` for tensors that are larger than what is stored of them, in files that are as large as that.
+        """`DamagedError` for a tensor of more bytes than are stored of it, and for a file too short for what it stores.
 
-        For tensors that are read as a whole, so that all their files have to be there; small ones cost too little.
+        For tensors that are read as a whole, so that all their files have to be there.  Small ones are left out, since
+        little memory is taken for them.
         """
         by_file: dict[str, list[Any]] = defaultdict(list)
         for name in names:
@@ -141,13 +144,14 @@ class Reader:
         """
         entry, stored = self._entries[name], self._stored[name]
         if not isinstance(entry, TensorStorageMetadata):
-            yield _Request(name, stored[0][1], None, _whole(LoadItemType.BYTE_IO, stored[0][0]))
+            yield _Request(name, stored[0][1], _NO_SIZE, None, _whole(LoadItemType.BYTE_IO, stored[0][0]))
             return
         piece = place if place is not None and place.shape == entry.size else None
+        dtype = entry.properties.dtype
         if piece is None and len(stored) == len(entry.chunks) == 1 and entry.chunks[0].sizes == entry.size:
-            yield _Request(name, stored[0][1], entry)
+            yield _Request(name, stored[0][1], entry.size, dtype)
             return
-        values = fresh(entry.size if piece is None else piece.values.shape, entry.properties.dtype)
+        values = fresh(entry.size if piece is None else piece.values.shape, dtype)
         value = memory[name] = values if piece is None else piece.holding(values)
         start = torch.Size([0] * len(entry.size))
         here = value.chunk if isinstance(value, Piece) else ChunkStorageMetadata(start, value.shape)
@@ -157,7 +161,9 @@ class Reader:
         by_index, sizes = dict(stored), {chunk.offsets: chunk.sizes for chunk in entry.chunks}
         for item in items:
             size = sizes[cast(torch.Size, item.storage_index.offset)]
-            yield _Request(name, by_index[item.storage_index], None, item, size)
+            target = box(values, item.dest_offsets, item.lengths)
+            into = target if item.lengths == size and target.is_contiguous() else None
+            yield _Request(name, by_index[item.storage_index], size, dtype, item, into)
 
     def _read_archives(self, opened: files.Opened, requests: Sequence[_Request], memory: dict[str, Any]) -> None:
         """Read items that have no hash of ours."""
@@ -174,9 +180,11 @@ class Reader:
             _hand_over(opened.path, request, blob, memory, is_sealed=False)
 
 
+_NO_SIZE = torch.Size([0])
+
+
 def _whole(kind: LoadItemType, index: MetadataIndex) -> ReadItem:
-    nothing = torch.Size([0])
-    return ReadItem(kind, index, nothing, index, nothing, nothing)
+    return ReadItem(kind, index, _NO_SIZE, index, _NO_SIZE, _NO_SIZE)
 
 
 def _hand_over(path: Path, request: _Request, blob: memoryview, memory: dict[str, Any], is_sealed: bool) -> None:
@@ -193,8 +201,9 @@ def _hand_over(path: Path, request: _Request, blob: memoryview, memory: dict[str
 
 def _put(request: _Request, tensor: torch.Tensor, memory: dict[str, Any]) -> None:
     item = request.item
-    if request.whole is not None:
-        memory[request.name] = fresh(request.whole.size, request.whole.properties.dtype)
+    if item is None:
+        assert request.dtype is not None
+        memory[request.name] = fresh(request.size, request.dtype)
     value = memory[request.name]
     target = value.values if isinstance(value, Piece) else value
     if item is not None:
@@ -213,11 +222,15 @@ def _read_sealed(opened: files.Opened, seal: Seal, requests: Sequence[_Request],
     small: list[tuple[_Request, Entry]] = []
     for request in sorted(requests, key=lambda request: request.stored.offset):
         entry = entries[request.stored.offset]
-        is_raw = request.whole is not None and entry.start != request.stored.offset
+        is_raw = (request.item is None or request.into is not None) and entry.start != request.stored.offset
         if not is_raw or entry.size >= _LARGE or entry.start % _ALIGNMENT:
             read = sealed.read_large if is_raw else sealed.read_item
-            if is_raw:  # here, since what other threads make goes back to the system, and comes again page by page
-                memory[request.name] = fresh(*sealed.kind(request, entry))
+            if is_raw:
+                kind = sealed.kind(request, entry)
+                if request.into is None:
+                    # Here, since what other threads make goes back to the system, and comes again page by page.
+                    request = request._replace(into=fresh(*kind))
+                    memory[request.name] = request.into
             jobs.append((entry.size, partial(read, request, entry)))
             continue
         if small and not _lies_beside(small[0][1], small[-1][1], entry):
@@ -256,7 +269,8 @@ class _Sealed:
 
     def read_large(self, request: _Request, entry: Entry, _: mmap.mmap) -> None:
         """Read a tensor to where it stays."""
-        into, hashed = _bytes_of(self.memory[request.name]), table.hasher()
+        assert request.into is not None
+        into, hashed = _bytes_of(request.into), table.hasher()
         for at in range(0, entry.size, _STEP):
             step = into[at : at + _STEP]
             _read_exactly(self.opened, entry.start + at, step)
@@ -274,7 +288,10 @@ class _Sealed:
             at = entry.start - first.start
             self._check(request, entry, table.digest(view[at : at + entry.size]))
             values = flat[dtype].as_strided(size, _strides(size), at // dtype.itemsize)
-            self.memory[request.name] = values.clone()
+            if request.into is None:
+                self.memory[request.name] = values.clone()
+            else:
+                request.into.copy_(values)
 
     def read_item(self, request: _Request, entry: Entry, _: mmap.mmap) -> None:
         """Read what is a part of a tensor, or none that lies in a container of ours."""
@@ -283,10 +300,9 @@ class _Sealed:
         self._check(request, entry, table.digest(content))
         if entry.start == request.stored.offset:
             _hand_over(self.opened.path, request, content, self.memory, is_sealed=True)
-        elif request.size is not None and entry.size:
-            value = self.memory[request.name]
-            dtype = (value.values if isinstance(value, Piece) else value).dtype
-            _put(request, torch.frombuffer(content, dtype=dtype).view(request.size), self.memory)
+        elif request.dtype is not None and entry.size:
+            size, dtype = self.kind(request, entry)
+            _put(request, torch.frombuffer(content, dtype=dtype).view(size), self.memory)
 
     def _check(self, request: _Request, entry: Entry, found: bytes) -> None:
         if found != entry.digest:
@@ -296,12 +312,11 @@ class _Sealed:
             )
 
     def kind(self, request: _Request, entry: Entry) -> tuple[torch.Size, torch.dtype]:
-        """Return size and type of a whole tensor; `DamagedError` if another number of bytes is stored."""
-        assert request.whole is not None
-        size, dtype = request.whole.size, request.whole.properties.dtype
-        if entry.size != (expected := dtype.itemsize * size.numel()):
+        """Return size and type of what is stored; `DamagedError` if another number of bytes is stored."""
+        assert request.dtype is not None
+        if entry.size != (expected := request.dtype.itemsize * request.size.numel()):
             raise DamagedError(f"{self.opened.path} has {entry.size:,} bytes of {request.name}, not {expected:,}")
-        return size, dtype
+        return request.size, request.dtype
 
 
 @functools.lru_cache(4096)

@@ -88,7 +88,7 @@ class ShardWriter:
         self._room: Background[mmap.mmap] | None = None
 
     def prewarm(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Make the memory for a copy of these beside training, with what stands around them in the file.
+        """Make the memory for a copy of these beside training, with room for what stands around them in the file.
 
         Else the first `hold` makes it, which takes several times as long as a copy.
         """

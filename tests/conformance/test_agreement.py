@@ -425,10 +425,8 @@ class Run:
 
         What lies outside the bounds is the fault of the clause about just that, unless there is one to blame.
         """
-        folder = self._run.folder
-        complete = folder.complete()
-        latest = folder.latest() if state.has_pointer else max(complete, default=None)
-        seen = f"{folder}"
+        look = self._run.folder.look()
+        complete, latest, seen = look.complete, look.resume_point, str(look)
         returned = "commit.no-later-than" if state.background else "commit.sync"
         killed = "resume.after-kill" if self._resaved is None else "commit.resave"
         is_dead = self._life is None

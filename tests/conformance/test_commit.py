@@ -711,7 +711,8 @@ def _watch_target(run: Scenario, step: int, operation: Operation) -> None:
 
 
 def _watch_pointer(run: Scenario, operation: Operation, seen: list[int], clause: str = "commit.deferred") -> None:
-    latest = run.folder.latest()
+    look = run.folder.look()
+    latest = look.resume_point
     if latest is None:
         run.expect(
             "commit.atomic-pointer",
@@ -722,9 +723,9 @@ def _watch_pointer(run: Scenario, operation: Operation, seen: list[int], clause:
         return
     run.expect(
         clause,
-        commit.may_point_at(latest, run.folder.complete()),
+        commit.may_point_at(latest, look.complete),
         expected="latest at a complete checkpoint at every instant",
-        seen=f"just before {operation}: {run.folder}",
+        seen=f"just before {operation}: {look}",
     )
     seen.append(latest)
 

@@ -593,13 +593,13 @@ def _files(run: Scenario, step: int) -> list[str]:
 
 
 def _watch_pruning(run: Scenario, before: dict[int, list[str]], step: int, operation: Operation) -> None:
-    latest, complete = run.folder.latest(), run.folder.complete()
+    look = run.folder.look()
     run.expect(
         "retention.latest",
-        latest in complete,
+        look.resume_point in look.complete,
         expected="latest at a complete checkpoint at every instant",
-        seen=f"just before {operation}: {run.folder}",
-        reaches=not before.keys() <= complete,
+        seen=f"just before {operation}: {look}",
+        reaches=not before.keys() <= look.complete,
     )
     _watch_replacement(run, before, step, operation)
 

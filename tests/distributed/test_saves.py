@@ -145,12 +145,12 @@ def test_latest_waits_for_a_stage_that_is_held_back(run: Scenario, ranks: int, m
         values(world.ranks.ends())
         world.begin_wait()
     while held := (world.ranks.settled(), world.wait_held(last, 0.1))[1]:
-        gate = world.gate_of(held[0])
+        gate, look = world.gate_of(held[0]), run.folder.look()
         run.expect(
             "commit.all-stages",
-            commit.may_point_at(run.folder.latest(), run.folder.complete()),
+            commit.may_point_at(look.resume_point, look.complete),
             expected=f"latest at a step whose stages are all durable while rank {held[0]} is held",
-            seen=f"just before {gate.held()[0]} on rank {held[0]}: {run.folder}",
+            seen=f"just before {gate.held()[0]} on rank {held[0]}: {look}",
         )
         gate.step()
     world.open_gates()
@@ -235,12 +235,12 @@ def test_one_rank_deletes_and_no_rank_sees_the_resume_point_without_its_files(ru
         old = [run.folder.layout.name.format(step=step) for step in (2, 4) if step < world.step]
         if operation.name in REMOVES and any(name in operation.paths[0].split("/")[0] for name in old):
             deleting.setdefault(rank, str(operation))
-        latest, complete = run.folder.latest_or_newest(), run.folder.complete()
+        look = run.folder.look()
         run.expect(
             "retention.latest",
-            latest is None or latest in complete,
+            look.resume_point is None or look.resume_point in look.complete,
             expected="a complete resume point at every instant",
-            seen=f"just before {operation} on rank {rank}: {run.folder}",
+            seen=f"just before {operation} on rank {rank}: {look}",
         )
 
     for rank in range(shape.ranks):

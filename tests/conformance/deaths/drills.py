@@ -22,8 +22,9 @@ from forge_conformance.judging.text import wrapped
 from forge_conformance.runs.group import Shape
 from forge_conformance.runs.landing import GoingOn, Ignored, Landing
 from forge_conformance.runs.ledger import Ledger
+from forge_conformance.runs.machine import disk_is_full
 from forge_conformance.runs.process import ManagerFault, Unsupported
-from forge_conformance.runs.team import Team, TeamLife, disk_is_full
+from forge_conformance.runs.team import Team, TeamLife
 from forge_conformance.runs.verdict import WORDS, Verdict, seen_and_expected, verdict_of, without_death
 from forge_conformance.runs.workplace import Place
 from forge_conformance.watch.recorder import Control, Operation

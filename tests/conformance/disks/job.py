@@ -22,8 +22,8 @@ from forge_conformance.judging.judge import CannotJudge
 from forge_conformance.runs.group import ALONE
 from forge_conformance.runs.landing import Ignored, Landing
 from forge_conformance.runs.ledger import Saved
+from forge_conformance.runs.machine import disk_is_full
 from forge_conformance.runs.process import Hung, ManagerFault, Unsupported, is_block
-from forge_conformance.runs.team import disk_is_full
 from forge_conformance.runs.verdict import Verdict, verdict_of
 from forge_conformance.runs.workplace import Place
 from forge_conformance.watch.trace import Disk

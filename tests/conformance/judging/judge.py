@@ -89,8 +89,8 @@ class Judge:
     ) -> None:
         """The situation of this clause arose; `ClauseFailure` unless it holds.
 
-        `reaches=False` for the harmless twin of that situation: the clause may
-        fall there, but has not been reached by it.
+        `reaches=False` for a harmless situation beside that one: the clause can
+        fail there, but a pass there does not count.
         """
         assert clause in BY_SLUG, f"there is no clause {clause}"
         assert clause in self.clauses, f"this test does not say that it judges {clause}"

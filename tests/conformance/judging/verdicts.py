@@ -260,7 +260,7 @@ def _judge(
     failures = tuple(f for f in findings if f.failure is not None and f.failure["clause"] == clause.slug)
     if missing and not failures:
         return Judged(clause, Verdict.UNCLAIMED, 0, reason=f"needs {', '.join(missing)}")
-    mine = [finding for finding in findings if clause.slug in finding.clauses]  # it may fall in others on the way
+    mine = [finding for finding in findings if clause.slug in finding.clauses]  # others may have failed it on their way
     reached = sum(finding.reached.get(clause.slug, 0) for finding in mine)
     cases = tuple(finding.case for finding in mine)
     if failures:
@@ -346,7 +346,7 @@ _VARIES = re.compile(r"'[^']*'|\"[^\"]*\"|(?<!\w)/\S+|\d+")
 
 
 def _error_in(finding: Finding) -> str:
-    """The error that a failure shows, without the numbers, names and paths that differ from case to case; or \"\"."""
+    """The error that a failure shows, without the numbers, names and paths that vary; empty if none."""
     assert finding.failure is not None, "only failures are asked about"
     match = _ERROR.search(finding.failure["seen"].partition("\n")[0])
     errors = errors_behind(finding) or ([match[0]] if match else [""])

@@ -6,17 +6,16 @@ Everything is computed by `forge_spec.evidence` from the specification, the inst
 import ast
 import inspect
 import itertools
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 from forge_conformance.adapter import Traits
+from forge_conformance.judging.text import wrapped
 from forge_conformance.plugin import SUITE
 from forge_spec import CLAUSES, evidence
 from forge_spec.clauses import CAPABILITIES, Clause, Level
 from forge_spec.evidence import Evidence, Mutant
 
-_WIDTH = 110
 _ROOT = evidence.HERE.parent
 """The checkout, or the directory of an installed suite."""
 _FIXTURES = next((_ROOT / name for name in ("fixtures", "forge_fixtures") if (_ROOT / name).is_dir()), None)
@@ -27,7 +26,7 @@ def listed(level: Level) -> Iterator[str]:
     for clause in CLAUSES:
         if clause.level <= level:
             needs = f" [{', '.join(_needs(clause))}]" if clause.capabilities else ""
-            yield _wrapped(f"{clause.slug} ({clause.level}){needs}: {clause.sentence}.", 0)
+            yield wrapped(f"{clause.slug} ({clause.level}){needs}: {clause.sentence}.", 0, 2)
 
 
 def capabilities() -> Iterator[str]:
@@ -37,7 +36,7 @@ def capabilities() -> Iterator[str]:
 
 def traits() -> Iterator[str]:
     """Everything that an adapter may say of its manager's ways, one paragraph each."""
-    return (_wrapped(f"{name}: {meaning}", 0, hanging=4) for name, meaning in documented_traits())
+    return (wrapped(f"{name}: {meaning}", 0, 4) for name, meaning in documented_traits())
 
 
 def documented_traits() -> Iterator[tuple[str, str]]:
@@ -52,18 +51,18 @@ def documented_traits() -> Iterator[tuple[str, str]]:
 def explained(clause: Clause) -> Iterator[str]:
     """The clause, and what stands behind it: predicates, vectors, the model, tests, mutants and public issues."""
     yield f"{clause.slug}, level {clause.level}"
-    yield _wrapped(f"must: a checkpoint manager {clause.sentence}.", 2)
-    yield _wrapped(f"why: {clause.why}", 2)
-    yield _wrapped(f"judged when: {clause.situation}.", 2)
-    yield _wrapped(f"needs: {', '.join(_needs(clause)) or 'no capability'}", 2)
-    yield _wrapped(f"rests on: {', '.join(clause.rests_on) or 'no other clause'}", 2)
+    yield wrapped(f"must: a checkpoint manager {clause.sentence}.", 2, 4)
+    yield wrapped(f"why: {clause.why}", 2, 4)
+    yield wrapped(f"judged when: {clause.situation}.", 2, 4)
+    yield wrapped(f"needs: {', '.join(_needs(clause)) or 'no capability'}", 2, 4)
+    yield wrapped(f"rests on: {', '.join(clause.rests_on) or 'no other clause'}", 2, 4)
     tests = evidence.tests_in(*SUITE) + (evidence.folders_in(_FIXTURES) if _FIXTURES else ())
     mutants = evidence.mutants_in(_FIXTURES / "mutants") if _FIXTURES else ()
     found = evidence.of(clause, tests, mutants)
     yield from _computed(found)
     yield from _section("tests", [test.name for test in found.tests], "none yet")
     if not mutants:
-        yield _wrapped("mutants: not installed; a checkout has them, with the issues that they cite", 2)
+        yield wrapped("mutants: not installed; a checkout has them, with the issues that they cite", 2, 4)
         return
     yield from _section("mutants", [_described(mutant) for mutant in found.mutants], "none")
     yield from _section("public issues", [f"{issue}: {issue.url}" for issue in found.issues], "no mutant cites one")
@@ -71,10 +70,10 @@ def explained(clause: Clause) -> Iterator[str]:
 
 def _computed(found: Evidence) -> Iterator[str]:
     predicates = [f"{_shown(predicate.path)}:{predicate.name}" for predicate in found.predicates]
-    yield _wrapped(f"predicates: {', '.join(predicates) or 'none; the tests compare what they see'}", 2)
+    yield wrapped(f"predicates: {', '.join(predicates) or 'none; the tests compare what they see'}", 2, 4)
     yield from _section("vectors", [_counted(vectors) for vectors in found.vectors], "none")
     if found.model:
-        yield _wrapped(f"model: {found.model.sentence}; broken by {', '.join(found.model.variants)}", 2)
+        yield wrapped(f"model: {found.model.sentence}; broken by {', '.join(found.model.variants)}", 2, 4)
 
 
 def _counted(vectors: evidence.Vectors) -> str:
@@ -91,7 +90,7 @@ def _described(mutant: Mutant) -> str:
 
 def _section(name: str, lines: list[str], without: str) -> Iterator[str]:
     yield f"  {name}:" if lines else f"  {name}: {without}"
-    yield from (_wrapped(line, 4) for line in lines)
+    yield from (wrapped(line, 4, 6) for line in lines)
 
 
 def _needs(clause: Clause) -> list[str]:
@@ -100,9 +99,3 @@ def _needs(clause: Clause) -> list[str]:
 
 def _shown(path: Path) -> str:
     return path.relative_to(_ROOT).as_posix()
-
-
-def _wrapped(text: str, indent: int, hanging: int = 2) -> str:
-    return textwrap.fill(
-        text, _WIDTH, initial_indent=" " * indent, subsequent_indent=" " * (indent + hanging), break_on_hyphens=False
-    )

@@ -20,6 +20,19 @@ DANGLING = -1
 
 
 @dataclass(frozen=True)
+class Look:
+    """What was there at one moment."""
+
+    complete: frozenset[int]
+    resume_point: int | None
+    """See `Folder.latest_or_newest`."""
+    shown: str
+
+    def __str__(self) -> str:
+        return self.shown
+
+
+@dataclass(frozen=True)
 class Folder:
     """A view, not a copy: every call looks again."""
 
@@ -115,6 +128,16 @@ class Folder:
     def latest_or_newest(self) -> int | None:
         """What the pointer leads to or, without a pointer in this layout, the newest complete step."""
         return self.latest() if self.layout.pointer is not None else max(self.complete(), default=None)
+
+    def look(self) -> Look:
+        """What a flush in the background may change between two calls, all of one moment: two looks in a row agree."""
+        before, now = None, self._glance()
+        while now != before:
+            before, now = now, self._glance()
+        return now
+
+    def _glance(self) -> Look:
+        return Look(self.complete(), self.latest_or_newest(), str(self))
 
     def point_at(self, target: str | None) -> None:
         """Make the pointer say this, by force; None removes it."""

@@ -97,7 +97,7 @@ class Outcome:
 class OnRank(ManagerFault):
     """Something went wrong on a rank where nothing should; the text says on which and what.
 
-    Told is the rank that ended by itself, if one did: what the others raised then is how they heard of it.
+    A rank that ended by itself comes first: what the others raised then is how they learnt of it.
     """
 
     def __init__(self, outcomes: Sequence[Outcome]) -> None:

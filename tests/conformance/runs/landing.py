@@ -56,7 +56,7 @@ class GoingOn:
     word: str = "stuck"
     """What it is called; `hung` where something never returned."""
     clause: str = ""
-    """The clause that falls with it, if it is not the one about going on."""
+    """The clause that fails with it, if it is not the one about going on."""
     stands: tuple[int, ...] | None = None
     """The steps that had to stand then, where that is what is wrong."""
 

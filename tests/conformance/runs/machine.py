@@ -1,16 +1,18 @@
 """What the suite needs of its own machine: /proc, room for checkpoints, large enough files, enough descriptors.
 
-A manager that fails for want of these has shown nothing, so it is asked before
-a run, and again whenever something has failed.
+A manager that fails for want of these has shown nothing, so this is looked at
+before a run, and again whenever something has failed.
 """
 
 import os
 import resource
+import shutil
 import tempfile
 from pathlib import Path
 
 _ROOM_BYTES = 16 << 20
 """What a few checkpoints of the suite's small models take, several times over."""
+_HARDLY_ANY_BYTES = 1 << 20
 _DESCRIPTORS = 256
 
 
@@ -42,4 +44,15 @@ def _said(directory: str | Path | None, error: OSError) -> str:
     return (
         f"A file of {_ROOM_BYTES >> 20} MiB can't be written in {place}: {error.strerror or error}{limit}. Make room "
         "there, or let TMPDIR name another place."
+    )
+
+
+def disk_is_full(folder: Path) -> str:
+    """A sentence for an error whose cause may be that the folder's disk is full; "" where it is not."""
+    free = shutil.disk_usage(folder).free
+    if free > _HARDLY_ANY_BYTES:
+        return ""
+    return (
+        f" The disk of {folder} itself is full, {free:,} bytes are left: make room there, or let TMPDIR name another "
+        "place."
     )

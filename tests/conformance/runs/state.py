@@ -9,7 +9,7 @@ from typing import Any
 
 Digest = dict[str, str]
 STATE = ("parameter", "buffer", "trained", "moment", "group", "scheduler")
-"""Kinds of state that every manager has to bring back, or, of which parameters are trained, to leave alone."""
+"""Kinds of state that every manager has to bring back; or, as with which parameters are trained, to leave alone."""
 ALL_KINDS = (*STATE, "gradient", "loader", "rng", "counter")
 """Every kind that a fingerprint has: what nothing may change that is refused, or that only saves."""
 

@@ -30,7 +30,6 @@ from forge_conformance.watch.recorder import Control, Recorder
 from forge_conformance.watch.trace import Disk, Journal
 from forge_spec.ephemeral import saves
 
-_HARDLY_ANY_BYTES = 1 << 20
 _WAITS_FOR_THE_DEAD_S = 5.0
 """How long ranks wait for one that may be dead."""
 
@@ -319,17 +318,6 @@ class TeamLife(SavingLife):
             if wrong.trouble:
                 return wrong
         return self.team.comes_back(self.settings, self.ledger, self.step)
-
-
-def disk_is_full(folder: Path) -> str:
-    """A sentence for an error whose cause may be that the folder's disk is full; "" where it is not."""
-    free = shutil.disk_usage(folder).free
-    if free > _HARDLY_ANY_BYTES:
-        return ""
-    return (
-        f" The disk of {folder} itself is full, {free:,} bytes are left: make room there, or let TMPDIR name another "
-        "place."
-    )
 
 
 def is_interrupt(fault: Exception | None) -> bool:

@@ -50,8 +50,7 @@ class Timeline:
 
 
 def _settings(server: Server) -> dict[str, Any]:
-    """Those of a manager over an empty folder of its own."""
+    """The settings of a manager over an empty folder of its own."""
     folder = server.new_file("undisturbed")
     folder.mkdir()
-    modes = [mode for mode in ("sync", "async", "pinned") if mode in server.implementation.capabilities]
-    return {"folder": str(folder), "mode": modes[0] if modes else "sync"}
+    return {"folder": str(folder), "mode": server.implementation.plain_mode}

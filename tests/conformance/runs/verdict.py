@@ -62,7 +62,7 @@ def verdict_of(
 ) -> Verdict:
     """What this outcome is worth where these saves may come back; None among them stands for a fresh start.
 
-    With `is_hooked` it is hooks that save, and the clauses about them fall.
+    With `is_hooked` it is hooks that save, and the clauses about them are the ones that fail.
     """
     word = _word(landing, allowed)
     expected = _expected(allowed, saves)

@@ -18,7 +18,6 @@ from forge_conformance.runs.landing import OTHER_SEED
 from forge_conformance.runs.process import ManagerFault, Unsupported
 from forge_conformance.runs.server import Server
 from forge_conformance.runs.state import Digest, kinds_claimed
-from forge_conformance.runs.team import disk_is_full
 from forge_conformance.runs.timeline import Timeline
 from forge_conformance.watch.backends import Backend, choose
 
@@ -73,7 +72,7 @@ class Place:
             try:
                 self._runs[seed, shape] = Timeline(self.server, seed, shape)
             except ManagerFault as fault:
-                full = disk_is_full(self.folder.parent)
+                full = machine.disk_is_full(self.folder.parent)
                 raise CannotJudge(f"A run that nothing disturbs could not begin. {fault}{full}") from fault
         return self._runs[seed, shape]
 

@@ -329,6 +329,53 @@ class _Walk:
             yield replace(bad, state=state, disk=disk_of(trace, self._storage, state))
 
 
+class RealEnds:
+    """What restarts make of what processes leave that really end at chosen places; each is restarted from once."""
+
+    def __init__(self, exploration: Exploration, name: str) -> None:
+        """`name` is how they end."""
+        self._all = exploration
+        self._name = name
+        self._begun = time.monotonic()
+        self._totals = Totals()
+        self._bad: dict[tuple[str, ...], Bad] = {}
+        self._disks: set[bytes] = set()
+        self._bad_disks: set[bytes] = set()
+        self._reached = 0
+        self.notes: dict[str, None] = {}
+        """What else was seen, each sentence once."""
+
+    def restart(self, state: State, disk: Disk, task: Task, lost: str = "") -> None:
+        """Restart from what an end at this place has left, and judge it."""
+        self._totals.states += 1
+        self._totals.restarts += 1
+        self._disks.add(disk.digest)
+        self._reached = max(self._reached, state.cut)
+        outcome, _ = self._all.restarter.attempt(disk, task.goal)
+        verdict = judge(self._all.whole, task, outcome.last)
+        if not verdict.is_fine:
+            self._bad_disks.add(disk.digest)
+            key = cause_of(verdict)
+            first = self._bad.get(key, Bad(self._name, state, disk, task, outcome, verdict, states=0, lost=lost))
+            self._bad[key] = replace(first, states=first.states + 1)
+
+    def explored(self, is_cut_short: bool) -> Explored:
+        """What came of all of them."""
+        totals = self._totals
+        totals.disks, totals.bad = len(self._disks), len(self._bad_disks)
+        totals.seconds = time.monotonic() - self._begun
+        return Explored(
+            self._name,
+            totals,
+            tuple(self._bad.values()),
+            is_cut_short=is_cut_short,
+            reached=self._reached,
+            note=" ".join(filter(None, self.notes)),
+            disks=frozenset(self._disks),
+            bad_disks=frozenset(self._bad_disks),
+        )
+
+
 def is_late(used: float, middle: int, cut: int, end: int) -> bool:
     """Whether more is used of the second half of the time than of the deaths that are left for it."""
     return used * max(1, end - middle) > cut - middle

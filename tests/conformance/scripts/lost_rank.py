@@ -13,13 +13,13 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 from forge_conformance.disks.states import State
-from forge_conformance.scripts.explorer import Bad, Exploration, Explored, Totals, cause_of
-from forge_conformance.scripts.judge import Task, judge
+from forge_conformance.scripts.explorer import Exploration, Explored, RealEnds
+from forge_conformance.scripts.judge import Task
 from forge_conformance.scripts.preparation import Prepared
-from forge_conformance.scripts.recording import ScriptRecorder, Spoken, Timeline, streams_of
+from forge_conformance.scripts.recording import Progress, ScriptRecorder, Timeline
 from forge_conformance.scripts.restarts import clear
 from forge_conformance.watch.recorder import Control, Operation
 from forge_conformance.watch.trace import Disk, Journal
@@ -59,32 +59,22 @@ def losses(line: Timeline, ranks: int) -> Iterator[Loss]:
 
 
 @dataclass
-class _Losing(Spoken):
+class _Losing(Progress):
     """Listens to a run, and kills the rank when its time has come."""
 
     loss: Loss = Loss(0, 0)
-    progress: int = 0
     operations: int = 0
     """Of this rank."""
     progress_at_loss: int | None = None
     """None while nothing has happened."""
     has_noticed: bool = False
     """Whether the launcher has ended the others."""
+    pids: dict[int, int] = field(default_factory=dict)
+    """Of each rank."""
 
-    def __post_init__(self) -> None:
-        self.pids: dict[int, int] = {}
-        self.known: set[tuple[str, ...]] = set()
-
-    def hears(self, pipe: str, thread: int, text: str) -> None:
-        said = len(self.lines)
-        super().hears(pipe, thread, text)
-        for line in self.lines[said:]:
-            read = self.form.read(line) if self.form else None
-            if read is not None and read.key not in self.known:
-                self.known.add(read.key)
-                self.progress += 1
-                if self.progress == self.loss.lines:
-                    self._kill()
+    def at_line(self) -> None:
+        if self.progress == self.loss.lines:
+            self._kill()
 
     def may_change(self, operation: Operation) -> bool:
         if operation.rank == self.loss.rank:
@@ -111,33 +101,16 @@ class _Losing(Spoken):
 
 def under(exploration: Exploration, prepared: Prepared, grace_s: float) -> Explored:
     """Lose each rank at each place; the kills have to have been explored before."""
-    begun = time.monotonic()
-    totals, found = Totals(), dict[tuple[str, ...], Bad]()
-    known, bad_disks, notes = set[bytes](), set[bytes](), dict[str, None]()
-    is_cut_short, reached = False, 0
+    ends, is_cut_short = RealEnds(exploration, LOST_RANK), False
     for loss in losses(prepared.line, prepared.stage.command.ranks):
         is_cut_short = time.monotonic() > exploration.deadline
         if is_cut_short:
             break
         disk, task, note = _lost(exploration, prepared, loss, grace_s)
-        notes[note] = None
-        if task is None:
-            continue
-        known.add(disk.digest)
-        reached = max(reached, loss.cut)
-        totals.states += 1
-        totals.restarts += 1
-        outcome, _ = exploration.restarter.attempt(disk, task.goal)
-        verdict = judge(prepared.whole, task, outcome.last)
-        if not verdict.is_fine:
-            bad_disks.add(disk.digest)
-            key = cause_of(verdict)
-            bad = Bad(LOST_RANK, State(loss.cut), disk, task, outcome, verdict, lost=_words(loss))
-            found[key] = replace(found[key], states=found[key].states + 1) if key in found else bad
-    totals.disks, totals.bad, totals.seconds = len(known), len(bad_disks), time.monotonic() - begun
-    note = " ".join(filter(None, notes))
-    disks, bad_ones = frozenset(known), frozenset(bad_disks)
-    return Explored(LOST_RANK, totals, tuple(found.values()), "", is_cut_short, reached, note, disks, bad_ones)
+        ends.notes[note] = None
+        if task is not None:
+            ends.restart(State(loss.cut), disk, task, _words(loss))
+    return ends.explored(is_cut_short)
 
 
 def _words(loss: Loss) -> str:
@@ -154,8 +127,7 @@ def _lost(exploration: Exploration, prepared: Prepared, loss: Loss, grace_s: flo
 
     def supervise(rank: int, listener: int, pid: int) -> ScriptRecorder:
         heard.pids[rank] = pid
-        streams = streams_of(pid) if not rank else frozenset[str]()
-        return ScriptRecorder(listener, pid, journal, Control(), rank, heard, streams)
+        return ScriptRecorder(listener, pid, journal, Control(), rank, heard)
 
     ended = stage.start(False, "storing", supervise).follow(lambda line: False, grace_s, heard.others_end)
     disk = Disk.read(stage.folder)

@@ -71,6 +71,27 @@ class Spoken:
         return True
 
 
+@dataclass
+class Progress(Spoken):
+    """The same, and how many different progress lines have been printed."""
+
+    progress: int = 0
+    _known: set[tuple[str, ...]] = field(default_factory=set)
+
+    def hears(self, pipe: str, thread: int, text: str) -> None:
+        said = len(self.lines)
+        super().hears(pipe, thread, text)
+        for line in self.lines[said:]:
+            read = self.form.read(line) if self.form else None
+            if read is not None and read.key not in self._known:
+                self._known.add(read.key)
+                self.progress += 1
+                self.at_line()
+
+    def at_line(self) -> None:
+        """Called after each progress line that was not printed before."""
+
+
 class ScriptRecorder(Recorder):
     """A recorder that hears what is printed as well."""
 
@@ -82,11 +103,10 @@ class ScriptRecorder(Recorder):
         control: Control,
         rank: int,
         spoken: Spoken,
-        streams: frozenset[str],
     ) -> None:
-        """`streams` are the names of the pipes that the output goes to."""
+        """Of several ranks the first one's output is heard."""
         self._spoken = spoken
-        self._streams = streams
+        self._streams = frozenset[str]() if rank else _streams_of(pid)
         super().__init__(listener, pid, journal, control, rank=rank)
 
     def _note_outside(self, caller: Caller, name: str, arguments: Arguments, paths: tuple[str, ...]) -> None:
@@ -130,8 +150,7 @@ def record(stage: Stage, form: Form | None, silence_s: float) -> Recorded:
     recorders: list[ScriptRecorder] = []
 
     def supervise(rank: int, listener: int, pid: int) -> ScriptRecorder:
-        streams = streams_of(pid) if not rank else frozenset[str]()
-        recorders.append(ScriptRecorder(listener, pid, journal, control, rank, spoken, streams))
+        recorders.append(ScriptRecorder(listener, pid, journal, control, rank, spoken))
         return recorders[-1]
 
     ended = stage.start(False, "storing", supervise).follow(lambda line: False, silence_s)
@@ -148,7 +167,7 @@ def record(stage: Stage, form: Form | None, silence_s: float) -> Recorded:
     return Recorded(trace, tuple(spoken.lines), tuple(spoken.threads), ended, control.done)
 
 
-def streams_of(pid: int) -> frozenset[str]:
+def _streams_of(pid: int) -> frozenset[str]:
     """The names of the pipes that a process prints to."""
     found: set[str] = set()
     for number in (1, 2):

@@ -10,14 +10,14 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 from forge_conformance.disks.states import State
-from forge_conformance.scripts.explorer import Bad, Exploration, Explored, Totals, cause_of
-from forge_conformance.scripts.judge import Task, judge
+from forge_conformance.scripts.explorer import Exploration, Explored, RealEnds
+from forge_conformance.scripts.judge import Task
 from forge_conformance.scripts.preparation import Prepared
-from forge_conformance.scripts.recording import ScriptRecorder, Spoken, Timeline, streams_of
-from forge_conformance.scripts.restarts import Outcome, clear
+from forge_conformance.scripts.recording import Progress, ScriptRecorder, Timeline
+from forge_conformance.scripts.restarts import clear
 from forge_conformance.scripts.starts import Ended
 from forge_conformance.watch.recorder import Control, Operation
 from forge_conformance.watch.trace import Disk, Journal
@@ -35,32 +35,21 @@ class Point:
 
 
 @dataclass
-class _Signalled(Spoken):
+class _Signalled(Progress):
     """Listens to a run, and sends the signal when the point has come."""
 
     point: Point = Point(0)
     number: int = 0
-    progress: int = 0
     operations: int = 0
     """Since the line of the point."""
     sent_at: float = 0.0
     has_saved: bool = False
     """Whether the thread that handles signals has changed the folder since then."""
+    pids: list[int] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.pids: list[int] = []
-        self.known: set[tuple[str, ...]] = set()
-
-    def hears(self, pipe: str, thread: int, text: str) -> None:
-        said = len(self.lines)
-        super().hears(pipe, thread, text)
-        for line in self.lines[said:]:
-            read = self.form.read(line) if self.form else None
-            if read is not None and read.key not in self.known:
-                self.known.add(read.key)
-                self.progress += 1
-                if self.progress == self.point.lines and not self.point.operations:
-                    self._send()
+    def at_line(self) -> None:
+        if self.progress == self.point.lines and not self.point.operations:
+            self._send()
 
     def may_change(self, operation: Operation) -> bool:
         self.has_saved = self.has_saved or (operation.is_main and bool(self.sent_at))
@@ -98,33 +87,15 @@ def points(line: Timeline) -> Iterator[Point]:
 
 def under(exploration: Exploration, prepared: Prepared, name: str, grace_s: float) -> Explored:
     """End the script by this signal at each point; the kills have to have been explored before."""
-    begun = time.monotonic()
-    totals, found, notes = Totals(), dict[tuple[str, ...], Bad](), dict[str, None]()
-    known: set[bytes] = set()
-    bad_disks: set[bytes] = set()
-    is_cut_short, reached = False, 0
+    ends, is_cut_short = RealEnds(exploration, name), False
     for point in points(prepared.line):
         is_cut_short = time.monotonic() > exploration.deadline
         if is_cut_short:
             break
-        state = _state(prepared.line, point)
         disk, task, note = _ended(exploration, prepared, SIGNALS[name], point, grace_s)
-        known.add(disk.digest)
-        notes[note] = None
-        reached = state.cut
-        totals.states += 1
-        totals.restarts += 1
-        outcome, _ = exploration.restarter.attempt(disk, task.goal)
-        verdict = judge(prepared.whole, task, outcome.last)
-        if not verdict.is_fine:
-            bad_disks.add(disk.digest)
-            key = cause_of(verdict)
-            bad = Bad(name, state, disk, task, Outcome(outcome.starts), verdict)
-            found[key] = replace(found[key], states=found[key].states + 1) if key in found else bad
-    totals.disks, totals.bad, totals.seconds = len(known), len(bad_disks), time.monotonic() - begun
-    note = " ".join(filter(None, notes))
-    disks, bad_ones = frozenset(known), frozenset(bad_disks)
-    return Explored(name, totals, tuple(found.values()), "", is_cut_short, reached, note, disks, bad_ones)
+        ends.notes[note] = None
+        ends.restart(_state(prepared.line, point), disk, task)
+    return ends.explored(is_cut_short)
 
 
 def _state(line: Timeline, point: Point) -> State:
@@ -142,8 +113,7 @@ def _ended(
 
     def supervise(rank: int, listener: int, pid: int) -> ScriptRecorder:
         heard.pids.append(pid)
-        streams = streams_of(pid) if not rank else frozenset[str]()
-        return ScriptRecorder(listener, pid, journal, Control(), rank, heard, streams)
+        return ScriptRecorder(listener, pid, journal, Control(), rank, heard)
 
     def is_late(text: str) -> bool:
         return bool(heard.sent_at) and time.monotonic() - heard.sent_at > grace_s

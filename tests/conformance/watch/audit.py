@@ -12,13 +12,13 @@ import contextlib
 import json
 import os
 import socket
-import stat
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from forge_conformance.watch.caller import is_regular
 from forge_conformance.watch.recorder import Control, Operation
 from forge_conformance.watch.trace import Call, Journal, Trace, kind_of
 from forge_spec.disk import ROOT, Bytes, Entries, Size
@@ -222,7 +222,7 @@ class AuditRecorder:
             os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)) for path in about["paths"]
         ]
         if not any(journal.is_inside(path) for path in paths):
-            if about["name"] == "openat" and _is_regular(paths[0]):
+            if about["name"] == "openat" and is_regular(paths[0]):
                 journal.outside.append(paths[0])
             return 0
         if control.is_dead:
@@ -236,10 +236,3 @@ class AuditRecorder:
             control.dies()
             return None
         return control.fails(operation)
-
-
-def _is_regular(path: str) -> bool:
-    try:
-        return stat.S_ISREG(os.stat(path).st_mode)
-    except OSError:
-        return not path.startswith(("/proc/", "/sys/", "/dev/"))

@@ -283,7 +283,9 @@ def sync_all(name: str, descriptor: int | None) -> None:
 
 
 def is_regular(path: str) -> bool:
-    """Whether a file stands there that is no device, pipe or socket; a name without a file counts."""
+    """Whether a file of a disk stands there: no device, pipe or socket; a name without a file counts."""
+    if path.startswith(("/proc/", "/sys/")):
+        return False
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
     except OSError:

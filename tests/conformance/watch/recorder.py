@@ -12,8 +12,8 @@ At an operation the recorder can hold the caller, make it fail with an errno
 before anything has happened, or call `dies`, after which nothing is let go.
 
 Changes through a shared writable map are seen at the next operation, and
-listed in `Journal.unseen`.  Calls that copy inside the kernel, and io_uring, are not implemented for a watched process,
-so programs fall back to plain writes.
+listed in `Journal.unseen`.  A watched process is told that the kernel has no
+io_uring and no calls that copy inside it, so programs use plain writes instead.
 """
 
 import contextlib
@@ -214,14 +214,16 @@ class Recorder:
 
     def _make(self, identity: int, caller: Caller, name: str, arguments: Arguments, operation: Operation) -> None:
         """Make the call and answer it."""
-        is_alone = self._causes is None
-        call = Call(self._rank, caller.thread, operation.is_main, str(operation), is_alone)
+        call = self._call(caller, str(operation))
         if name == "openat":
             self._open(identity, caller, arguments, call)
             return
         self._answer(
             identity, getattr(self, f"_{name}" if name not in WRITES else "_write")(caller, name, arguments, call)
         )
+
+    def _call(self, caller: Caller, text: str) -> Call:
+        return Call(self._rank, caller.thread, caller.thread == self._pid, text, is_alone=self._causes is None)
 
     def _answer(self, identity: int, value: int, error: int = 0) -> None:
         self._listener.answer(identity, value, error)
@@ -283,8 +285,7 @@ class Recorder:
         if arguments[2] & _MS_SYNC and number is not None:
             self._journal.look_at_maps()
             shown = os.path.relpath(path, self._journal.folder)
-            call = Call(self._rank, caller.thread, caller.thread == self._pid, f"msync({shown})")
-            self._journal.add(Sync(number, content_only=True), call)
+            self._journal.add(Sync(number, content_only=True), self._call(caller, f"msync({shown})"))
 
     def _closes(self, caller: Caller, arguments: Arguments) -> None:
         descriptor = f"/proc/{caller.thread}/fd/{caller.number(arguments[0])}"
@@ -292,13 +293,10 @@ class Recorder:
         writable = os.lstat(descriptor).st_mode & 0o200  # the link says how it was opened
         if writable and number is not None and self._journal.inodes[number].kind == "f":
             path = os.path.relpath(caller.opened(arguments[0]), self._journal.folder)
-            is_alone = self._causes is None
-            call = Call(self._rank, caller.thread, caller.thread == self._pid, f"close({path})", is_alone)
-            self._journal.add(Close(number), call)
+            self._journal.add(Close(number), self._call(caller, f"close({path})"))
 
     def _note_outside(self, caller: Caller, name: str, arguments: Arguments, paths: tuple[str, ...]) -> None:
-        is_system = paths != () and paths[0].startswith(("/proc/", "/sys/"))
-        if name == "openat" and CALLS[name].may_change(arguments) and not is_system and calls.is_regular(paths[0]):
+        if name == "openat" and CALLS[name].may_change(arguments) and calls.is_regular(paths[0]):
             self._journal.outside.append(paths[0])
 
     def _shown(self, paths: tuple[str, ...]) -> tuple[str, ...]:

@@ -43,7 +43,6 @@ class Call:
     thread: int
     is_main: bool
     text: str
-
     is_alone: bool = True
     """Whether its rank is the only one."""
 

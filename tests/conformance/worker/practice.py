@@ -2,6 +2,7 @@
 
 The first operation of each kind in a process costs torch many times what the next one does: it looks up schemas, tries
 operations on tensors without data, reads source files for stack traces.  A life is short, so this is a good part of it.
+The state of a run is written and read as well.
 
 Invariants: no manager takes part; no thread is started; nothing is left that a life could see, but for modules.
 Several ranks are practised by one process, over a group that sends nothing.  That group has more ranks than any run
@@ -11,11 +12,13 @@ of another rank must not find that.
 
 import contextlib
 import gc
+import io
 import random
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -44,12 +47,14 @@ def is_harmless(work: Callable[[], None]) -> bool:
 
 
 def practise(with_ranks: bool) -> None:
-    """Train once alone, or as one of several ranks."""
+    """Train once alone, and write and read what was trained, or train as one of several ranks."""
     with _without_a_trace():
         if with_ranks:
             _practise_ranks()
         else:
-            _train(Workload(0))
+            training = Workload(0)
+            _train(training)
+            _write_and_read({"model": training.model.state_dict(), "optimizer": training.optimizer.state_dict()})
     gc.collect()
 
 
@@ -60,6 +65,14 @@ def _threads() -> int:
 def _train(training: Workload) -> None:
     training.train(2)
     training.digest()
+
+
+def _write_and_read(state: dict[str, Any]) -> None:
+    """In memory, by torch itself, as most managers do in one way or another."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    torch.load(buffer, weights_only=True)
 
 
 def _practise_ranks() -> None:

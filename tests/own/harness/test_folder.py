@@ -1,6 +1,7 @@
 """The suite's own look at a checkpoint folder, while a manager changes it."""
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,3 +52,28 @@ def test_a_torn_checkpoint_of_one_file_is_empty(tmp_path: Path) -> None:
     layout = Layout(checkpoint=r"(?P<step>\d+)\.pt", is_dir=False, required=(), pointer=None, name="{step}.pt")
     (tmp_path / "4.pt").touch()
     assert str(Folder(tmp_path, layout)) == "complete [], torn 4 (4.pt is empty)"
+
+
+def test_a_look_is_of_one_moment_though_a_commit_comes_between(tmp_path: Path) -> None:
+    layout = Layout(required=("marker",))
+    commits = iter([5, 7])
+
+    class Changing(Folder):
+        """A commit and a deletion come after each of the first two looks at what is complete."""
+
+        def complete(self) -> frozenset[int]:
+            before = super().complete()
+            if (step := next(commits, None)) is not None:
+                _commit(self.path, step, layout)
+                shutil.rmtree(self.of(step - 2))
+            return before
+
+    _commit(tmp_path, 3, layout)
+    look = Changing(tmp_path, layout).look()
+    assert (look.complete, look.resume_point, str(look)) == ({7}, 7, "complete [7], latest -> step_7")
+
+
+def _commit(path: Path, step: int, layout: Layout) -> None:
+    (path / layout.name.format(step=step)).mkdir()
+    (path / layout.name.format(step=step) / "marker").write_text("whole")
+    Folder(path, layout).point_at(layout.name.format(step=step))
