@@ -121,10 +121,7 @@ hand.
 def _goals(found: Mapping[str, object]) -> str:
     """Return our goals with what was measured, what the missed ones come from, and where another way was faster."""
     every = goals.goals(found)
-    rows = [
-        [one.said, f"{one.at_most:g} {one.unit}", f"{one.measured:.2f} {one.unit}", "yes" if one.is_met else "**no**"]
-        for one in every
-    ]
+    rows = [[one.said, f"{one.at_most:g} {one.unit}", f"{one.measured:.2f} {one.unit}", _met(one)] for one in every]
     parts = ["## Goals", _table(["", "at most", "measured", "met"], rows)] if rows else []
     lists = {
         "What the missed ones come from:": [
@@ -134,6 +131,13 @@ def _goals(found: Mapping[str, object]) -> str:
     }
     parts += [f"{head}\n\n" + "\n".join(f"- {line}" for line in lines) for head, lines in lists.items() if lines]
     return "\n\n".join(parts)
+
+
+def _met(goal: goals.Goal) -> str:
+    """Return whether a goal is met; a cost below zero is chance, and says that the true one is too small to be seen."""
+    if goal.measured < 0:
+        return "yes, too little to be measured"
+    return "yes" if goal.is_met else "**no**"
 
 
 def _limits(samples: Samples) -> str:
@@ -191,7 +195,8 @@ def _yes_or_no(said: str | None) -> str:
 def _own(samples: Samples) -> str:
     save = samples[f"{_OURS} {storage.SAVE}"].median
     hashes = 1 - samples[storage.WITHOUT_HASHES].median / save
-    lines = [f"What is in a save of {_OURS}: hashes {hashes:.1%} of its time"]
+    share = f"{hashes:.1%} of its time" if hashes > 0 else "too little of its time to be measured"
+    lines = [f"What is in a save of {_OURS}: hashes {share}"]
     for name, sample in samples.items():
         if name.startswith(f"{storage.FSYNC} "):
             lines.append(f"the fsync of {name.removeprefix(f'{storage.FSYNC} ')} {sample.median * 1e3:.1f} ms")

@@ -2,7 +2,7 @@
 
 A load makes many objects that all live until its end.  Each time that they have
 grown in number by a quarter the collector looks at every object of the process,
-and finds nothing: half of the time of loading 10,000 tensors went there.
+and finds nothing.  With thousands of tensors, much of the time of a load went there.
 """
 
 import gc

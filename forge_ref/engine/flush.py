@@ -1,6 +1,6 @@
 """Writes whole pages to storage in few large pieces, around the page cache where the file system allows it.
 
-Direct writes take a ninth of the processor time of buffered ones, and leave the
+Direct writes take far less processor time than buffered ones, and leave the
 cache to training.  Where they are refused (some network file systems, sectors
 larger than a page) the same bytes are written the buffered way.
 """

@@ -71,7 +71,7 @@ class _Request(NamedTuple):
 
 
 def fresh(size: torch.Size, dtype: torch.dtype) -> torch.Tensor:
-    """Return memory of its own, in huge pages if it is large: half the time of a read goes into making small ones."""
+    """Return memory of its own, in huge pages if it is large: to make small ones takes much of the time of a read."""
     tensor = torch.empty(size, dtype=dtype, device="cpu")  # whatever the default device is
     if tensor.nbytes >= _HUGE:
         start = flush.up(tensor.data_ptr())

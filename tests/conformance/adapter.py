@@ -60,7 +60,7 @@ class Layout:
     pointer: str | None = "latest"
     """The name of the entry that points at the newest committed checkpoint, if there is one."""
     pointer_kind: str = "symlink"
-    """`symlink`, or `text` for a file whose content is the name of the checkpoint."""
+    """`symlink`, or `text` for a file whose content is the name of the checkpoint, or its whole path."""
     name: str = "step_{step}"
     """How the manager names the checkpoint of a step; used to make look-alikes and to name a path."""
     stage: str = "pp{stage}"
@@ -85,6 +85,9 @@ class Traits:
     resumes_at_start: bool = False
     """It resumes by itself when it is made or when its loop begins, so no run begins anew beside checkpoints. Trainers
     that look into their folder when they start, such as that of OLMo-core, need it."""
+    saves_after_step: bool = False
+    """It can save only when it has trained a step since it began or resumed. Frameworks that save in a hook after the
+    batch, under the number of that batch, such as MMEngine, need it."""
     dies_of_failed_save: bool = False
     """After a save that raised it can't be used any more, and a new process has to go on. Frameworks whose loop ends
     with the error, and managers whose background process is gone, need it."""

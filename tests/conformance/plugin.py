@@ -352,15 +352,17 @@ def found_out(judge: Judge, error: BaseException | None) -> dict[str, Any]:
             return {**found, "outcome": "done"}
         case ClauseFailure(failure=failure):
             seen = {"clause": failure.clause, "expected": failure.expected, "seen": failure.seen}
-            return {**found, "outcome": "failed", "failure": {**seen, "story": failure.story, "detail": failure.detail}}
+            told = {**seen, "story": failure.story, "detail": failure.detail}
+            return {**found, "outcome": "failed", "events": sorted(failure.events), "failure": told}
         case ManagerFault():
             detail = cause.traceback if isinstance(cause, Raised) else ""
             expected = _expected(cause)
             fault = _fault(judge, str(cause), expected, detail=detail, is_about_act=not isinstance(cause, WrongAnswer))
-            return {**found, "outcome": "failed", "hung": isinstance(cause, Hung), "failure": fault}
+            how = {"hung": isinstance(cause, Hung), "is_of_a_call": not isinstance(cause, WrongAnswer)}
+            return {**found, "outcome": "failed", **how, "failure": fault}
         case Unsupported():
             fault = _fault(judge, str(cause), expected="every capability that is claimed to be there")
-            return {**found, "outcome": "failed", "failure": fault}
+            return {**found, "outcome": "failed", "is_of_a_call": True, "failure": fault}
         case OSError(filename=str() | Path() as name) if judge.folder and str(name).startswith(judge.folder):
             fault = _fault(judge, f"{name}: {cause.strerror}", expected="the file, which the layout promises")
             return {**found, "outcome": "failed", "failure": fault}

@@ -34,7 +34,7 @@ from forge_spec.schedule import Window
 
 USUAL_PROGRAMS = 8
 USUAL_SEED = 2
-SHRINKING_S = 30
+SHRINKING_S = 10
 INTERVAL = 3
 WINDOW = (0, 6)
 
@@ -148,23 +148,33 @@ def test_the_manager_does_what_the_model_allows(
             return  # where a test goes on after a failure, one program that fails is enough
         try:
             Run(run, mode, has_window and run.has("window"), is_watched).perform(program)
-        except (ClauseFailure, ManagerFault):
-            giving_up.failed(program)
-            raise
+        except (ClauseFailure, ManagerFault, Unsupported) as fault:
+            if giving_up.failed(program, fault):
+                raise
 
     (try_program if examples else seed(USUAL_SEED)(try_program))()
 
 
 class _GivingUp:
-    """Ends the search for a shorter program in time; those that are known to fail still do."""
+    """Ends the search for a shorter program in time; those that are known to fail still do.
+
+    A shorter one fails by the same clause, so that the verdict does not depend on the time.
+    """
 
     def __init__(self) -> None:
         self._until: float | None = None
+        self._fault: object = None
         self._failing: list[list[Action]] = []
 
-    def failed(self, program: list[Action]) -> None:
-        self._until = self._until or time.monotonic() + SHRINKING_S
+    def failed(self, program: list[Action], fault: Exception) -> bool:
+        """Whether it failed as the first one did."""
+        kind = fault.failure.clause if isinstance(fault, ClauseFailure) else type(fault)
+        if self._until is None:
+            self._until, self._fault = time.monotonic() + SHRINKING_S, kind
+        if kind != self._fault:
+            return False
         self._failing.append(program)
+        return True
 
     def skips(self, program: list[Action]) -> bool:
         return self._until is not None and time.monotonic() > self._until and program not in self._failing
@@ -185,6 +195,8 @@ class Run:
         self._life: Life | None = None
         self._is_pointed = False
         """Whether `latest` has been seen."""
+        self._begun: int | None = None
+        """The step whose save was begun last."""
         self._saved: dict[int, list[dict[str, str]]] = {}
         self._resaved: int | None = None
         """The step that was saved last, if it stood already: what becomes of it then is another clause's business."""
@@ -196,18 +208,18 @@ class Run:
                 case Train(steps):
                     self._train(steps)
                 case Save(after):
-                    self._train(after)
+                    self._train_before_save(after)
                     self._save()
                 case Wait():
                     self._wait()
                 case Kill():
                     self._kill()
                 case KillInSave(after, operation):
-                    self._train(after)
+                    self._train_before_save(after)
                     self._kill_in_save(operation)
                 case SaveOnFullDisk(after):
                     self._wait()
-                    self._train(after)
+                    self._train_before_save(after)
                     self._save_on_full_disk()
                 case Resume(keep_last_n):
                     self._kill()
@@ -228,6 +240,9 @@ class Run:
     def _train(self, steps: int) -> None:
         life = self._alive()
         life.train_to(life.step + steps)
+
+    def _train_before_save(self, steps: int) -> None:
+        self._train(max(steps, self._alive().steps_before_save))
 
     def _wait(self) -> None:
         life = self._alive()
@@ -308,7 +323,7 @@ class Run:
     def _resume(self, keep_last_n: int) -> None:
         self._state = _limited(self._state, self._run.limit(keep_last_n) if self._run.has("retention") else 0)
         self._life = self._start()
-        landing = resume.may_land_on(self._run.folder.complete(), self._run.folder.latest_or_newest())
+        landing = self._may_land_on()
         peeked = self._ask("resume.peek-agrees", "peek", path=None) if self._run.has("peek") else None
         loaded = self._load(self._life)
         if self._run.has("peek"):
@@ -323,6 +338,12 @@ class Run:
         clause = "commit.resave" if loaded.step == self._resaved else "resume.exact"
         self._expect_saved_state(clause, self._life, loaded.step)
         self._expect_due()
+
+    def _may_land_on(self) -> frozenset[int | None]:
+        """Without a pointer a manager goes by the number or by the time: after a rewind the last save may be lower."""
+        complete = self._run.folder.complete()
+        landing = resume.may_land_on(complete, self._run.folder.latest_or_newest())
+        return landing if self._state.has_pointer else landing | (complete & {self._state.acknowledged, self._begun})
 
     def _load(self, life: Life) -> Loaded:
         """A fault in what is left of a step that was saved again is that clause's; below its level nothing is asked."""
@@ -365,6 +386,7 @@ class Run:
 
     def _note(self, life: Life) -> None:
         """What is about to be saved: its state, whether it stands already, and whether it is a milestone."""
+        self._begun = life.step
         self._resaved = life.step if life.step in self._state.complete else None
         if schedule.is_milestone(life.step, self._window):
             self._state = replace(self._state, milestones=self._state.milestones | {life.step})

@@ -15,8 +15,10 @@ import pytest
 
 from forge_conformance.judging.judge import Unreached, judges
 from forge_conformance.runs.life import Life
+from forge_conformance.runs.obstacles import Obstacle, closed_paths, failing_calls
 from forge_conformance.runs.process import Raised
 from forge_conformance.runs.scenario import Scenario
+from forge_conformance.runs.state import ALL_KINDS
 from forge_conformance.watch.gate import at
 from forge_conformance.worker.system_calls import WRITES
 from forge_spec import place
@@ -210,6 +212,64 @@ def test_a_folder_that_may_not_be_looked_into_is_not_taken_for_an_empty_one(run:
         run.folder.path.chmod(0o755)
     again = run.start(mode=mode, seed=999, arrange=Life.renounce)
     run.expect_landing("place.checked", again.load(), {2}, "its mode is what it was")
+
+
+# -- what can't be read -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("saved", [(2, 4), (4,)], ids=["last-of-two", "only-one"])
+@judges("place.checked", "resume.all-or-nothing")
+def test_a_checkpoint_that_can_not_be_read_is_not_taken_for_another_or_for_none(
+    run: Scenario, saved: tuple[int, ...]
+) -> None:
+    """Each call by which a load learns of the folder fails once, and then each file and directory may not be read."""
+    run.start().commit_at(*saved)
+    held = _listed(run.folder.path)
+    life = run.start(gated=True, loads=True, seed=999)
+    life.load()
+    returned = run.items_that_return(life, 4)
+    so_far, done = len(run.judge.story), len(life.gate.log)
+    life.load()  # what the first one has imported or remembered is not read again
+    made = life.gate.log[done:]
+    obstacles = [one for one in failing_calls(made) if one.nth == 1] + closed_paths(made)
+    if not obstacles:
+        raise Unreached("a process that has resumed reads nothing in its folder when it resumes again")
+    for number, obstacle in enumerate(obstacles):
+        tried = f"{life.name} resumes {number} more times, each time with another obstacle, and trains a step"
+        run.judge.story[so_far:] = [tried] if number else []
+        _expect_refused_or_right(run, life, obstacle, saved, returned)
+    life.kill()
+    _, loaded = run.resume()
+    run.expect_landing("place.checked", loaded, {4}, "everything can be read again")
+    found = _listed(run.folder.path)
+    run.expect("place.checked", found == held, expected=f"the folder as it was: {held}", seen=f"{found}")
+
+
+def _expect_refused_or_right(
+    run: Scenario, life: Life, obstacle: Obstacle, saved: tuple[int, ...], returned: set[str]
+) -> None:
+    """The load raises and changes nothing, or lands on the last save, or says that it could not and lands before it."""
+    life.train_to_next()
+    before = life.digest()
+    life.gate.fail(obstacle.picks(), obstacle.error)
+    run.judge.tell(str(obstacle))
+    try:
+        loaded = life.load()
+    except Raised as refusal:
+        if not life.gate.failed:
+            raise
+        run.expect("place.checked", True, expected="an error, or the last save", seen=refusal)
+        run.expect_same("resume.all-or-nothing", life.digest(), before, ALL_KINDS, "the state before the refused load")
+    else:
+        last = run.folder.of(4).name
+        is_named = last in life.warnings
+        because = f"{'a' if is_named else 'no'} warning names {last}"
+        if life.gate.failed:
+            run.expect_landing("place.checked", loaded, saved if is_named else {4}, because)
+            run.expect_state("place.checked", life, loaded.step, only=returned)
+    finally:
+        life.gate.stop_failing()
+        life.gate.check()
 
 
 # -- who may read it ----------------------------------------------------------------

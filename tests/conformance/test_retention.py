@@ -91,6 +91,7 @@ def test_a_save_that_fails_deletes_nothing_even_under_a_smaller_limit(run: Scena
     run.start(mode=any_mode, keep_last_n=5).commit_at(1, 2, 3, 4)
     life, loaded = run.resume(mode=any_mode, keep_last_n=2, gated=True)
     life.train_to(6)
+    run.judge.tell(f"the folder holds: {run.folder}")  # a manager may have deleted as it began
     _save_on_full_disk(run, life)
     if 6 in run.folder.complete():
         raise Unreached("the save gets through although the disk is full")
@@ -149,6 +150,8 @@ def test_order_is_by_number_whatever_names_times_and_inodes_say(run: Scenario, m
     life, loaded = run.resume(mode=mode, keep_last_n=3)
     life.save_at(100)
     life.wait()
+    if run.folder.complete() == {8, 9, 10, 11, 100}:
+        raise Unreached("nothing was deleted of what another process had saved; see retention.restart")
     run.expect(
         "retention.numeric",
         run.folder.complete() == {10, 11, 100},
@@ -221,10 +224,15 @@ def test_a_save_in_flight_survives_the_commit_of_the_one_before(run: Scenario) -
 
 @judges("retention.in-flight")
 def test_while_its_flush_is_held_nothing_of_a_save_is_pruned(run: Scenario) -> None:
-    """Of a save that is put together elsewhere nothing is to be seen until it is whole; then its end alone counts."""
+    """Of a save that is put together elsewhere nothing is to be seen until it is whole; then its end alone counts.
+
+    The flushes before it are left time to write: a manager that deletes as it saves finds nothing to delete otherwise.
+    """
     run.start(mode="async").commit_at(50, 60, 70)
     life = run.start(mode="async", keep_last_n=1, seed=0, gated=True)
-    life.save_at(5, 6)
+    for step in (5, 6):
+        life.save_at(step)
+        life.settle()
     life.train_to(7)
     shown: list[int] = []
     life.gate.observe(partial(_watch_in_flight, run, 7, shown))

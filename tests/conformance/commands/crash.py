@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         choices=TIERS,
         help="disks: resume from every disk that a death may leave; deaths: let real processes die; errors: let calls "
-        "fail and the disk fill; repeatable (all)",
+        "of saves and resumes fail and the disk fill; repeatable (all)",
     )
     parser.add_argument(
         "--every",

@@ -93,13 +93,7 @@ def _ranks(text: str) -> str:
 def run(options: argparse.Namespace) -> int:
     """The exit status: 0 when every judged clause holds, 1 when one fails or an expected failure is stale."""
     begun = time.perf_counter()
-    expected = read_expected(options.xfail_file) if options.xfail_file else ()
-    only = shared.clauses(options.clause)
-    shared.claims(options.claims, frozenset())
-    if options.write_xfail is not None:
-        _check_new(options.write_xfail)
-    if options.level is not None:
-        shared.level(options.level)
+    expected, only = _checked(options)
     out = options.out or Path("reports") / re.sub(r"[^A-Za-z0-9_.-]+", "-", options.impl)
     with shared.temporary_folder() as folder, _met(options, out) as server:
         implementation = server.implementation
@@ -116,25 +110,53 @@ def run(options: argparse.Namespace) -> int:
         shared.begin(render.files(replace(report, is_partial=True, errors=(_NO_END,))), "report.json", out)
         collected = _Collected(server)
         pytest_status, output = _pytest(options, level, claims, only, collected, folder)
-    if options.case:
-        only = frozenset(slug for finding in collected.findings for slug in finding.clauses)
-    judged, stale = judge(collected.findings, level, claims, expected, only)
-    report = replace(
+    errors = () if collected.is_interrupted else _our_errors(pytest_status, output, collected)
+    report = replace(_judged(report, collected, claims, only, options.case), errors=errors)
+    return _published(replace(report, seconds=time.perf_counter() - begun), options, out, collected.is_interrupted)
+
+
+def _checked(options: argparse.Namespace) -> tuple[tuple[Expected, ...], frozenset[str] | None]:
+    """The expected failures, and the clauses that are asked for; a bad option is refused before anything starts."""
+    expected = read_expected(options.xfail_file) if options.xfail_file else ()
+    only = shared.clauses(options.clause)
+    shared.claims(options.claims, frozenset())
+    if options.write_xfail is not None:
+        _check_new(options.write_xfail)
+    if options.level is not None:
+        shared.level(options.level)
+    return expected, only
+
+
+def _judged(
+    report: Report,
+    collected: "_Collected",
+    claims: frozenset[str],
+    only: frozenset[str] | None,
+    cases: list[str] | None,
+) -> Report:
+    """The report with a verdict on each clause; with `cases`, on those that the tests which ran are about."""
+    findings = tuple(collected.findings)
+    if cases:
+        only = frozenset(slug for finding in findings for slug in finding.clauses)
+    judged, stale = judge(findings, report.level, claims, report.expected, only)
+    return replace(
         report,
         judged=judged,
         stale=stale,
-        findings=tuple(collected.findings),
-        seconds=time.perf_counter() - begun,
-        is_partial=only is not None or options.case is not None or collected.is_interrupted,
-        errors=() if collected.is_interrupted else _our_errors(pytest_status, output, collected),
-        interrupted=f"after {counted(len(collected.findings), 'test')}" if collected.is_interrupted else "",
+        findings=findings,
+        is_partial=only is not None or cases is not None or collected.is_interrupted,
+        interrupted=f"after {counted(len(findings), 'test')}" if collected.is_interrupted else "",
     )
+
+
+def _published(report: Report, options: argparse.Namespace, out: Path, is_interrupted: bool) -> int:
+    """Show and write the report; the exit status."""
     shown = render.console(report, colour=sys.stdout.isatty())
     status = shared.publish(shown, render.files(report), out, report.status)
     if options.write_xfail is not None:
         files.write_text(options.write_xfail, render.expectations(report))
         print(f"written: {options.write_xfail}")
-    lost = [] if collected.is_interrupted else _without_a_test(options.case or (), report)
+    lost = [] if is_interrupted else _without_a_test(options.case or (), report)
     if lost:
         print(
             f"forge-conformance: --case {', '.join(map(repr, lost))}: no test that ran has such a name. Names are "

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from forge_conformance.commands import options as shared
 from forge_conformance.judging.verdicts import Status
+from forge_conformance.report.markup import visible
 from forge_conformance.runs.folder import Folder
 from forge_conformance.runs.process import ManagerFault, Unsupported
 from forge_conformance.runs.server import Server
@@ -70,7 +71,7 @@ def _compare(saved: dict[str, str], resumed: dict[str, str], kinds: Sequence[str
 
 
 def _fail(reason: str) -> int:
-    print(f"FAIL: {reason}")
+    print(f"FAIL: {visible(reason)}")
     return Status.FAILED
 
 

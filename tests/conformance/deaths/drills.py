@@ -386,7 +386,7 @@ def team_of(place: Place, ranks: int) -> Team:
     return Team(place.server, place.folder, place.kinds, place.fresh(shape), shape)
 
 
-def ends_of_bursts(operations: Sequence[Operation]) -> list[int]:
+def ends_of_bursts(operations: Sequence[object]) -> list[int]:
     """Of operations that are alike and follow one another the first, the middle and the last; counted from 1."""
     found: list[int] = []
     numbered = enumerate(operations, start=1)

@@ -19,6 +19,7 @@ from forge_conformance.deaths.drills import (
 )
 from forge_conformance.deaths.full import POINTS, FullDisk, small_disk
 from forge_conformance.deaths.kinds import DEATHS
+from forge_conformance.deaths.loads import Loads
 from forge_conformance.judging.judge import CannotJudge
 from forge_conformance.runs.process import is_block
 from forge_conformance.runs.workplace import Place
@@ -27,6 +28,7 @@ DEATHS_TIER, ERRORS_TIER = "deaths", "errors"
 _IN_A_ROW = 100
 _RANKS = 2
 _ERRORS_SAY = "a call fails, and every later call with the same cause, until the save has ended"
+_LOADS_SAY = "a resume meets a call that fails once, or a path that may not be read"
 _FULL_SAYS = "the disk is really full, and has room again afterwards"
 _AGAIN_SAYS = "death after death over one folder, at random operations"
 
@@ -53,6 +55,8 @@ def drills(
                 yield from _deaths(situation, mode, capabilities)
             if ERRORS_TIER in tiers:
                 yield Drill(ERRORS_TIER, "fail", situation, mode)
+                if mode == modes[0] and situation != "resave":  # neither changes what a resume reads
+                    yield Drill(ERRORS_TIER, "load", situation, mode)
                 if situation == "steady":
                     yield Drill(ERRORS_TIER, "full", situation, mode)
 
@@ -67,7 +71,7 @@ def _deaths(situation: str, mode: str, capabilities: frozenset[str]) -> Iterator
 
 def drilled(drill: Drill, place: Place, selection: DrillSelection) -> Drilled:
     """What came of a drill; refused with a reason where it can't be gone through."""
-    run = {"fail": _fail, "full": _full, "again": _again}.get(drill.kind, _die)
+    run = {"fail": _fail, "load": _load, "full": _full, "again": _again}.get(drill.kind, _die)
     try:
         return run(drill, place, selection)
     except CannotJudge as reason:
@@ -76,7 +80,7 @@ def drilled(drill: Drill, place: Place, selection: DrillSelection) -> Drilled:
 
 def says(drill: Drill) -> str:
     """What happens in a drill, in words."""
-    said = {"fail": _ERRORS_SAY, "full": _FULL_SAYS, "again": _AGAIN_SAYS}
+    said = {"fail": _ERRORS_SAY, "load": _LOADS_SAY, "full": _FULL_SAYS, "again": _AGAIN_SAYS}
     return said.get(drill.kind) or DEATHS[drill.kind].says
 
 
@@ -129,6 +133,19 @@ def _fail(drill: Drill, place: Place, selection: DrillSelection) -> Drilled:
     chosen = [name for name in names if points[name][0] in every]
     found = _tally(prepared, selection, names, lambda name: failures.fail(prepared, *points[name]), chosen)
     return replace(found, outside=prepared.outside)
+
+
+def _load(drill: Drill, place: Place, selection: DrillSelection) -> Drilled:
+    prepared = PreparedSituation(team_of(place, 1), drill, _has_limit(place), is_watched=False)
+    loads = Loads(prepared)
+    obstacles = {
+        f"{drill.name}/{number}/{errno.errorcode[one.error]}": one
+        for number, one in enumerate(loads.obstacles(), start=1)
+    }
+    names = list(obstacles)
+    every = range(1, len(names) + 1, selection.every) if selection.every else loads.ends_of_bursts()
+    chosen = [names[number - 1] for number in every]
+    return _tally(prepared, selection, names, lambda name: loads.meet(obstacles[name]), chosen)
 
 
 def _full(drill: Drill, place: Place, selection: DrillSelection) -> Drilled:

@@ -15,7 +15,7 @@ from typing import Any
 
 from forge_conformance.disks.recording import Recorded
 from forge_conformance.disks.resumer import Resumer
-from forge_conformance.disks.states import Identity, State, States
+from forge_conformance.disks.states import KILL, Identity, State, States
 from forge_conformance.runs.landing import GoingOn, Landing
 from forge_conformance.runs.verdict import Verdict, verdict_of
 from forge_conformance.watch.facts import Memory
@@ -150,7 +150,7 @@ class Explorer:
             self.totals.seconds = time.perf_counter() - begun
         self.totals.resumes = self._resumer.resumes - before
         self.totals.left_out = states.counts.left_out
-        name = self._storage.name if self._storage else "kill"
+        name = self._storage.name if self._storage else KILL
         bad = tuple(self._bad.values())
         return Explored(self._recorded, name, self.totals, bad, self.cuts, self.contradiction, is_cut_short)
 

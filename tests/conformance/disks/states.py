@@ -222,12 +222,8 @@ class States:
 
     def disk(self, state: State) -> Disk:
         """The disk of a state at the cut that has been reached."""
-        paths = self._named(state)
+        paths = self.paths(state)
         return Disk({path: self._node(number, state) for path, number in paths.items()})
-
-    def paths(self, state: State) -> dict[str, int]:
-        """The paths of a state at the cut that has been reached, and the files they stand for."""
-        return self._named(state)
 
     def unsafe(self) -> tuple[frozenset[int], frozenset[int]]:
         """Files whose content, and what of whose names some, are not safe at the cut that has been reached."""
@@ -246,7 +242,7 @@ class States:
     def _power_cuts(self, cut: int, storage: Storage) -> Iterator[State]:
         unsafe = self._walk.unsafe_names
         for lost in self._losses(unsafe, storage):
-            live = set(self._named(State(cut, lost)).values())
+            live = set(self.paths(State(cut, lost)).values())
             files = {number: file for number, file in self._walk.unsafe_files.items() if number in live}
             for content in self._contents_left(files, storage):
                 if lost or content:
@@ -297,7 +293,8 @@ class States:
 
     # -- disks -----------------------------------------------------------------------
 
-    def _named(self, state: State) -> dict[str, int]:
+    def paths(self, state: State) -> dict[str, int]:
+        """The paths of a state at the cut that has been reached, and the files they stand for."""
         kept = tuple(at for at in self._walk.names if at not in state.lost)
         found = self._paths.get(kept)
         if found is None:

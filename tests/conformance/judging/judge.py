@@ -37,6 +37,8 @@ class Failure:
     seen: str
     story: tuple[str, ...]
     detail: str = ""
+    events: frozenset[str] = frozenset()
+    """Those of `Judge.events` that had happened by then."""
 
 
 class ClauseFailure(AssertionError):
@@ -61,7 +63,7 @@ class Judge:
     goes_on: bool = False
     """Whether the test goes on after a clause has failed, so that it is known which lines fail besides."""
     first: Failure | None = None
-    """The first failure: the verdict, since all others may follow from it."""
+    """The first failure of a test that goes on: the verdict, since all others may follow from it."""
     failed_at: dict[At, None] = field(default_factory=dict)
     """The lines of the test that found something, in order."""
     reached: Counter[str] = field(default_factory=Counter)
@@ -98,17 +100,18 @@ class Judge:
             return
         self.reached[clause] += reaches
         if not holds:
-            self._fail(Failure(clause, expected, str(seen) or "nothing", tuple(self.story), detail))
+            self._fail(clause, expected, str(seen) or "nothing", detail)
 
     def record_failure(self, clause: str, *, expected: str, seen: str) -> None:
         """This clause does not hold, found out on the way to another one."""
-        self._fail(Failure(clause, expected, seen, tuple(self.story)))
+        self._fail(clause, expected, seen)
 
-    def _fail(self, failure: Failure) -> None:
-        self.first = self.first or failure
+    def _fail(self, clause: str, expected: str, seen: str, detail: str = "") -> None:
+        failure = Failure(clause, expected, seen, tuple(self.story), detail, frozenset(self.events))
         self.failed_at[_line_of_a_test()] = None
         if not self.goes_on:
             raise ClauseFailure(failure)
+        self.first = self.first or failure
 
 
 def _line_of_a_test() -> At:

@@ -41,6 +41,9 @@ class Status(IntEnum):
     OUR_ERROR = 3
 
 
+CHAPTER_NAMES = tuple(dict.fromkeys(clause.chapter for clause in CLAUSES))
+"""The chapters, in the order of the specification."""
+
 MODES = ("sync", "async", "pinned")
 """The capabilities that are ways to save, the plainest first."""
 
@@ -63,6 +66,8 @@ class Finding:
     """The lines of the test's module in which a clause failed."""
     events: frozenset[str] = frozenset()
     """What happened besides training, saving, waiting and resuming; see `Judge.events`."""
+    is_of_a_call: bool = False
+    """Whether a call raised, hung or ended its process, where the test expected it to return."""
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> "Finding":
@@ -77,6 +82,7 @@ class Finding:
             reason=values.get("reason"),
             failed_at=failed_at,
             events=frozenset(values.get("events", ())),
+            is_of_a_call=values.get("is_of_a_call", False),
         )
 
 
@@ -304,13 +310,27 @@ def root_of(clause: Clause, failures: Sequence[Finding], findings: Sequence[Find
 
     A failure is explained by another one in which nothing happened to the
     manager that did not happen here: it then has to be expected here, too.
+    So a call that fails there explains nothing here, if every call returned.
     """
     for slug in foundations(clause.slug):
         others = [other for other in findings if other.failure is not None and other.failure["clause"] == slug]
-        shown = [[other for other in others if other.events <= failure.events] for failure in failures]
+        shown = [[other for other in others if _explains(other, failure)] for failure in failures]
         if all(shown):
             return slug, min(shown[0], key=lambda other: len(other.events)).case
     return None
+
+
+def _explains(other: Finding, failure: Finding) -> bool:
+    return other.events <= failure.events and (not other.is_of_a_call or _has_failed_call(failure))
+
+
+_FAILED_CALL = re.compile(r"\b[A-Z]\w*(?:Error|Exception|Failure)\b|did not return within|ended by itself")
+
+
+def _has_failed_call(finding: Finding) -> bool:
+    """Whether a call failed, also where the test went on and reports it among what it saw."""
+    assert finding.failure is not None, "only failures are asked about"
+    return finding.is_of_a_call or _FAILED_CALL.search(finding.failure["seen"]) is not None
 
 
 def causes(judged: Sequence[Judged]) -> tuple[Cause, ...]:
@@ -342,14 +362,18 @@ def _root_in(one: Judged, failed: Mapping[str, Judged]) -> str:
 
 
 _ERROR = re.compile(r"\b(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Failure)\b: .+")
+_SAID_NOTHING = re.compile(r"\b[A-Z]\w*(?:Error|Exception|Failure) \(no message\)")
 _VARIES = re.compile(r"'[^']*'|\"[^\"]*\"|(?<!\w)/\S+|\d+")
 
 
 def _error_in(finding: Finding) -> str:
     """The error that a failure shows, without the numbers, names and paths that vary; empty if none."""
     assert finding.failure is not None, "only failures are asked about"
-    match = _ERROR.search(finding.failure["seen"].partition("\n")[0])
-    errors = errors_behind(finding) or ([match[0]] if match else [""])
+    seen = finding.failure["seen"]
+    match = _ERROR.search(seen.partition("\n")[0])
+    errors = errors_behind(finding) or [_last_error(seen) or (match[0] if match else "")]
+    if not errors[0] and _SAID_NOTHING.search(seen.partition("\n")[0]) and (place := raised_at(finding)):
+        return f"raised at {place}"  # what has no text is the same where it comes from the same place
     return _VARIES.sub("_", errors[0])
 
 
@@ -361,6 +385,37 @@ def errors_behind(finding: Finding) -> list[str]:
     assert finding.failure is not None, "only failures are asked about"
     raised = [line for line in finding.failure["detail"].splitlines() if _RAISED.fullmatch(line)]
     return [line for line in dict.fromkeys(raised) if line.partition(": ")[2] not in finding.failure["seen"]]
+
+
+def in_brief(seen: str) -> str:
+    r"""What was seen, without the traceback that a message may have in it: its first line, and the error at its end.
+
+    >>> in_brief("load() raised CheckpointException: ranks [0]\nTraceback:\n  File ...\nRuntimeError: no key 'step'")
+    "load() raised CheckpointException: ranks [0]: RuntimeError: no key 'step'"
+    """
+    first, error = seen.partition("\n")[0], _last_error(seen)
+    return f"{first}: {error}" if error else seen
+
+
+def _last_error(seen: str) -> str:
+    """The error at the end of a traceback that is a part of a message; "" if it has none."""
+    return next((line for line in reversed(seen.splitlines()[1:]) if _RAISED.fullmatch(line)), "")
+
+
+_FRAME = re.compile(r'^[ |]*File "(?P<file>[^"\n]+)", line (?P<line>\d+), in (?P<function>\S+)$', re.MULTILINE)
+
+
+def raised_at(finding: Finding) -> str:
+    """The innermost place in a failure's traceback, without the folder of installed packages.
+
+    "" if there is none, or if the message has a traceback of its own.
+    """
+    assert finding.failure is not None, "only failures are asked about"
+    frames = list(_FRAME.finditer(finding.failure["detail"]))
+    if not frames or _last_error(finding.failure["seen"]):
+        return ""
+    file = frames[-1]["file"].rpartition("/site-packages/")[2]
+    return f"{file}:{frames[-1]['line']}, in {frames[-1]['function']}"
 
 
 def _why_unreached(mine: Sequence[Finding], capabilities: frozenset[str]) -> str:

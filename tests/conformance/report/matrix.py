@@ -7,10 +7,10 @@ from typing import Any
 
 from forge_conformance import __version__
 from forge_conformance.judging.text import counted, one_line, shortened, wrapped
+from forge_conformance.judging.verdicts import CHAPTER_NAMES
 from forge_conformance.matrix.outcome import IDLE_ASSERTION, IDLE_TEST, End, Matrix, Outcome
 from forge_conformance.report.markup import Content, Html, prose, row, table, tag
 from forge_conformance.report.page import anchor, cards, finder, page
-from forge_spec import CHAPTERS
 
 _MARKS = {End.KILLED: "✓", End.ELSEWHERE: "✗", End.SURVIVES: "✗", End.NOT_JUDGED: "?", End.ERROR: "!"}
 _CLASSES = {
@@ -60,7 +60,7 @@ def _bases(matrix: Matrix) -> str:
 
 
 def _by_chapter(matrix: Matrix) -> Iterator[tuple[str, list[Outcome]]]:
-    for chapter in (module.__name__.rpartition(".")[2] for module in CHAPTERS):
+    for chapter in CHAPTER_NAMES:
         outcomes = [one for one in matrix.outcomes if one.mutant.own.chapter == chapter]
         if outcomes:
             yield chapter, outcomes

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 from forge_conformance import __version__
 from forge_conformance.judging.text import counted, for_xml, one_line, shortened, wrapped
 from forge_conformance.judging.verdicts import (
+    CHAPTER_NAMES,
     Cause,
     Finding,
     Judged,
@@ -17,10 +18,13 @@ from forge_conformance.judging.verdicts import (
     Verdict,
     causes,
     errors_behind,
+    in_brief,
+    raised_at,
 )
 from forge_conformance.report.manager import html_page
+from forge_conformance.report.markup import visible
 from forge_conformance.report.stored import SCHEMA_VERSION, Stored
-from forge_spec import CHAPTERS, digests
+from forge_spec import digests
 
 _MARKS = {
     Verdict.PASS: "✓",
@@ -84,8 +88,7 @@ def _traits(report: Report) -> list[str]:
 
 
 def _by_chapter(report: Report) -> list[tuple[str, list[Judged]]]:
-    names = [chapter.__name__.rpartition(".")[2] for chapter in CHAPTERS]
-    grouped = [(name, [one for one in report.judged if one.clause.chapter == name]) for name in names]
+    grouped = [(name, [one for one in report.judged if one.clause.chapter == name]) for name in CHAPTER_NAMES]
     return [(name, judged) for name, judged in grouped if judged]
 
 
@@ -110,7 +113,7 @@ def _summary(grouped: Sequence[Cause]) -> Iterator[str]:
         assert first.failure is not None, "a failed clause has a failure"
         behind = "".join(f"; caused by {error}" for error in errors_behind(first)[:1])
         head = f"{number}. {root.clause.slug} ({root.clause.level}, {counted(cause.tests, 'failed test')}): "
-        yield wrapped(shortened(f"{head}{first.failure['seen']}{behind}"), 2, 5)
+        yield wrapped(visible(shortened(f"{head}{in_brief(first.failure['seen'])}{behind}")), 2, 5)
         for label, others in (("rest on it", cause.consequences), ("same error", cause.same_error)):
             if others:
                 yield wrapped(f"{label}: {', '.join(one.clause.slug for one in others)}", 5, 7)
@@ -152,10 +155,13 @@ def _explained(one: Judged, report: Report) -> list[str]:
 def _seen(finding: Finding) -> list[str]:
     assert finding.failure is not None, "a failed clause has a failure"
     failure = finding.failure
-    lines = [wrapped(f"expected: {failure['expected']}", 2, 4), wrapped(f"seen: {failure['seen']}", 2, 4)]
-    lines += [wrapped(f"caused by: {cause}", 2, 4) for cause in errors_behind(finding)]
+    lines = [wrapped(visible(f"{word}: {failure[word]}"), 2, 4) for word in ("expected", "seen")]
+    lines += [wrapped(visible(f"caused by: {cause}"), 2, 4) for cause in errors_behind(finding)]
+    lines += [wrapped(f"raised at: {place}", 2, 4)] if (place := raised_at(finding)) else []
     lines.append(f"  what happened, in {finding.case}:")
-    return lines + [wrapped(f"{number}. {sentence}", 4, 7) for number, sentence in enumerate(failure["story"], 1)]
+    return lines + [
+        wrapped(visible(f"{number}. {sentence}"), 4, 7) for number, sentence in enumerate(failure["story"], 1)
+    ]
 
 
 def reproduce(finding: Finding, report: Report) -> str:

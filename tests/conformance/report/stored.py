@@ -17,9 +17,9 @@ from forge_conformance import __version__
 from forge_conformance.adapter import Traits
 from forge_conformance.judging import files
 from forge_conformance.judging.text import counted
-from forge_conformance.judging.verdicts import Status, Verdict
+from forge_conformance.judging.verdicts import CHAPTER_NAMES, Status, Verdict
 from forge_conformance.report import compact, form
-from forge_spec import BY_SLUG, CHAPTERS, CLAUSES, digests
+from forge_spec import BY_SLUG, CLAUSES, digests
 from forge_spec.clauses import Clause, Level
 from forge_spec.disk import STORAGES
 
@@ -345,8 +345,7 @@ def _mark(clause: Clause, said: Mapping[str, Any] | None, claimed: frozenset[str
 
 def chapters(lines: Sequence[Line]) -> Iterator[tuple[str, list[Line]]]:
     """Lines by chapter, in the order of the specification; clauses that are gone come last, under "gone"."""
-    names = [chapter.__name__.rpartition(".")[2] for chapter in CHAPTERS]
-    for name in names:
+    for name in CHAPTER_NAMES:
         yield name, [line for line in lines if line.clause and line.clause.chapter == name]
     yield "gone", [line for line in lines if line.clause is None]
 

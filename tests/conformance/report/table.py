@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from urllib.parse import quote
 
 from forge_conformance.judging.text import one_line
+from forge_conformance.judging.verdicts import CHAPTER_NAMES
 from forge_conformance.report import badge, compact, explain, failures, findings
 from forge_conformance.report.manager import SYMBOLS, Around, Finding, html_page, mark_of, ranks, trend
 from forge_conformance.report.markup import Content, Html, row, table, tag
@@ -153,7 +154,7 @@ def _shown(comparison: Comparison) -> list[tuple[str, list[str]]]:
     highest = max((stored.level for stored in comparison.managers if stored.level is not None), default=Level.CORE)
     return [
         (chapter, [clause.slug for clause in CLAUSES if clause.chapter == chapter and clause.level <= highest])
-        for chapter in dict.fromkeys(clause.chapter for clause in CLAUSES)
+        for chapter in CHAPTER_NAMES
     ]
 
 

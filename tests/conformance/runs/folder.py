@@ -140,14 +140,19 @@ class Folder:
         return Look(self.complete(), self.latest_or_newest(), str(self))
 
     def point_at(self, target: str | None) -> None:
-        """Make the pointer say this, by force; None removes it."""
+        """Make the pointer lead to this name in the folder, by force; None removes it.
+
+        A text is written in the manager's own form, which is a name or a whole path.
+        """
+        is_text = self.layout.pointer_kind == "text"
+        before = (self.pointer_target() or "") if is_text else ""
         if os.path.lexists(self.pointer):
             self.pointer.unlink()
         if target is not None:
-            if self.layout.pointer_kind == "symlink":
-                self.pointer.symlink_to(target)
+            if is_text:
+                self.pointer.write_text(os.path.join(os.path.dirname(before), target))
             else:
-                self.pointer.write_text(target)
+                self.pointer.symlink_to(target)
 
     def tear(self, step: int, lacks: int = 0) -> str:
         """Make the checkpoint of this step torn, as a death before its marker leaves it; what it is now, in words.

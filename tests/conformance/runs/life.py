@@ -56,6 +56,8 @@ class AnyLife(ABC):
         self.name = name
         self.settings = settings
         self.step = 0
+        self.has_trained = False
+        """Whether it has trained since it began or resumed."""
         self._traits = scenario.server.implementation.traits
         self.beginning = ways.Beginning(self._traits, scenario.folder)
 
@@ -65,9 +67,15 @@ class AnyLife(ABC):
         ways.require_alive(self._traits, any(worker.has_failed_save for worker in self.ranks.workers))
 
     def _require_can_save(self, step: int | None = None) -> None:
-        """`Unreached` if it can't be used, or can't save under this step."""
+        """`Unreached` if it can't be used, or can't save now, or not under this step."""
         self.require_usable()
+        ways.require_trained(self._traits, self.has_trained)
         ways.require_step(self._traits, step, self.step)
+
+    @property
+    def steps_before_save(self) -> int:
+        """How many steps it has to train before it can save."""
+        return int(self._traits.saves_after_step and not self.has_trained)
 
     def __enter__(self) -> Self:
         return self
@@ -186,7 +194,7 @@ class Life(AnyLife):
         self.tell(f"trains from step {self.step} to {step}")
         self.note("commit.inert")
         losses = self.worker.train(step - self.step)
-        self.step = step
+        self.step, self.has_trained = step, True
         return losses
 
     def train_to_next(self) -> int:
@@ -249,7 +257,7 @@ class Life(AnyLife):
         self.beginning.loads()
         self.require_usable()
         loaded = self.worker.load(path, exclude, freeze_expected, parts)
-        self.step = loaded.step
+        self.step, self.has_trained = loaded.step, False
         self.tell("starts fresh" if loaded.is_fresh else f"resumes from step {loaded.step}")
         return loaded
 
@@ -420,7 +428,7 @@ class World(AnyLife):
         self.tell(f"trains from step {self.step} to {step}")
         self.note("commit.inert")
         losses = self.ranks.together("train", steps=step - self.step)
-        self.step = step
+        self.step, self.has_trained = step, True
         return losses
 
     def begin_save(
@@ -479,7 +487,7 @@ class World(AnyLife):
             for outcome in self.ranks.ends()
         ]
         landed = {outcome.value.step for outcome in found if outcome.fault is None}
-        self.step = min(landed, default=self.step)
+        self.step, self.has_trained = min(landed, default=self.step), False
         self.tell("; ".join(_landing(outcome) for outcome in found))
         return found
 

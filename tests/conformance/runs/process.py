@@ -266,10 +266,10 @@ class Worker:
         with contextlib.suppress(Closed):  # found out by the reply
             self._channel.send({"do": do, **arguments})
 
-    def reply(self, timeout_s: float | None = None) -> Any:
+    def reply(self) -> Any:
         """The value of the command that was started last."""
         doing, self._pending = self._pending or "a command", None
-        message = self._receive(doing, timeout_s)
+        message = self._receive(doing)
         self._is_leaving = doing == _described("exit", {})
         self.warnings = message.get("warnings", [])
         if "error" in message:
@@ -328,8 +328,8 @@ class Worker:
         """What the process has printed so far, on standard output and error."""
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
-    def _receive(self, doing: str, timeout_s: float | None = None) -> dict[str, Any]:
-        timeout_s = self._timeout_s() if timeout_s is None else timeout_s
+    def _receive(self, doing: str) -> dict[str, Any]:
+        timeout_s = self._timeout_s()
         try:
             self._await_word(timeout_s)
             return self._channel.receive(timeout_s)
@@ -437,7 +437,9 @@ _POLLING = tuple(f"Name:\t{name}" for name in ("gloo_tcp_loop", "pt_nccl_"))
 
 
 _FILE_OPERATIONS = frozenset(
-    number for number, name in system_calls.names().items() if system_calls.CALLS[name].kind != system_calls.SENDS
+    number
+    for number, name in system_calls.names().items()
+    if system_calls.CALLS[name].kind not in (system_calls.READS, system_calls.SENDS)  # they may wait for somebody
 )
 _WORKS = re.compile(r"D \(disk sleep\)|in a file operation")
 _RUNS = re.compile(r"R \(running\)")

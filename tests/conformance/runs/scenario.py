@@ -71,6 +71,7 @@ class Scenario:
         *,
         gated: bool = False,
         reads: bool = False,
+        loads: bool = False,
         seed: int = 0,
         uid: int | None = None,
         variety: str | None = None,
@@ -80,6 +81,8 @@ class Scenario:
     ) -> Life:
         """A fresh process that has made its manager over the scenario's folder and loaded nothing.
 
+        With `gated` its file operations can be held; with `reads` also those that open for reading, and with `loads`
+        all by which a load learns of the folder.
         With `uid` it is another user's; `Unreached` where that can't be had.
         With a variety it trains something else; the worker's `variety` says what.
         `arrange` is what the process does before it makes its manager, `kind` what the test drives it by.
@@ -92,7 +95,7 @@ class Scenario:
         name = f"process {self._number_named}"
         shown = ", ".join(f"{key}={value!r}" for key, value in settings.items() if value is not None)
         self.judge.happens(*_events(settings), *([] if variety is None else [f"a run that trains {variety}"]))
-        worker = self.server.spawn(self.folder.path if gated else None, reads=reads)
+        worker = self.server.spawn(self.folder.path if gated else None, reads=reads, watch="loads" if loads else None)
         life = kind(self, Ranks(self.server, ALONE, [worker]), name, settings)
         self._lives.append(life)
         if gated and worker.gate is None:
@@ -134,9 +137,9 @@ class Scenario:
                 self.judge.tell(f"{life.name} has ended by now")
                 life.ranks.kill()
 
-    def resume(self, *, gated: bool = False, reads: bool = False, **settings: Any) -> tuple[Life, Loaded]:
+    def resume(self, *, gated: bool = False, **settings: Any) -> tuple[Life, Loaded]:
         """A fresh process that resumes; its random state beforehand is that of another run."""
-        life = self.start(gated=gated, reads=reads, seed=999, **settings)
+        life = self.start(gated=gated, seed=999, **settings)
         return life, life.load()
 
     def world(

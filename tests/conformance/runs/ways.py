@@ -55,6 +55,15 @@ def require_step(traits: Traits, step: int | None, own: int) -> None:
         )
 
 
+def require_trained(traits: Traits, has_trained: bool) -> None:
+    """The manager can save before the first step since the run began or resumed, or that step is done."""
+    if traits.saves_after_step and not has_trained:
+        raise Unreached(
+            "the manager saves only after a step of training (trait saves_after_step), and this test needs a save "
+            "before the first one since the run began or resumed"
+        )
+
+
 class Beginning:
     """Whether a process has to resume before it can do anything else, and what its own resume came to."""
 

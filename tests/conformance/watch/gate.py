@@ -23,7 +23,7 @@ from .listener import Listener, ParkedCall
 
 @dataclass(frozen=True)
 class Operation:
-    """One system call that would change the folder, before it happens."""
+    """One system call on the folder, before it happens."""
 
     number: int
     """Counts from 1 over the worker's life."""
@@ -36,7 +36,7 @@ class Operation:
     is_main: bool
     """Whether the worker's main thread makes it: the thread that the manager was called on."""
     writes: bool
-    """Whether it changes a file or directory; false for an open that only reads."""
+    """Whether it changes a file or directory; false for one that only reads or looks."""
 
     @property
     def writes_data(self) -> bool:

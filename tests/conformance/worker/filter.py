@@ -6,7 +6,7 @@ holder of the listener answers; see the suite's `watch/listener.py` for the othe
 end.  Needs Linux 5.5 and no privilege (`PR_SET_NO_NEW_PRIVS`).
 
 Opening for reading is handed over only on request: imports would pay for it.
-So are calls that only look, and those that decide what a loss of power may
+So are calls that read or only look, and those that decide what a loss of power may
 leave; the crash explorer asks for them.
 Which calls there are, and which of them are refused, says `system_calls`.
 """
@@ -19,14 +19,22 @@ import os
 import platform
 import struct
 
-from .system_calls import CALLS, CHANGES, LOOKS, REFUSED, SENDS, STORES, WRITING, numbers
+from .system_calls import CALLS, CHANGES, LOOKS, READS, REFUSED, SENDS, STORES, WRITING, numbers
 
 _ARCHITECTURES = {"x86_64": (0xC000003E, 317), "aarch64": (0xC00000B7, 277)}
 """machine -> (its audit number, its number of the seccomp call)"""
 
-WATCHES = ("writes", "reads", "storing", "looks", "talks")
-"""How much is handed over: what changes files; and opening for reading; or what stores; or all of it and looks; or
-that and messages."""
+WATCHES = ("writes", "reads", "loads", "storing", "looks", "talks")
+"""How much is handed over: what changes files; or opening for reading, too; or also looks and reads; or what stores; or
+all of it and looks; or that and messages."""
+
+_MORE = {
+    "loads": (LOOKS, READS),
+    "storing": (STORES,),
+    "looks": (STORES, LOOKS),
+    "talks": (STORES, LOOKS, SENDS),
+}
+"""Which kinds of calls are handed over beside those that change files."""
 
 _ALLOW, _NOTIFY, _ERRNO = 0x7FFF0000, 0x7FC00000, 0x00050000
 _LOAD, _JUMP_EQUAL, _JUMP_ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
@@ -44,8 +52,7 @@ def refused(machine: str) -> frozenset[int]:
 
 def watched(machine: str, watch: str) -> dict[str, int]:
     """Name -> number of the calls that are handed over."""
-    more = {"storing": (STORES,), "looks": (STORES, LOOKS), "talks": (STORES, LOOKS, SENDS)}.get(watch, ())
-    found = numbers(machine, CHANGES, *more)
+    found = numbers(machine, CHANGES, *_MORE.get(watch, ()))
     if watch == "looks":
         del found["close"]  # it stores only what was written, and a process that looks has written nothing yet
     return found
@@ -56,7 +63,7 @@ def program(machine: str, watch: str, channel: int = -1) -> list[Instruction]:
 
     What is sent over the descriptor `channel` is nobody's business.
     """
-    reads = watch in ("reads", "looks", "talks")
+    reads = watch in ("reads", "loads", "looks", "talks")
     audit, _ = _ARCHITECTURES[machine]
     code: list[Instruction] = [(_LOAD, 0, 0, 4), (_JUMP_EQUAL, 1, 0, audit), (_RETURN, 0, 0, _ALLOW), (_LOAD, 0, 0, 0)]
     for number in refused(machine):

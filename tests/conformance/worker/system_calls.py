@@ -12,11 +12,12 @@ import os
 import platform
 from dataclasses import KW_ONLY, dataclass
 
-CHANGES, STORES, LOOKS, SENDS, REFUSED = "changes", "stores", "looks", "sends", "refused"
+CHANGES, STORES, LOOKS, READS, SENDS = "changes", "stores", "looks", "reads", "sends"
+REFUSED = "refused"
 """Kinds of calls.
 
 `changes`: may change a file or directory, or brings it to storage.  `stores`: brings all to storage, maps a file, or
-ends its use.  `looks`: only queries.
+ends its use.  `looks`: only queries.  `reads`: reads data from an open file.
 `sends`: sends a message to another process.  `refused`: returns ENOSYS in a watched process.
 """
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
@@ -104,6 +105,11 @@ CALLS: dict[str, SystemCall] = {
         SystemCall("getdents", LOOKS, 78, None),
         SystemCall("getdents64", LOOKS, 217, 61),
         SystemCall("chdir", LOOKS, 80, 49, _PLAIN),
+        SystemCall("read", READS, 0, 63),
+        SystemCall("pread64", READS, 17, 67),
+        SystemCall("readv", READS, 19, 65),
+        SystemCall("preadv", READS, 295, 69),
+        SystemCall("preadv2", READS, 327, 286),
         SystemCall("sendto", SENDS, 44, 206),
         SystemCall("sendmsg", SENDS, 46, 211),
         SystemCall("sendmmsg", SENDS, 307, 269),
@@ -130,4 +136,4 @@ def numbers(machine: str, *kinds: str) -> dict[str, int]:
 
 def names() -> dict[int, str]:
     """Number -> name on this machine, of all calls that can be handed over to a supervisor."""
-    return {number: name for name, number in numbers(platform.machine(), CHANGES, STORES, LOOKS, SENDS).items()}
+    return {number: name for name, number in numbers(platform.machine(), CHANGES, STORES, LOOKS, READS, SENDS).items()}

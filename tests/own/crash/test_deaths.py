@@ -217,6 +217,29 @@ def test_a_disk_that_is_really_full_and_then_has_room(
     assert found(result) == {(word, "commit.failed-save") for word in words}
 
 
+# -- resumes that can't read ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("Careful", set()), ("StartsAnew", {"lost"}), ("PassesOver", {"stale"}), ("PassesOverAndSays", set())],
+)
+def test_a_resume_that_can_not_read_raises_or_says_what_it_passes_over(
+    tries: Tries, name: str, words: set[str]
+) -> None:
+    result = tries(name, Drill("errors", "load", "steady", "sync"), DrillSelection(every=1))
+    assert found(result) == {(word, "place.checked") for word in words}
+    assert (result.left_out, result.not_possible) == (0, 0)
+    assert result.points > 10
+    for bad in result.bad:
+        assert re.search(r"point load/steady/sync/1/\d+/(EIO|EACCES): \1", bad.text)
+
+
+def test_a_resume_that_passes_over_the_only_checkpoint_starts_from_nothing(tries: Tries) -> None:
+    result = tries("StartsAnew", Drill("errors", "load", "first-save", "sync"), DrillSelection(every=1))
+    assert found(result) == {("lost", "place.checked")}
+
+
 # -- bad input --------------------------------------------------------------------------
 
 
@@ -273,7 +296,8 @@ def test_a_bad_point_is_reported_and_its_replay_tries_it_alone(
     said = capsys.readouterr().out
     assert "FAILED commit.failed-save: swallowed" in said
     assert "s a point" in said
-    (drill,) = json.loads((tmp_path / "crash.json").read_text())["drills"]
+    drill, loads = json.loads((tmp_path / "crash.json").read_text())["drills"]
+    assert (loads["kind"], loads["bad"]) == ("load", [])
     (bad,) = drill["bad"]
     assert drill["points"] >= bad["points"] > 1
     assert bad["story"] in (tmp_path / "crash.html").read_text().replace("&#x27;", "'").replace("&gt;", ">")
@@ -345,5 +369,6 @@ def test_only_what_a_manager_claims_is_drilled() -> None:
     alone = list(drills(["deaths", "errors"], list(SITUATIONS), ["sync"], frozenset({"sync"})))
     assert {drill.ranks for drill in alone} == {1}
     assert "exit" not in {drill.kind for drill in alone}
+    assert [drill.situation for drill in alone if drill.kind == "load"] == ["first-save", "steady"]
     several = drills(["deaths"], ["steady"], ["async"], frozenset({"async", "distributed"}))
     assert {drill.kind for drill in several} == {*DEATHS, "again"}

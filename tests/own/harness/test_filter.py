@@ -14,7 +14,7 @@ import pytest
 
 from forge_conformance.worker import filter as kernel_filter
 from forge_conformance.worker import system_calls
-from forge_conformance.worker.system_calls import CHANGES, LOOKS, REFUSED, STORES
+from forge_conformance.worker.system_calls import CHANGES, LOOKS, READS, REFUSED, STORES
 
 MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 ALLOW, NOTIFY, REFUSE = "allow", "notify", "not implemented"
@@ -65,7 +65,8 @@ def test_every_listed_call_is_handed_over(machine: str, watch: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("watch", "expected"), [("writes", ALLOW), ("reads", NOTIFY), ("storing", ALLOW), ("looks", NOTIFY)]
+    ("watch", "expected"),
+    [("writes", ALLOW), ("reads", NOTIFY), ("loads", NOTIFY), ("storing", ALLOW), ("looks", NOTIFY)],
 )
 @pytest.mark.parametrize("machine", MACHINES)
 def test_an_open_that_only_reads_passes_unless_reads_are_asked_for(machine: str, watch: str, expected: str) -> None:
@@ -91,6 +92,7 @@ def test_an_open_that_may_change_a_file_is_handed_over(machine: str, flags: int)
     [
         ("writes", set()),
         ("storing", {"close", "sync", "syncfs"}),
+        ("loads", {"newfstatat", "statx", "getdents64"}),
         ("looks", {"newfstatat", "statx", "getdents64", "sync"}),
     ],
 )
@@ -101,6 +103,15 @@ def test_looks_and_what_stores_are_handed_over_on_request(machine: str, watch: s
     found = {name for name, number in more.items() if answer(program, Call(number, MACHINES[machine])) == NOTIFY}
     assert found >= handed_over
     assert bool(found) == bool(handed_over)
+
+
+@pytest.mark.parametrize("watch", kernel_filter.WATCHES)
+@pytest.mark.parametrize("machine", MACHINES)
+def test_what_reads_from_an_open_file_is_handed_over_only_of_a_load(machine: str, watch: str) -> None:
+    program, reads = kernel_filter.program(machine, watch), system_calls.numbers(machine, READS)
+    assert reads.keys() == {"read", "pread64", "readv", "preadv", "preadv2"}
+    expected = NOTIFY if watch == "loads" else ALLOW
+    assert {answer(program, Call(number, MACHINES[machine])) for number in reads.values()} == {expected}
 
 
 @pytest.mark.parametrize("machine", MACHINES)

@@ -40,6 +40,17 @@ def test_a_pointer_whose_target_is_gone_dangles(path: Path) -> None:
     assert Folder(path, Layout()).latest() == DANGLING
 
 
+@pytest.mark.parametrize("form", ["step_2", "{path}/step_2"], ids=["name", "path"])
+def test_a_pointer_that_is_text_is_moved_in_the_form_in_which_the_manager_writes_it(path: Path, form: str) -> None:
+    folder = Folder(path, Layout(pointer="last", pointer_kind="text"))
+    written = form.format(path=path)
+    (path / "last").write_text(written)
+    folder.point_at("step_4")
+    assert (folder.pointer_target(), folder.latest()) == (written.replace("step_2", "step_4"), 4)
+    folder.point_at(None)
+    assert folder.latest() is None
+
+
 def test_a_torn_checkpoint_is_described_by_the_files_that_are_missing_and_those_that_are_empty(path: Path) -> None:
     layout = Layout(required=("marker", "state", "metadata"), pointer=None)
     for step, written in ((2, {"marker": b"", "state": b"1"}), (4, {"marker": b"1", "state": b"1", "metadata": b"1"})):

@@ -227,6 +227,22 @@ def test_reading_is_seen_only_where_it_was_asked_for(server: Server, folder: Pat
     assert seen == {False: [], True: [(("3.pt",), False)]}
 
 
+@pytest.mark.parametrize("call", ["open", "read"])
+def test_each_call_by_which_a_load_learns_of_a_file_can_fail(server: Server, folder: Path, call: str) -> None:
+    (folder / "3.pt").write_bytes(b"content")
+    life = server.spawn(folder, watch="loads")
+    life.open({"folder": str(folder)}, seed=0)
+    gate = gate_of(life)
+    gate.fail(lambda operation: operation.name.startswith(call), errno.EIO)
+    with pytest.raises(Raised, match="Input/output error"):
+        do(life, "read", "3.pt")
+    assert [(operation.paths, operation.writes) for operation in gate.failed] == [(("3.pt",), False)]
+    gate.stop_failing()
+    do(life, "read", "3.pt")
+    assert {"openat", "newfstatat", "read"} & {operation.name for operation in gate.log} >= {"openat", "read"}
+    life.kill()
+
+
 @pytest.mark.parametrize("held", [False, True])
 def test_the_gates_thread_ends_with_its_worker(life: Worker, held: bool) -> None:
     gate = life.close_gate(at(1))

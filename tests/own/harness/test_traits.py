@@ -35,6 +35,11 @@ WAYS = (
         {"commit/the-second-save-of-a-step-is-the-one-that-counts[sync]": "unreached"},
     ),
     Way(
+        "saves_after_step",
+        "SavesAfterStep",
+        {"commit/when-a-synchronous-save-returns-it-is-committed": "unreached"},
+    ),
+    Way(
         "dies_of_failed_save",
         "DiesOfFailedSave",
         {"commit/a-synchronous-save-that-fails-says-so-and-the-next-one-works": "unreached"},

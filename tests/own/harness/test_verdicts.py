@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 
 import forge_conformance
-from forge_conformance.judging.judge import Judge
+from forge_conformance.judging.judge import ClauseFailure, Judge
 from forge_conformance.judging.verdicts import (
     MODES,
     BadExpectations,
@@ -24,6 +24,7 @@ from forge_conformance.judging.verdicts import (
     Status,
     Verdict,
     capability_mismatches,
+    causes,
     judge,
     read_expected,
     root_of,
@@ -299,6 +300,27 @@ def test_a_clause_rests_on_another_only_where_that_one_failed_without_anything_t
     assert root(frozenset(), rewind) is None
 
 
+def test_a_call_that_failed_explains_nothing_where_every_call_returned() -> None:
+    top, bottom = failing("resume.lands", case="top"), replace(failing(SYNC, case="bottom"), is_of_a_call=True)
+
+    def root(above: Finding) -> str | None:
+        return verdict_of("resume.lands", above, bottom).because_of
+
+    assert root(replace(top, is_of_a_call=True)) == SYNC
+    assert top.failure is not None
+    assert root(replace(top, failure={**top.failure, "seen": "refused: load() raised OSError: no"})) == SYNC
+    assert root(replace(top, failure={**top.failure, "seen": "27 items differ"})) is None
+
+
+def test_what_had_happened_by_a_failure_stays_with_it_whatever_another_program_does_then() -> None:
+    judge = Judge((SYNC,), lambda slug: True)
+    judge.happens("a kill")
+    with pytest.raises(ClauseFailure) as caught:
+        judge.expect(SYNC, False, expected="a", seen="b")
+    judge.events.clear()
+    assert found_out(judge, caught.value)["events"] == ["a kill"]
+
+
 def test_a_fault_in_a_plain_save_is_one_of_the_clause_about_saving_where_the_test_rests_on_that() -> None:
     judge = Judge(("resume.lands",), lambda slug: True)
     judge.act = SYNC
@@ -393,6 +415,7 @@ def test_whatever_a_manager_says_is_rendered(tmp_path: Path) -> None:
     odd = failing(SYNC)
     assert odd.failure is not None
     odd = replace(odd, failure={**odd.failure, "seen": "\x1b[31m\x00 \udcff </failure> `|` é\nsecond line"})
+    assert r"seen: \x1b[31m\x00 \udcff" in (console := render.console(report_of(odd))) and "\x1b" not in console
     write(render.files(report_of(odd)), tmp_path)
     body = ElementTree.parse(tmp_path / "junit.xml").find(".//failure")
     assert body is not None and "</failure>" in (body.text or "")
@@ -417,6 +440,40 @@ def test_the_errors_behind_the_one_that_was_raised_are_shown_the_first_one_first
     assert "caused by: OSError: [Errno 28] No space left on device" in shown
     assert "An error occurred; caused by OSError" in " ".join(shown.split())
     assert shown.count("An error occurred") == 2  # in the summary and among the details
+
+
+def test_errors_without_a_text_are_one_cause_where_they_come_from_one_place() -> None:
+    def raised(slug: str, line: int) -> Finding:
+        detail = f'Traceback (most recent call last):\n  File "load.py", line {line}, in read\nEOFError\n'
+        finding = failing(slug)
+        seen = "load() raised EOFError (no message)"
+        return replace(finding, failure={**(finding.failure or {}), "seen": seen, "detail": detail})
+
+    same = judge([raised(SYNC, 3), raised("resume.fresh", 3)], Level.DURABLE, BOTH)[0]
+    apart = judge([raised(SYNC, 3), raised("resume.fresh", 4)], Level.DURABLE, BOTH)[0]
+    assert (len(causes(same)), len(causes(apart))) == (1, 2)
+
+
+def test_the_console_says_where_an_error_was_raised_and_which_one_is_behind_a_message_that_holds_a_traceback() -> None:
+    finding = failing("resume.lands")
+    assert finding.failure is not None
+    message = (
+        "load() raised CheckpointException: ranks [0]\n"
+        "Traceback (most recent call last):\n"
+        '  File "/lib/site-packages/theirs/load.py", line 3, in read\n'
+        "RuntimeError: no key"
+    )
+    detail = (
+        'Traceback (most recent call last):\n  File "/lib/site-packages/theirs/ranks.py", line 7, in all\n    raise\n'
+    )
+
+    def shown(**changes: str) -> str:
+        return render.console(report_of(replace(finding, failure={**(finding.failure or {}), **changes})))
+
+    assert "raised at: theirs/ranks.py:7, in all\n" in shown(seen="save() raised OSError (no message)", detail=detail)
+    with_traceback = shown(seen=message, detail=detail)
+    assert "load() raised CheckpointException: ranks [0]: RuntimeError: no key" in " ".join(with_traceback.split())
+    assert "raised at" not in with_traceback + shown()
 
 
 def test_a_file_of_expected_failures_that_a_run_wrote_makes_the_next_one_pass(tmp_path: Path) -> None:

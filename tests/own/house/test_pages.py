@@ -21,7 +21,7 @@ from forge_spec import CLAUSES
 from forge_spec.clauses import Level
 
 ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "tox.ini").is_file())
-OTHER_PROGRAMS = {"mutation": ["tests/own/mutation/run.py"], "bench": ["benchmarks/run.py"]}
+OTHER_PROGRAMS = {"mutation": ["tests/own/mutation/run.py"], "bench": ["benchmarks/page.py"]}
 """What tox runs in these environments, with what stands after `--`; in others it is the suite."""
 BOOK = ROOT / "spec" / "BOOK.md"
 WRITTEN = [
@@ -212,6 +212,7 @@ def test_every_option_that_a_page_names_exists() -> None:
     others = [
         ("docs/picture.py",),
         ("benchmarks/run.py",),
+        ("benchmarks/page.py",),
         ("-m", "forge_spec.model.explore"),
         ("-m", "forge_spec.vectors"),
         ("tests/own/mutation/run.py",),
