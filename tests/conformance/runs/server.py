@@ -8,6 +8,7 @@ import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,9 @@ from forge_conformance.worker.channel import Channel, Closed
 from forge_spec.clauses import CAPABILITIES, Level, with_parts
 
 LEVELS = [str(level) for level in Level]
+HOST = "FORGE_CONFORMANCE_HOST"
+"""A variable that names the door of a server, for our own tests: servers that are started where it is set are forks of
+that one, whichever manager they are for, and don't import torch again."""
 
 
 class _Process(Protocol):
@@ -37,10 +41,18 @@ class _Process(Protocol):
     def wait(self, timeout: float | None = None) -> int: ...
 
 
+class _Host(Protocol):
+    """A server that forks others; it can be asked one thing at a time."""
+
+    def ask(
+        self, request: dict[str, Any], descriptors: tuple[int, ...] = (), timeout_s: float = 60
+    ) -> dict[str, Any]: ...
+
+
 class _Fork:
     """A server's process that another server has forked, and that only that one can reap."""
 
-    def __init__(self, pid: int, host: "Server") -> None:
+    def __init__(self, pid: int, host: _Host) -> None:
         self.pid = pid
         self.cpu_s = 0.0
         self._host = host
@@ -53,12 +65,45 @@ class _Fork:
             if not select.select([self._descriptor], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
             os.close(self._descriptor)
-            buried = self._host._ask({"do": "reap", "pid": self.pid})
+            buried = self._host.ask({"do": "reap", "pid": self.pid})
             self._status, self.cpu_s = buried["status"], buried["cpu_s"]
         return self._status
 
 
+class _Door:
+    """The way to a host that another process has started."""
+
+    def __init__(self, path: str) -> None:
+        knocking = socket.socket(socket.AF_UNIX)
+        try:
+            knocking.connect(path)
+        except OSError as error:
+            knocking.close()
+            raise CannotJudge(f"{HOST}={path}: nobody is there ({error.strerror}); unset it.") from None
+        self._path = path
+        self._channel = Channel(knocking)
+
+    def ask(self, request: dict[str, Any], descriptors: tuple[int, ...] = (), timeout_s: float = 60) -> dict[str, Any]:
+        """What the host replies, which has to know where this process is."""
+        if request["do"] == "fork":
+            environment = {name: value for name, value in os.environ.items() if name != HOST}
+            request |= {"folder": str(Path.cwd()), "environment": environment}
+        try:
+            self._channel.send(request, descriptors)
+            return self._channel.receive(timeout_s)
+        except (Closed, TimeoutError):
+            raise CannotJudge(f"{HOST}={self._path}: the server there no longer answers; unset it.") from None
+
+    def close(self) -> None:
+        """The host then ends what it has forked for us."""
+        self._channel.close()
+
+
 _WORKER = Path(__file__).resolve().parents[1] / "worker"
+
+
+def _door() -> _Door | None:
+    return _Door(os.environ[HOST]) if HOST in os.environ else None
 
 
 def _frozen(value: Any) -> Any:
@@ -122,13 +167,14 @@ class Server:
         """`inside`: a command that starts the interpreter in its turn, for a server that sees another file system.
 
         `CannotJudge` if the manager can't be imported, `MachineLacks` if it could not be judged here.
-        With a `host` it is a fork of that one's process, see `fork`.
+        With a `host`, or where `HOST` is set, it is a fork of that one's process, see `fork`.
         """
         machine.check()
         self.device = device
         self._impl = impl
         self._inside = inside
-        self._host = host
+        self._door = None if host or inside or python or device != "cpu" else _door()
+        self._host: _Host | None = host or self._door
         self._directory = Path(tempfile.mkdtemp(prefix="forge-conformance-"))
         self._log = self._directory / "server.log"
         self._timeout_s = timeout_s
@@ -159,7 +205,7 @@ class Server:
     def _started(self, interpreter: str, connection: int, log: int) -> "_Process":
         if self._host is not None:
             request = {"do": "fork", "impl": self._impl, "directory": str(self._directory)}
-            return _Fork(self._host._ask(request, descriptors=(connection, log))["pid"], self._host)
+            return _Fork(self._host.ask(request, descriptors=(connection, log))["pid"], self._host)
         try:
             return subprocess.Popen(
                 [
@@ -179,6 +225,12 @@ class Server:
             )
         except OSError as error:
             raise CannotJudge(f"--python {interpreter} could not be started: {error.strerror}.") from None
+
+    def open_door(self) -> str:
+        """Become a host, also for other processes: what they have to find as the value of `HOST`."""
+        path = str(self._directory / "door")
+        self.ask({"do": "open_door", "path": path})
+        return path
 
     def fork(self, impl: str) -> "Server":
         """A server for another manager, which finds imported what this one has imported, and nothing else of it.
@@ -242,7 +294,7 @@ class Server:
             return
         seconds = 11 * self._timeout_s * len(modes)  # ten calls, and some time to end them
         request = {"do": "rehearse", "modes": modes, "timeout_s": self._timeout_s, "with_ranks": with_ranks}
-        self._ask(request, timeout_s=seconds + self._import_timeout_s)
+        self.ask(request, timeout_s=seconds + self._import_timeout_s)
 
     def spawn(
         self,
@@ -258,7 +310,7 @@ class Server:
         with open(log, "wb") as output, theirs:
             watched = watch or ("reads" if reads else "writes")
             request = {"do": "spawn", "filter": None if folder is None else watched}
-            pid = self._ask(request, descriptors=(theirs.fileno(), output.fileno()))["pid"]
+            pid = self.ask(request, descriptors=(theirs.fileno(), output.fileno()))["pid"]
         worker = Worker(pid, Channel(ours), self._reap, log, self._patience_s)
         reason = worker.greet(folder, supervise)
         self.filter_refusal = self.filter_refusal or reason
@@ -287,10 +339,11 @@ class Server:
         return self._timeout_s if self.hangs < 3 else max(2.0, self._timeout_s / 4)
 
     def _reap(self, pid: int) -> int:
-        status: int = self._ask({"do": "reap", "pid": pid})["status"]
+        status: int = self.ask({"do": "reap", "pid": pid})["status"]
         return status
 
-    def _ask(self, request: dict[str, Any], descriptors: tuple[int, ...] = (), timeout_s: float = 60) -> dict[str, Any]:
+    def ask(self, request: dict[str, Any], descriptors: tuple[int, ...] = (), timeout_s: float = 60) -> dict[str, Any]:
+        """What its process replies; `CannotJudge` if nothing comes."""
         try:
             self._channel.send(request, descriptors)
             return self._channel.receive(timeout_s)
@@ -304,6 +357,8 @@ class Server:
         """Ends the server; it kills and reaps its workers when it notices."""
         self._channel.close()
         self._ended()
+        if self._door is not None:
+            self._door.close()
         shutil.rmtree(self._directory, ignore_errors=True)
 
     @property

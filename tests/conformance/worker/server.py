@@ -6,6 +6,9 @@ worker only when told to, so a pid that the suite knows never names another
 process; nothing that a worker started outlives it, whatever process group it
 moved to; and when the suite goes away it kills what is left and ends.
 
+A server can also be a *host*: it opens a door, a socket with a name in the file system, and whoever knocks there gets
+servers for any manager, forked from this one.  When a guest goes away, so does what was forked for it.
+
 *Rehearsal*: a child that nobody judges trains, saves and loads once and says
 which modules that made it import; the server imports those as well, and trains
 a run of its own (`practice`).  Workers then start warm without inheriting
@@ -85,6 +88,10 @@ class Server:
         self._children: set[int] = set()
         self._helpers: set[int] = set()
         self._is_settled = False
+        self._door: socket.socket | None = None
+        self._guests: dict[Channel, set[int]] = {}
+        """Suites that came in by the door, and what was forked for each."""
+        self._asking = channel
 
     def introduce(self, name: str) -> dict[str, Any]:
         """Import the manager and torch; what the suite needs to know about them, or why there is nothing to judge."""
@@ -130,26 +137,55 @@ class Server:
         }
 
     def serve(self) -> Any:
-        """Answer the suite; returns only inside a forked child, with the function that is its life."""
-        while True:
-            request = self._channel.receive()
-            match request["do"]:
-                case "spawn":
-                    descriptors = [self._channel.take_descriptor(), self._channel.take_descriptor()]
-                    worker = self._spawn(request, *descriptors)
-                    if worker is not None:
-                        return worker
-                case "fork":
-                    descriptors = [self._channel.take_descriptor(), self._channel.take_descriptor()]
-                    server = self._spawn_server(request, *descriptors)
-                    if server is not None:
-                        return server
-                case "reap":
-                    status, cpu_s = self._reap(request["pid"])
-                    self._channel.send({"status": status, "cpu_s": cpu_s})
-                case "rehearse":
-                    request.pop("do")
-                    self._channel.send({"imported": self._rehearse(**request)})
+        """Answer the suite, and guests; returns only inside a forked child, with the function that is its life."""
+        life = None
+        while life is None:
+            self._asking = self._next_to_ask()
+            try:
+                life = self._answer(self._asking.receive())
+            except Closed:
+                if self._asking is self._channel:
+                    raise
+                self._lose(self._asking)
+        return life
+
+    def _next_to_ask(self) -> Channel:
+        """Whoever has a request; guests that come meanwhile are let in."""
+        while self._door is not None:
+            channels = {channel.fileno(): channel for channel in (self._channel, *self._guests)}
+            ready = select.select([self._door.fileno(), *channels], [], [])[0]
+            if self._door.fileno() not in ready:
+                return channels[ready[0]]
+            self._guests[Channel(self._door.accept()[0])] = set()
+        return self._channel
+
+    def _answer(self, request: dict[str, Any]) -> Any:
+        """Do what is asked; in a forked child, return its life."""
+        match request["do"]:
+            case "spawn":
+                descriptors = [self._asking.take_descriptor(), self._asking.take_descriptor()]
+                return self._spawn(request, *descriptors)
+            case "fork":
+                descriptors = [self._asking.take_descriptor(), self._asking.take_descriptor()]
+                return self._spawn_server(request, *descriptors)
+            case "reap":
+                status, cpu_s = self._reap(request["pid"])
+                self._asking.send({"status": status, "cpu_s": cpu_s})
+            case "rehearse":
+                request.pop("do")
+                self._asking.send({"imported": self._rehearse(**request)})
+            case "open_door":
+                self._door = socket.socket(socket.AF_UNIX)
+                self._door.bind(request["path"])
+                self._door.listen()
+                self._asking.send({})
+        return None
+
+    def _lose(self, guest: Channel) -> None:
+        guest.close()
+        for pid in self._guests.pop(guest) & self._children:
+            _kill_group(pid)
+            self._reap(pid)
 
     def _spawn(self, request: dict[str, Any], connection: int, log: int) -> Any:
         if not self._is_forked(connection, log):
@@ -163,6 +199,11 @@ class Server:
         """A server for another manager, which finds imported what this one has imported."""
         if not self._is_forked(connection, log):
             return None
+        if "environment" in request:  # a guest's, who may be elsewhere
+            os.environ.clear()
+            os.environ.update(request["environment"])
+            os.chdir(request["folder"])
+            sys.path[0] = request["folder"]
         os.environ["TMPDIR"], tempfile.tempdir = request["directory"], None
         device = self._device
         return lambda: _serve(Channel(socket.socket(fileno=connection)), request["impl"], device)
@@ -178,7 +219,8 @@ class Server:
             os.close(connection)
             os.close(log)
             self._children.add(pid)
-            self._channel.send({"pid": pid})
+            self._guests.get(self._asking, set()).add(pid)
+            self._asking.send({"pid": pid})
             return False
         self._become_child(log)
         return True
@@ -187,7 +229,10 @@ class Server:
         os.setpgid(0, 0)  # what the manager starts belongs to this life and is killed with it
         _adopt_orphans()  # until this life ends; then the server does
         self._children.clear()
-        self._channel.close()
+        for channel in (self._channel, *self._guests):
+            channel.close()
+        if self._door is not None:
+            self._door.close()
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.close(log)

@@ -87,6 +87,11 @@ class Program:
         return Ran(self.folder, journal, recorder.wait(), recorder)
 
 
+@pytest.fixture(scope="package", autouse=True)
+def _warm(warm: None) -> None:
+    """What these tests judge is not how a server imports torch."""
+
+
 @pytest.fixture(params=["seccomp", "ptrace"])
 def program(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Program]:
     """A folder, and programs that run in it, under each recorder that works here."""

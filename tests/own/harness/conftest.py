@@ -73,14 +73,19 @@ class Command:
         return name
 
 
+@pytest.fixture(scope="package", autouse=True)
+def _warm(warm: None) -> None:
+    """What these tests judge is not how a server imports torch."""
+
+
 @pytest.fixture
 def forge(tmp_path: Path) -> Command:
     """The command."""
     return Command(tmp_path)
 
 
-@pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
+@pytest.fixture(scope="package")
+def server(warm: None) -> Iterator[Server]:
     """A warm server for the commanded."""
     server = Server(f"{MANAGERS / 'commanded.py'}:Commanded", None, timeout_s=20)
     yield server

@@ -42,7 +42,7 @@ def test_every_field_of_a_command_is_documented_with_it() -> None:
 
 
 def test_every_request_to_the_server_is_documented() -> None:
-    handled = set(re.findall(r'case "(\w+)"', inspect.getsource(WarmServer.serve)))
+    handled = set(re.findall(r'case "(\w+)"', inspect.getsource(WarmServer._answer)))
     asked = set(re.findall(r'"do": "(\w+)"', inspect.getsource(Server)))
     assert set(table("request")) == handled == asked
 

@@ -165,6 +165,7 @@ def test_where_nothing_could_be_judged_the_status_says_so(forge: Command) -> Non
     expect_one_story(ran)
 
 
+@pytest.mark.usefixtures("cold")
 def test_a_manager_that_kills_the_suites_own_process_is_an_error_and_no_verdict(forge: Command) -> None:
     ran = forge.run("faulty.py:Saboteur", "resume.skips-torn", options=("--claims", "sync"))
     assert (ran.status, ran.verdicts) == (3, {"resume.skips-torn": "error"})
@@ -338,6 +339,7 @@ def _with(directory: Path) -> list[int]:
     ],
     ids=["run", "run-stopped", "run-hung-up", "disks-stopped", "errors"],
 )
+@pytest.mark.usefixtures("cold")
 def test_nothing_outlives_a_command_that_is_killed(
     command: tuple[str, ...], number: int, is_stopped: bool, tmp_path: Path
 ) -> None:

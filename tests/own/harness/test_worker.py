@@ -8,6 +8,8 @@ import logging
 import os
 import select
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from forge_conformance.runs.process import Died, Hung, Raised, Unsupported, Worker, WrongAnswer, _Polls, _scheduled
-from forge_conformance.runs.server import Server
+from forge_conformance.runs.server import HOST, Server
 from forge_conformance.worker import commands
 from forge_fixtures import managers
 
@@ -192,6 +194,7 @@ def counts(life: Worker) -> dict[str, object]:
     return {name: taken[name] for name in ("raised", "noted", "late")}
 
 
+@pytest.mark.usefixtures("cold")
 def test_a_process_takes_interrupts_even_if_the_suite_runs_in_the_background_of_a_shell(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does, and the processes inherit it
     try:
@@ -271,15 +274,26 @@ def test_a_life_of_another_user_makes_files_of_that_user_wherever_its_own_may_go
     worker.kill()
 
 
-def test_a_server_shares_the_session_of_the_suite_which_answers_for_its_file_operations(server: Server) -> None:
+@pytest.fixture(scope="module")
+def started() -> Iterator[Server]:
+    """A server that is no fork of another."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(HOST)
+        server = Server(f"{Path(managers.__file__).with_name('commanded.py')}:Commanded", None)
+    yield server
+    server.close()
+
+
+def test_a_server_shares_the_session_of_the_suite_which_answers_for_its_file_operations(started: Server) -> None:
     # Where sessions get processors in turn (sched_autogroup), a filtered process would wait for a suite that waits for
     # its turn.
-    life = server.spawn()
+    life = started.spawn()
     assert os.getsid(life.pid) == os.getsid(0)
     assert os.getpgid(life.pid) != os.getpgid(0)
     life.kill()
 
 
+@pytest.mark.usefixtures("cold")
 def test_a_closed_server_leaves_no_process(tmp_path: Path) -> None:
     commanded = Path(managers.__file__).with_name("commanded.py")
     server = Server(f"{commanded}:Commanded", None)
@@ -293,6 +307,7 @@ def test_a_closed_server_leaves_no_process(tmp_path: Path) -> None:
     assert [life.pid for life in lives if Path("/proc", str(life.pid)).exists()] == []
 
 
+@pytest.mark.usefixtures("cold")
 def test_a_rehearsal_that_hangs_comes_to_an_end() -> None:
     faulty = Path(managers.__file__).with_name("faulty.py")
     with contextlib.closing(Server(f"{faulty}:Deaf", None, timeout_s=0.2)) as server:
@@ -300,9 +315,9 @@ def test_a_rehearsal_that_hangs_comes_to_an_end() -> None:
         assert server.spawn().is_alive
 
 
-def test_a_fresh_life_imports_nothing_that_was_rehearsed(server: Server, tmp_path: Path) -> None:
-    server.rehearse(["sync"])
-    life = server.spawn()
+def test_a_fresh_life_imports_nothing_that_was_rehearsed(started: Server, tmp_path: Path) -> None:
+    started.rehearse(["sync"])
+    life = started.spawn()
     born_with = set(life.call("list_strategies"))
     life.open({"folder": str(tmp_path)}, seed=0)
     life.train(2)
@@ -312,3 +327,48 @@ def test_a_fresh_life_imports_nothing_that_was_rehearsed(server: Server, tmp_pat
     life.digest()
     assert {"torch", "forge_fixtures.managers.honest"} < born_with
     assert set(life.call("list_strategies")) - born_with == set()
+
+
+_HERE = """import os
+from forge_conformance.adapter import Claims
+from forge_fixtures.managers.honest import Honest
+
+class Here(Honest):
+    claims = Claims(level=os.environ["LEVEL"], capabilities=("sync",))
+"""
+
+
+def test_a_server_that_finds_a_host_is_its_fork_and_lives_where_its_own_suite_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here.py").write_text(_HERE)
+    monkeypatch.chdir(tmp_path)
+    for level in ("core", "durable"):
+        monkeypatch.setenv("LEVEL", level)
+        with contextlib.closing(Server("here.py:Here", None)) as server:
+            command = Path("/proc", str(server._process.pid), "cmdline").read_text()
+            assert "--impl=forge_ref" in command, "it is not a program of its own"
+            assert (server.implementation.adapter, server.implementation.level) == ("Here", level)
+
+
+_GUEST = """import sys
+from forge_conformance.runs.server import HOST, Server
+
+server = Server(sys.argv[1], None)
+print(server._process.pid, server.spawn().pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_a_host_has_forked_ends_with_the_process_that_asked_for_it() -> None:
+    commanded = Path(managers.__file__).with_name("commanded.py")
+    arguments = [sys.executable, "-c", _GUEST, f"{commanded}:Commanded"]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as guest:
+        assert guest.stdout is not None
+        pids = [int(pid) for pid in guest.stdout.readline().split()]
+        descriptors = [os.pidfd_open(pid) for pid in pids]
+        os.kill(pids[0], signal.SIGSTOP)  # it does not notice by itself
+        guest.kill()
+    for descriptor in descriptors:
+        assert select.select([descriptor], [], [], 60)[0] == [descriptor]
+        os.close(descriptor)

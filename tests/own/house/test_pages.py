@@ -15,6 +15,7 @@ from urllib.parse import unquote
 
 import pytest
 
+from forge_conformance.runs.server import HOST
 from forge_conformance.runs.verdict import WORDS
 from forge_spec import CLAUSES
 from forge_spec.clauses import Level
@@ -246,7 +247,8 @@ def test_the_page_about_crash_has_the_words_of_every_verdict() -> None:
     assert table == [f"| {word} | {meaning} |" for word, meaning in WORDS.items()]
 
 
-def test_the_picture_in_the_readme_is_what_the_suite_reports_today() -> None:
+def test_the_picture_in_the_readme_is_what_the_suite_reports_today(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(HOST, host)
     done = subprocess.run([sys.executable, "docs/picture.py", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -6,10 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from forge_conformance.runs.server import HOST
+
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_the_adapter_in_the_pages_is_a_whole_one_and_passes_what_it_claims(tmp_path: Path) -> None:
+def test_the_adapter_in_the_pages_is_a_whole_one_and_passes_what_it_claims(
+    tmp_path: Path, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(HOST, host)
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "your-manager.md").read_text(), re.DOTALL)
     (tmp_path / "mine.py").write_text(code)
     command = [sys.executable, "-m", "forge_conformance.cli", "run", "--impl", "mine.py:Mine", "--out", "report"]

@@ -35,7 +35,8 @@ import forge_ref
 
 PATIENCE = 40.0  # seconds: far more than anything here takes, far less than a person would wait
 _PRELOADED = ["torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor.parallel", "forge_ref"]
-_FORKS = multiprocessing.get_context("forkserver")
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(_PRELOADED)
 
 
 @dataclass(frozen=True)
@@ -378,9 +379,9 @@ class World:
         self._pipes: list[Connection] = []
         self._processes = []
         for rank in range(size):
-            ours, theirs = _FORKS.Pipe()
+            ours, theirs = FORKS.Pipe()
             about = (theirs, str(self._stacks[rank]), rank, size, where, kind, timeout, seed, config)
-            process = _FORKS.Process(target=_serve, args=about, daemon=True)
+            process = FORKS.Process(target=_serve, args=about, daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(ours)
@@ -442,7 +443,6 @@ class World:
 @contextmanager
 def worlds(where: Path) -> Iterator[Callable[..., World]]:
     """Starts runs on one folder, and ends what is left of them."""
-    _FORKS.set_forkserver_preload(_PRELOADED)
     started: list[World] = []
 
     def start(size: int, kind: str = "fsdp", timeout: float = 30, opened: bool = True, **config: Any) -> World:

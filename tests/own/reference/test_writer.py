@@ -8,8 +8,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import Run
+from other_process import OtherProcess
 
 from forge_ref import CheckpointConfig, CheckpointManager, FolderInUseError, SaveError, layout, publish, writer
 from forge_ref.channel import OnRankError
@@ -30,6 +29,7 @@ import os, sys
 sys.path.insert(0, {here!r})
 import torch
 from conftest import Run
+from other_process import OtherProcess
 os.fsync = lambda descriptor: None
 torch.set_num_threads(1)  # as in the tests: the last bits of a sum depend on it
 run = Run({folder!r}, {seed}, **{config!r})
@@ -42,35 +42,22 @@ sys.stdin.readline()
 
 
 @pytest.fixture
-def process(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def process(tmp_path: Path) -> Iterator[Callable[..., OtherProcess]]:
     """Starts a process that runs some code with a run of its own over the test's folder."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[OtherProcess] = []
 
-    def start(code: str, seed: int = 0, **config: Any) -> subprocess.Popen[str]:
+    def start(code: str, seed: int = 0, **config: Any) -> OtherProcess:
         here, folder = str(Path(__file__).parent), tmp_path / "checkpoints"
         text = SCRIPT.format(here=here, folder=str(folder), seed=seed, config=config).replace(
             repr(str(folder)), f"__import__('pathlib').Path({str(folder)!r})", 1
         )
-        one = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", text + code],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        one = OtherProcess(text + code)
         started.append(one)
         return one
 
     yield start
     for one in started:
-        one.kill()
-        one.communicate()
-
-
-def line(one: subprocess.Popen[str]) -> str:
-    """The next line that a process prints; its errors if it has none."""
-    assert one.stdout is not None and one.stderr is not None
-    return one.stdout.readline().strip() or one.stderr.read()
+        one.close()
 
 
 def seen(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -84,10 +71,10 @@ def seen(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def test_a_second_process_is_refused_and_told_by_whom_since_when_and_what_to_do(
-    start: Start, process: Callable[..., subprocess.Popen[str]], tmp_path: Path
+    start: Start, process: Callable[..., OtherProcess], tmp_path: Path
 ) -> None:
     holder = process(SAVES)
-    assert line(holder) == "saved"
+    assert holder.line() == "saved"
     run = start(seed=1)
     before = seen(run.folder)
     assert run.manager.peek_saved_step() == 1, "to look is free"
@@ -99,7 +86,6 @@ def test_a_second_process_is_refused_and_told_by_whom_since_when_and_what_to_do(
     assert seen(run.folder) == before
     assert not [name for name in os.listdir(run.folder) if name.startswith(".step") or name.startswith(".latest")]
     holder.kill()
-    holder.wait()
     run.save(2)
     assert run.manager.peek_saved_step() == 2, "a dead holder locks nobody out"
 
@@ -112,14 +98,12 @@ def test_the_job_is_told_and_what_others_wrote_is_escaped(monkeypatch: pytest.Mo
     assert "an unknown process" in writer._who(b'{"host": "a"}')
 
 
-def test_a_folder_is_let_go_when_its_last_manager_is_gone(
-    start: Start, process: Callable[..., subprocess.Popen[str]]
-) -> None:
+def test_a_folder_is_let_go_when_its_last_manager_is_gone(start: Start, process: Callable[..., OtherProcess]) -> None:
     run = start()
     run.save(1)
     del run
     gc.collect()
-    assert line(process(SAVES)) == "saved"
+    assert process(SAVES).line() == "saved"
 
 
 def test_managers_of_one_process_follow_one_another_and_wait_for_a_flush(
@@ -166,9 +150,7 @@ def test_two_threads_of_one_process_never_share_a_directory(start: Start) -> Non
         start(seed=2).load(found.path)
 
 
-def test_a_forked_child_holds_nothing_and_can_not_save(
-    start: Start, process: Callable[..., subprocess.Popen[str]]
-) -> None:
+def test_a_forked_child_holds_nothing_and_can_not_save(start: Start, process: Callable[..., OtherProcess]) -> None:
     parent = process("""
 run.save(1)
 child = os.fork()
@@ -184,12 +166,11 @@ if child == 0:
 print(child, flush=True)
 sys.stdin.readline()
 """)
-    lines = {line(parent), line(parent)}
+    lines = {parent.line(), parent.line()}
     (child,) = lines - {"child refused"}
     assert "child refused" in lines
     try:
         parent.kill()
-        parent.wait()
         os.kill(int(child), 0)
         start(seed=1).save(3)
     finally:
@@ -197,18 +178,18 @@ sys.stdin.readline()
 
 
 def test_what_is_read_of_the_folder_in_the_process_does_not_drop_the_lock(
-    start: Start, process: Callable[..., subprocess.Popen[str]]
+    start: Start, process: Callable[..., OtherProcess]
 ) -> None:
     run = start()
     run.save(1)
     (run.folder / ".writer").read_bytes()
-    assert "FolderInUseError" in line(process(SAVES, 1))
+    assert "FolderInUseError" in process(SAVES, 1).line()
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL])
 def test_where_files_can_not_be_locked_a_warning_says_so_once_and_nothing_mixes(
     start: Start,
-    process: Callable[..., subprocess.Popen[str]],
+    process: Callable[..., OtherProcess],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     code: int,
@@ -224,7 +205,7 @@ def test_where_files_can_not_be_locked_a_warning_says_so_once_and_nothing_mixes(
     start(seed=1).save(3)
     assert len([message for message in caplog.messages if "can't lock files" in message]) == 1
     other = process("run.train(1)\n" + SAVES, 1)
-    assert line(other) == "saved"
+    assert other.line() == "saved"
     with pytest.raises(FolderInUseError, match=f"taken over: process {other.pid} "):
         run.save(4)
 
@@ -252,9 +233,7 @@ def test_a_name_that_somebody_else_holds_is_refused(start: Start, kind: str) -> 
     assert os.listdir(run.folder) == [".writer"]
 
 
-def test_a_folder_that_was_emptied_or_put_back_is_held_anew(
-    start: Start, process: Callable[..., subprocess.Popen[str]]
-) -> None:
+def test_a_folder_that_was_emptied_or_put_back_is_held_anew(start: Start, process: Callable[..., OtherProcess]) -> None:
     run = start()
     run.save(1)
     (run.folder / ".writer").unlink()
@@ -263,7 +242,7 @@ def test_a_folder_that_was_emptied_or_put_back_is_held_anew(
     (run.folder / ".writer").unlink()
     (run.folder / ".writer").write_bytes(content)
     run.save(3)
-    assert "FolderInUseError" in line(process(SAVES, 1))
+    assert "FolderInUseError" in process(SAVES, 1).line()
 
 
 OTHER = """
@@ -291,13 +270,7 @@ class Taker:
 
     def __init__(self) -> None:
         code = OTHER.format(here=str(Path(__file__).parent))
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", code],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        self.process = OtherProcess(code)
 
     def takes(self, folder: Path, step: int) -> None:
         self._do(f"take {folder} {step}")
@@ -306,17 +279,15 @@ class Taker:
         self._do("leave . 0")
 
     def _do(self, what: str) -> None:
-        assert self.process.stdin is not None
-        print(what, file=self.process.stdin, flush=True)
-        assert line(self.process) == "done"
+        self.process.tell(what)
+        assert self.process.line() == "done"
 
 
 @pytest.fixture(scope="module")
 def taker() -> Iterator[Taker]:
     taker = Taker()
     yield taker
-    taker.process.kill()
-    taker.process.communicate()
+    taker.process.close()
 
 
 def renames(monkeypatch: pytest.MonkeyPatch, before: Callable[[str, str], None]) -> None:
@@ -492,20 +463,17 @@ sys.stdin.readline()
 
 @pytest.mark.parametrize("mode", ["disabled", "async"])
 def test_two_processes_that_save_the_same_steps_leave_whole_checkpoints_of_one_of_them(
-    start: Start, process: Callable[..., subprocess.Popen[str]], mode: str, equal: Same
+    start: Start, process: Callable[..., OtherProcess], mode: str, equal: Same
 ) -> None:
     steps = 50
     both = [process(RACES.format(steps=steps, seed=seed), seed, async_mode=mode, keep_last_n=0) for seed in (0, 1)]
     for one in both:
-        assert line(one) == "ready"
+        assert one.line() == "ready"
     for one in both:
-        assert one.stdin is not None
-        one.stdin.write("go\n")
-        one.stdin.flush()
-    assert sorted(int(line(one)) for one in both) == [0, steps]
+        one.tell("go")
+    assert sorted(int(one.line()) for one in both) == [0, steps]
     for one in both:
         one.kill()
-        one.wait()
     reader = start(seed=2)
     found = layout.step_dirs(reader.folder)
     assert [one.step for one in found] == list(range(1, steps + 1))

@@ -82,7 +82,9 @@ def test_a_script_without_progress_lines_is_judged_by_its_exit_alone(judged: Jud
 
 
 def test_a_script_that_hangs_after_a_death_is_hung(judged: Judged) -> None:
-    waits = RIGHT.replace("step, total = 0, 1.0", "step, total = 0, 1.0\nwhile os.path.exists(path + '.new'): pass")
+    waits = RIGHT.replace(
+        "step, total = 0, 1.0", "step, total = 0, 1.0\nif os.path.exists(path + '.new'): os.read(os.pipe()[0], 1)"
+    )
     ran = judged(waits, "--timeout", "1.5")
     assert ran.verdicts == {("script.starts", "hung", "kill")}
 
