@@ -7,6 +7,7 @@ afterwards was loaded.  "Exact" means equal to the timeline, bit for bit.
 import ast
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from forge_conformance.judging.judge import Unreached, judges
 from forge_conformance.runs.life import Life
-from forge_conformance.runs.process import Raised
+from forge_conformance.runs.process import ALL_PARTS, Raised
 from forge_conformance.runs.scenario import Scenario
 from forge_conformance.runs.state import ALL_KINDS, STATE
 from forge_conformance.watch.gate import at
@@ -681,9 +682,7 @@ def test_the_key_of_a_part_that_is_not_saved_is_refused_as_well(run: Scenario, m
     life = run.start(mode=mode)
     life.train_to(2)
     for part in ("scheduler", "dataloader"):
-        with run.expect_error("resume.reserved-extra", naming=[part], doing=f"a save of no parts with a key {part!r}"):
-            life.save(extra={part: 999}, parts=())
-            life.wait()
+        _expect_reserved(run, life, part, parts=())
     run.expect("resume.reserved-extra", not run.folder.steps(), expected="nothing written", seen=str(run.folder))
 
 
@@ -693,9 +692,7 @@ def test_a_reserved_key_in_extra_is_refused_at_save_time(run: Scenario, mode: st
     life = run.start(mode=mode)
     life.commit_at(2)
     life.train_to(4)
-    with run.expect_error("resume.reserved-extra", naming=[key], doing=f"a save with extra={{{key!r}: 999}}"):
-        life.save(extra={key: 999})
-        life.wait()
+    _expect_reserved(run, life, key)
     run.expect(
         "resume.reserved-extra",
         run.folder.steps() == {2},
@@ -706,6 +703,29 @@ def test_a_reserved_key_in_extra_is_refused_at_save_time(run: Scenario, mode: st
     life.wait()
     _, loaded = run.resume(mode=mode)
     run.expect_landing("resume.reserved-extra", loaded, {4}, "the save without the key works")
+
+
+def _expect_reserved(run: Scenario, life: Life, key: str, parts: Sequence[str] = ALL_PARTS) -> None:
+    """The save is refused; `Unreached` if it is accepted and loses nothing: then it is no key of the train state."""
+    extra, doing = {key: 999}, f"a save with extra={{{key!r}: 999}}" + ("" if parts else " and no parts")
+    try:
+        life.save(extra=extra, parts=parts)
+        life.wait()
+    except Raised as error:
+        with run.expect_error("resume.reserved-extra", naming=[key], doing=doing):
+            raise error
+        return
+    life.kill()
+    seen = "no error"
+    try:
+        loaded = run.start(mode=life.settings["mode"], seed=999).load(parts=parts)
+    except Raised as error:
+        seen += f" at the save; {error}"
+    else:
+        if (loaded.step, loaded.tokens_seen, loaded.extra) == (life.step, 32 * life.step, extra):
+            raise Unreached(f"the extra has keys of its own here: a resume gives back {extra} beside step and tokens")
+        seen += f", and then a resume at step {loaded.step} with {loaded.tokens_seen} tokens and extra={loaded.extra}"
+    run.expect("resume.reserved-extra", False, expected=f"{doing} to raise an error naming {key}", seen=seen)
 
 
 @judges("resume.dataloader")
