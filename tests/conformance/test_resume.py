@@ -723,7 +723,7 @@ def _expect_reserved(run: Scenario, life: Life, key: str, parts: Sequence[str] =
         seen += f" at the save; {error}"
     else:
         if (loaded.step, loaded.tokens_seen, loaded.extra) == (life.step, 32 * life.step, extra):
-            raise Unreached(f"the extra has keys of its own here: a resume gives back {extra} beside step and tokens")
+            raise Unreached("the extra has keys of its own here: a resume gives all of it back beside step and tokens")
         seen += f", and then a resume at step {loaded.step} with {loaded.tokens_seen} tokens and extra={loaded.extra}"
     run.expect("resume.reserved-extra", False, expected=f"{doing} to raise an error naming {key}", seen=seen)
 
