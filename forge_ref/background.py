@@ -12,6 +12,9 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+_LOOK_S = 1.0
+"""A wait lasts so long at most: a signal that comes right before it, or to another thread, does not end it."""
+
 
 class Background(threading.Thread, Generic[T]):
     """A job that has begun; it has ended already where no thread is to be had, as when the interpreter ends.
@@ -48,9 +51,9 @@ class Background(threading.Thread, Generic[T]):
 
     def await_end(self) -> None:
         """Return when the job has ended; an interrupt may come, and the next call waits again."""
-        if not self.has_ended and self._process == os.getpid():  # a forked child has no such thread
-            with self._running:
-                pass
+        while not self.has_ended and self._process == os.getpid():  # a forked child has no such thread
+            if self._running.acquire(timeout=_LOOK_S):
+                self._running.release()
 
     def outcome(self) -> T | None:
         """Return what the job does, when it has ended; None if it failed."""

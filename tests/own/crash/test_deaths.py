@@ -267,6 +267,7 @@ def test_files_beside_the_folder_are_told_of(tries: Tries) -> None:
     assert found(result) == set()
 
 
+@pytest.mark.usefixtures("cold")  # a server that has started already would see another disk
 def test_a_manager_that_needs_more_disk_than_there_is_is_told_so(tmp_path: Path) -> None:
     small = [sys.executable, str(Path(full.__file__).with_name("small.py")), "/dev/shm", str(40 << 20)]
     options = ["--impl", f"{CARELESS}:Huge", "--tier", "disks", "--tier", "deaths", "--scenario", "steady"]

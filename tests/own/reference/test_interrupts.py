@@ -15,6 +15,7 @@ from conftest import names
 
 import forge_ref
 from forge_ref import AsyncCheckpointer, SaveError, layout, publish, storage, writer
+from forge_ref.background import Background
 from forge_ref.interrupts import Deferral
 
 Start = Callable[..., Any]
@@ -309,6 +310,29 @@ def test_a_failure_that_an_interrupt_comes_across_is_still_told_once(
                 break
             at += 1
     assert at > 3
+
+
+def test_an_interrupt_that_does_not_end_the_system_call_ends_the_wait_all_the_same() -> None:
+    """It comes to another thread here, as it may, or right before the call; Python raises it on this one alone."""
+    may_end, main = threading.Event(), threading.get_ident()
+    job = Background("test", may_end.wait)
+
+    def strike() -> None:
+        while sys._current_frames()[main].f_code.co_name != "await_end":
+            may_end.wait(0.001)
+        signal.pthread_kill(threading.get_ident(), INTERRUPT)
+
+    thread = threading.Thread(target=strike)
+    threads_end = threading.Timer(60, may_end.set)  # so that a wait that goes on is a failure and no hang
+    threads_end.start()
+    with pytest.raises(KeyboardInterrupt):
+        thread.start()
+        job.await_end()
+    assert not job.has_ended
+    threads_end.cancel()
+    may_end.set()
+    job.await_end()
+    assert job.has_ended
 
 
 def test_of_60_emergency_saves_after_interrupted_waits_none_is_lost(
