@@ -119,6 +119,7 @@ PROGRAMS = st.sampled_from([1, 14, 14, 14]).flatmap(lambda length: st.lists(ACTI
     "commit.resave",
     "retention.keeps",
     "retention.drops",
+    "retention.invalidate-first",
     "schedule.no-side-effects",
     "commit.failed-save",
     "commit.failed-flush",
@@ -149,7 +150,8 @@ def test_the_manager_does_what_the_model_allows(
         try:
             Run(run, mode, has_window and run.has("window"), is_watched).perform(program)
         except (ClauseFailure, ManagerFault, Unsupported) as fault:
-            if giving_up.failed(program, fault):
+            clause = fault.failure.clause if isinstance(fault, ClauseFailure) else f"{run.judge.act}, {type(fault)}"
+            if giving_up.failed(program, clause):
                 raise
 
     (try_program if examples else seed(USUAL_SEED)(try_program))()
@@ -163,15 +165,14 @@ class _GivingUp:
 
     def __init__(self) -> None:
         self._until: float | None = None
-        self._fault: object = None
+        self._clause = ""
         self._failing: list[list[Action]] = []
 
-    def failed(self, program: list[Action], fault: Exception) -> bool:
+    def failed(self, program: list[Action], clause: str) -> bool:
         """Whether it failed as the first one did."""
-        kind = fault.failure.clause if isinstance(fault, ClauseFailure) else type(fault)
         if self._until is None:
-            self._until, self._fault = time.monotonic() + SHRINKING_S, kind
-        if kind != self._fault:
+            self._until, self._clause = time.monotonic() + SHRINKING_S, clause
+        if clause != self._clause:
             return False
         self._failing.append(program)
         return True
@@ -360,11 +361,19 @@ class Run:
         stand = sorted(self._run.folder.complete())
         if not stand or not self._run.has("explicit"):
             return
+        _, bounds = allowed.after_kill(self._state)
         self._kill()
         stand = sorted(self._run.folder.complete())
         step = stand[which % len(stand)]
         self._life = self._start()
-        loaded = self._life.load(self._run.folder.of(step))
+        try:
+            loaded = self._life.load(self._run.folder.of(step))
+        except ManagerFault as fault:
+            if step in bounds.must:
+                raise
+            expected = f"step {step}, which may be deleted, to load as long as it is complete"
+            self._run.expect("retention.invalidate-first", False, expected=expected, seen=str(fault))
+            reject()
         self._run.expect_landing("resume.one-step", loaded, {step}, "it was named")
         self._expect_saved_state("resume.one-step", self._life, step)
 
