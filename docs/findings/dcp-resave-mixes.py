@@ -64,7 +64,8 @@ def ranks(folder: str, generation: int, dies: bool = False) -> list[int]:
                 save(rank, folder, generation, dies)
                 os._exit(0)
             except BaseException:
-                traceback.print_exc()
+                if not dies:  # else rank 0 may have noticed that it is alone, before it is killed as well
+                    traceback.print_exc()
             finally:  # an error of a child must not unwind what the parent has open: that would remove the folder
                 os._exit(1)
         children.append(child)
