@@ -50,13 +50,18 @@ class Tail:
         return view, table.digest(packed + end)
 
 
+def is_plain(value: Any) -> bool:
+    """Return whether a value can't be changed, and is told from others by its text."""
+    kinds = [type(item) for item in value] if type(value) is tuple else [type(value)]
+    return all(kind in _PLAIN for kind in kinds)
+
+
 def _parts(value: Any) -> tuple[bytes, bytes, bytes]:
     """Return what is written before the hashed bytes of a value, them, and what is written behind."""
     if isinstance(value, Packed):
         prefix, suffix = container(torch.uint8, torch.Size([len(value.content)]))
         return prefix, value.content, suffix
-    kinds = [type(item) for item in value] if type(value) is tuple else [type(value)]
-    if all(kind in _PLAIN for kind in kinds):
+    if is_plain(value):
         return b"", _pickled_plain(repr(value), value), b""
     return b"", _pickled(value), b""
 

@@ -21,7 +21,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -40,6 +40,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from forge_ref import archive, files, layout, trust
 from forge_ref.background import Background
 from forge_ref.engine import flush, table
+from forge_ref.engine.loose import is_plain
 from forge_ref.engine.table import Entry
 from forge_ref.errors import DamagedError, naming
 from forge_ref.manifest import Seal
@@ -190,7 +191,7 @@ def _whole(kind: LoadItemType, index: MetadataIndex) -> ReadItem:
 def _hand_over(path: Path, request: _Request, blob: memoryview, memory: dict[str, Any], is_sealed: bool) -> None:
     """Put what is in an archive where it belongs."""
     records = archive.checked_records(blob, path)
-    if request.item is not None and request.item.type == LoadItemType.BYTE_IO:
+    if request.dtype is None:
         memory[request.name] = trust.loads_torch(bytes(blob), path, is_sealed)
         return
     tensor = archive.tensor_in_place(records)
@@ -266,6 +267,8 @@ class _Sealed:
 
     opened: files.Opened
     memory: dict[str, Any]
+    plain: dict[bytes, Any] = field(default_factory=dict)
+    """Plain values by their archives: many are equal, and to open an archive takes much longer than to read it."""
 
     def read_large(self, request: _Request, entry: Entry, _: mmap.mmap) -> None:
         """Read a tensor to where it stays."""
@@ -298,11 +301,21 @@ class _Sealed:
         content = memoryview(bytearray(entry.size))
         _read_exactly(self.opened, entry.start, content)
         self._check(request, entry, table.digest(content))
-        if entry.start == request.stored.offset:
+        if request.dtype is None:
+            self.memory[request.name] = self._value_of(bytes(content))
+        elif entry.start == request.stored.offset:
             _hand_over(self.opened.path, request, content, self.memory, is_sealed=True)
-        elif request.dtype is not None and entry.size:
+        elif entry.size:
             size, dtype = self.kind(request, entry)
             _put(request, torch.frombuffer(content, dtype=dtype).view(size), self.memory)
+
+    def _value_of(self, archived: bytes) -> Any:
+        if archived in self.plain:
+            return self.plain[archived]
+        value = trust.loads_torch(archived, self.opened.path, is_sealed=True)
+        if is_plain(value):
+            self.plain[archived] = value
+        return value
 
     def _check(self, request: _Request, entry: Entry, found: bytes) -> None:
         if found != entry.digest:

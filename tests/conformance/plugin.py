@@ -48,6 +48,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--forge-clauses", help="only tests that judge one of these, comma-separated")
     group.addoption("--forge-cases", action="append", help="only tests whose name in reports matches; repeatable")
     group.addoption("--forge-device", default="cpu", help="device: cpu or cuda")
+    group.addoption("--forge-door", default="", help="where the server is that has imported the manager already")
     group.addoption("--forge-ranks", default="2,4", help="how many ranks distributed runs have, comma-separated")
     group.addoption("--forge-examples", type=int, default=0, help="random programs to try (default: the usual few)")
     group.addoption(
@@ -104,9 +105,9 @@ class Session:
             option = self._config.getoption
             timeouts = (option("--forge-timeout"), option("--forge-import-timeout"))
             warm = self._config.stash.get(WARM_SERVER, None)
-            device = option("--forge-device")
+            impl, python, device = option("--forge-impl"), option("--forge-python"), option("--forge-device")
             try:
-                self._server = warm or Server(option("--forge-impl"), option("--forge-python"), *timeouts, device)
+                self._server = warm or Server(impl, python, *timeouts, device, door=option("--forge-door"))
             except (CannotJudge, MachineLacks) as reason:
                 pytest.exit(f"forge-conformance: {reason}", returncode=pytest.ExitCode.USAGE_ERROR)
             self._server.rehearse([mode for mode in MODES if mode in self.capabilities])

@@ -21,6 +21,7 @@ from forge_conformance.judging import files
 from forge_conformance.judging.judge import NotImported
 from forge_conformance.judging.text import counted
 from forge_conformance.judging.verdicts import (
+    MODES,
     Expected,
     Report,
     Status,
@@ -292,6 +293,8 @@ def _pytest(
         arguments += ["--forge-cases", pattern]
     if options.n > 1:
         arguments += ["-n", str(options.n), "--dist", "worksteal"]
+        if not options.python and options.device == "cpu":  # another server can't fork one, and a GPU is not inherited
+            arguments += ["--forge-door", _open_door(collected.server, claims, bool(options.ranks))]
     for name in _OF_THE_USERS_TESTS:
         os.environ.pop(name, None)
     output = io.StringIO()
@@ -301,6 +304,15 @@ def _pytest(
         status = int(pytest.main(arguments, plugins=[collected]))
     collected.end()
     return status, output.getvalue()
+
+
+def _open_door(server: Server, claims: frozenset[str], with_ranks: bool) -> str:
+    """Let each process that judges fork its server from this one, which then has all that these would import."""
+    modes = [mode for mode in MODES if mode in claims]
+    server.rehearse(modes)
+    if with_ranks and "distributed" in claims:
+        server.rehearse(modes[:1], with_ranks=True)
+    return server.open_door()
 
 
 def _our_errors(pytest_status: int, output: str, collected: "_Collected") -> tuple[str, ...]:
@@ -334,15 +346,13 @@ class _Collected(Findings):
     def __init__(self, server: Server) -> None:
         super().__init__()
         self.is_interrupted = False
-        self._server = server
+        self.server = server
         self._progress = shared.Progress(every=25)
         self._failed = 0
 
     def pytest_configure(self, config: pytest.Config) -> None:
-        if config.getoption("numprocesses", None):
-            self._server.close()  # every process that judges has one of its own
-        else:
-            config.stash[WARM_SERVER] = self._server
+        if not config.getoption("numprocesses", None):  # otherwise each process that judges has its own
+            config.stash[WARM_SERVER] = self.server
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         self._progress.total = len(session.items) or self._progress.total

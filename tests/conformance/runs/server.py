@@ -79,7 +79,7 @@ class _Door:
             knocking.connect(path)
         except OSError as error:
             knocking.close()
-            raise CannotJudge(f"{HOST}={path}: nobody is there ({error.strerror}); unset it.") from None
+            raise CannotJudge(f"No server is at {path} ({error.strerror}); unset {HOST} if you have set it.") from None
         self._path = path
         self._channel = Channel(knocking)
 
@@ -92,7 +92,9 @@ class _Door:
             self._channel.send(request, descriptors)
             return self._channel.receive(timeout_s)
         except (Closed, TimeoutError):
-            raise CannotJudge(f"{HOST}={self._path}: the server there no longer answers; unset it.") from None
+            raise CannotJudge(
+                f"The server at {self._path} no longer answers; unset {HOST} if you have set it."
+            ) from None
 
     def close(self) -> None:
         """The host then ends what it has forked for us."""
@@ -100,10 +102,6 @@ class _Door:
 
 
 _WORKER = Path(__file__).resolve().parents[1] / "worker"
-
-
-def _door() -> _Door | None:
-    return _Door(os.environ[HOST]) if HOST in os.environ else None
 
 
 def _frozen(value: Any) -> Any:
@@ -163,17 +161,20 @@ class Server:
         device: str = "cpu",
         inside: Sequence[str] = (),
         host: "Server | None" = None,
+        door: str = "",
     ) -> None:
         """`inside`: a command that starts the interpreter in its turn, for a server that sees another file system.
 
         `CannotJudge` if the manager can't be imported, `MachineLacks` if it could not be judged here.
-        With a `host`, or where `HOST` is set, it is a fork of that one's process, see `fork`.
+        With a `host`, the `door` of one, or where `HOST` is set, it is a fork of that one's process, see `fork`.
         """
         machine.check()
         self.device = device
         self._impl = impl
         self._inside = inside
-        self._door = None if host or inside or python or device != "cpu" else _door()
+        if not (door or host or inside or python or device != "cpu"):
+            door = os.environ.get(HOST, "")
+        self._door = _Door(door) if door else None
         self._host: _Host | None = host or self._door
         self._directory = Path(tempfile.mkdtemp(prefix="forge-conformance-"))
         self._log = self._directory / "server.log"

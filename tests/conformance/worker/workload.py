@@ -286,8 +286,9 @@ def _as_list(value: Any) -> list[Any]:
 def _streams() -> dict[str, Any]:
     streams: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
     if numpy is not None:
-        name, keys, *rest = numpy.random.get_state()
-        streams["numpy"] = [str(name), [int(key) for key in keys], *rest]
+        state: Any = numpy.random.get_state()
+        name, keys, *rest = state
+        streams["numpy"] = [str(name), keys.tolist(), *rest]
     if torch.cuda.is_available():
         streams |= {f"cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
     return streams
@@ -319,5 +320,7 @@ def _bytes(value: Any) -> bytes:
     if isinstance(value, dict):
         return b"{" + b",".join(_bytes(k) + b":" + _bytes(v) for k, v in sorted(value.items())) + b"}"
     if isinstance(value, (list, tuple)):
+        if all(type(item) is int for item in value):  # the streams are hundreds of numbers
+            return json.dumps(value, separators=(",", ":")).encode()
         return b"[" + b",".join(map(_bytes, value)) + b"]"
     return json.dumps(value).encode()
