@@ -188,7 +188,14 @@ CLAUSES: tuple[Clause, ...] = (
         why="A moment that is lost or rounded shows as a bump in the loss, or does not show and changes the rest of "
         "the run.",
         situation="a run was interrupted after its optimizer had stepped, resumed in a new process and trained on",
-        rests_on=("resume.lands", "resume.moments", "resume.rng", "resume.dataloader", "resume.train-state"),
+        rests_on=(
+            "resume.lands",
+            "resume.moments",
+            "resume.rng",
+            "resume.rng-per-rank",
+            "resume.dataloader",
+            "resume.train-state",
+        ),
     ),
     Clause(
         slug="resume.moments",

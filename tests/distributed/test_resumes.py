@@ -24,7 +24,7 @@ _OTHER = 9
 """The seed of runs that have yet to resume: whatever is right afterwards was loaded."""
 
 
-@judges("resume.exact", "resume.lands", "resume.dataloader", needs=("distributed",))
+@judges("resume.exact", "resume.lands", "resume.dataloader", "resume.rng-per-rank", needs=("distributed",))
 def test_a_resumed_run_goes_on_as_the_uninterrupted_one(run: Scenario, shape: Shape) -> None:
     run.world(shape).commit_at(3)
     again = run.world(shape, seed=_OTHER)
@@ -32,6 +32,7 @@ def test_a_resumed_run_goes_on_as_the_uninterrupted_one(run: Scenario, shape: Sh
     run.expect_state("resume.exact", again, 3, kinds=STATE)
     run.expect_state("resume.dataloader", again, 3, kinds=["loader"])
     if run.has("rng", "dataloader"):
+        run.expect_state("resume.rng-per-rank", again, 3, kinds=["rng"])
         losses = again.train_to(6)
         expected = run.timeline(shape=shape).losses_by_rank(3, 6)
         run.expect("resume.exact", losses == expected, expected=f"the losses {expected}", seen=f"{losses}")
