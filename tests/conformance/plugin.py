@@ -62,6 +62,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 WARM_SERVER = pytest.StashKey[Server]()
+LOST = "forge_lost"
+"""The key of why a process of xdist could not judge, in what it leaves to the controlling one."""
 """Where the command leaves the server of its first contact, so that its imports are paid for once."""
 
 
@@ -109,6 +111,8 @@ class Session:
             try:
                 self._server = warm or Server(impl, python, *timeouts, device, door=option("--forge-door"))
             except (CannotJudge, MachineLacks) as reason:
+                if hasattr(self._config, "workeroutput"):  # xdist does not pass on why one of its processes ended
+                    self._config.workeroutput[LOST] = str(reason)
                 pytest.exit(f"forge-conformance: {reason}", returncode=pytest.ExitCode.USAGE_ERROR)
             self._server.rehearse([mode for mode in MODES if mode in self.capabilities])
         return self._server

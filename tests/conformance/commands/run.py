@@ -30,7 +30,7 @@ from forge_conformance.judging.verdicts import (
     judge,
     read_expected,
 )
-from forge_conformance.plugin import SUITE_ARGUMENTS, WARM_SERVER, Findings
+from forge_conformance.plugin import LOST, SUITE_ARGUMENTS, WARM_SERVER, Findings
 from forge_conformance.report import compact, stored
 from forge_conformance.report import run as render
 from forge_conformance.report.page import write
@@ -157,7 +157,7 @@ def _published(report: Report, options: argparse.Namespace, out: Path, is_interr
     if options.write_xfail is not None:
         files.write_text(options.write_xfail, render.expectations(report))
         print(f"written: {options.write_xfail}")
-    lost = [] if is_interrupted else _without_a_test(options.case or (), report)
+    lost = [] if is_interrupted or report.errors else _without_a_test(options.case or (), report)
     if lost:
         print(
             f"forge-conformance: --case {', '.join(map(repr, lost))}: no test that ran has such a name. Names are "
@@ -318,8 +318,8 @@ def _open_door(server: Server, claims: frozenset[str], with_ranks: bool) -> str:
 def _our_errors(pytest_status: int, output: str, collected: "_Collected") -> tuple[str, ...]:
     """Whatever kept tests from finding something out."""
     broken = pytest_status in (pytest.ExitCode.INTERNAL_ERROR, pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERRUPTED)
-    tail = (f"pytest ended with status {pytest_status}:\n{output[-3000:]}",) if broken else ()
-    return (*collected.lost, *tail)
+    tail = (f"pytest ended with status {pytest_status}:\n{output[-3000:]}",)
+    return tuple(collected.lost) or (tail if broken else ())
 
 
 def _described(implementation: Implementation, options: argparse.Namespace, claims: frozenset[str]) -> dict[str, Any]:
@@ -360,6 +360,12 @@ class _Collected(Findings):
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, node: Any, ids: Sequence[str]) -> None:
         self._progress.total = len(ids)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        reason = getattr(node, "workeroutput", {}).get(LOST)  # a process that was killed has left nothing
+        if reason is not None and reason not in self.lost:
+            self.lost.append(reason)
 
     def gathers(self, values: dict[str, Any]) -> None:
         super().gathers(values)

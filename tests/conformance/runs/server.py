@@ -4,6 +4,7 @@
 manager or its environment, never a traceback of ours.
 """
 
+import contextlib
 import os
 import select
 import shutil
@@ -24,7 +25,7 @@ from forge_conformance.runs import machine
 from forge_conformance.runs.process import Worker, connect, ending, readable, stacks_of
 from forge_conformance.watch.gate import Gate
 from forge_conformance.watch.listener import Supervisor
-from forge_conformance.worker.channel import Channel, Closed
+from forge_conformance.worker.channel import Channel, Closed, short
 from forge_spec.clauses import CAPABILITIES, Level, with_parts
 
 LEVELS = [str(level) for level in Level]
@@ -70,16 +71,24 @@ class _Fork:
         return self._status
 
 
+def _gone(door: str) -> str:
+    return (
+        "The process that had imported the manager, and that the others are forked from, was killed or does not "
+        f"answer: {door}"
+    )
+
+
 class _Door:
     """The way to a host that another process has started."""
 
     def __init__(self, path: str) -> None:
         knocking = socket.socket(socket.AF_UNIX)
         try:
-            knocking.connect(path)
+            with short(Path(path)) as name:
+                knocking.connect(name)
         except OSError as error:
             knocking.close()
-            raise CannotJudge(f"No server is at {path} ({error.strerror}); unset {HOST} if you have set it.") from None
+            raise CannotJudge(f"{_gone(path)} ({error.strerror}).") from None
         self._path = path
         self._channel = Channel(knocking)
 
@@ -92,9 +101,7 @@ class _Door:
             self._channel.send(request, descriptors)
             return self._channel.receive(timeout_s)
         except (Closed, TimeoutError):
-            raise CannotJudge(
-                f"The server at {self._path} no longer answers; unset {HOST} if you have set it."
-            ) from None
+            raise CannotJudge(f"{_gone(self._path)}.") from None
 
     def close(self) -> None:
         """The host then ends what it has forked for us."""
@@ -357,7 +364,8 @@ class Server:
     def close(self) -> None:
         """Ends the server; it kills and reaps its workers when it notices."""
         self._channel.close()
-        self._ended()
+        with contextlib.suppress(CannotJudge):  # whoever would know how it ended is gone
+            self._ended()
         if self._door is not None:
             self._door.close()
         shutil.rmtree(self._directory, ignore_errors=True)

@@ -6,12 +6,26 @@ output and error go to the worker's log instead.
 """
 
 import json
+import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 
 class Closed(Exception):
     """The other side is gone; nothing more will come."""
+
+
+@contextmanager
+def short(path: Path) -> Iterator[str]:
+    """A name of this file that fits into the address of a socket, which takes 107 bytes."""
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
 
 
 class Channel:

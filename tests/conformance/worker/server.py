@@ -40,7 +40,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .channel import Channel, Closed
+from .channel import Channel, Closed, short
 
 _LOG = 2
 """Standard error: the suite gives the server a file there, and each worker one of its own."""
@@ -176,7 +176,8 @@ class Server:
                 self._asking.send({"imported": self._rehearse(**request)})
             case "open_door":
                 self._door = socket.socket(socket.AF_UNIX)
-                self._door.bind(request["path"])
+                with short(Path(request["path"])) as name:
+                    self._door.bind(name)
                 self._door.listen()
                 self._asking.send({})
         return None

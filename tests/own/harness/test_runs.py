@@ -276,6 +276,27 @@ def test_an_interrupted_run_reports_what_it_has_found_and_leaves_nothing(
     assert list(temporary.iterdir()) == []
 
 
+_NOBODY_AT_THE_DOOR = """
+import sys
+from forge_conformance import cli
+from forge_conformance.commands import run
+run._open_door = lambda *_: "/gone"
+sys.argv[0] = "forge-conformance"
+sys.exit(cli.main())
+"""
+
+
+def test_processes_that_can_not_fork_their_server_say_why_and_nothing_is_judged(forge: Command) -> None:
+    options = ["--impl", "forge_ref", "--case", "commit/*", "-n", "2"]
+    run = [sys.executable, "-c", _NOBODY_AT_THE_DOOR, "run", *options]
+    done = subprocess.run(run, cwd=forge.folder, capture_output=True, text=True, timeout=300)
+    said = " ".join(done.stdout.split())
+    assert done.returncode == 3
+    assert "that the others are forked from, was killed or does not answer: /gone (No such file or directory)" in said
+    assert "nothing judged" in said
+    assert "INTERNALERROR" not in said and "no test that ran has such a name" not in done.stderr
+
+
 def _heed_interrupts() -> None:
     """A shell starts what it runs in the background deaf to Ctrl-C, and all that comes of it with it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
