@@ -14,17 +14,18 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from measure import Parts, Samples, in_turns
+from measure import Budget, Parts, Samples, in_turns
 
 RANKS = (1, 2, 4)
 _LAYERS, _TINY = 16, 8
 
 
-def study(megabytes: int, rounds: int, budget_s: float) -> Samples:
+def study(megabytes: int, budget: Budget) -> Samples:
     """Return seconds of `ranks: work`, for a state of this size and for a tiny one."""
     with tempfile.TemporaryDirectory() as folder:
         worlds = {}
         try:
+            budget.say("start", "ranks")
             for ranks in RANKS:
                 for width in (_width(megabytes), _TINY):
                     worlds[ranks, width == _TINY] = _World(ranks, width, Path(folder, f"{ranks}_{width}"))
@@ -35,7 +36,7 @@ def study(megabytes: int, rounds: int, budget_s: float) -> Samples:
                 for work in ("save", "load") if is_tiny else ("save", "blocked", "load", "stock save", "stock load"):
                     name = f"{ranks}: {'tiny ' if is_tiny else ''}{work}"
                     works[name] = lambda name=name, world=world, work=work: {name: world.do(work)}
-            return in_turns(works, rounds, budget_s)
+            return in_turns(works, budget)
         finally:
             for world in worlds.values():
                 world.close()
