@@ -24,18 +24,21 @@ import lost
 import storage
 import worlds
 from measure import Budget, Expected, NotMeasured, Samples
-from rivals import WAYS, missing
+from rivals import WAYS, Reference, missing
 from subject import SIZES
 
 SHARES = {
-    "16MB": 40, "256MB": 80, "1GB": 120, "4GB": 150, "10k": 90, "100k": 220, "ranks": 60, "lost": 50, "durable": 25
+    "16MB": 30, "256MB": 70, "1GB": 100, "4GB": 110, "10k": 80, "100k": 345, "ranks": 45, "lost": 40, "durable": 20
 }  # fmt: skip
 """Of the time of the whole page."""
 _SMALLER = {"256MB": "16MB", "1GB": "256MB", "4GB": "1GB", "10k": "16MB", "100k": "10k"}
 """The state from which a larger one learns what its works will take."""
-_STUCK_S = 60.0
+_STUCK_S = 120.0
 """Seconds that every step has; half of its section's, if that is more."""
 _TRIES = 4
+_START = "start"
+_SILENT_S = 3.0
+"""Seconds after which another line is printed within a round."""
 
 
 class Failed(Exception):
@@ -105,9 +108,15 @@ class _Progress:
     """Lines on stderr: how long so far, which section, which step."""
 
     def __init__(self) -> None:
-        self._begun = time.monotonic()
+        self._begun = self._last = time.monotonic()
+
+    @property
+    def silent_s(self) -> float:
+        """How long ago the last line was."""
+        return time.monotonic() - self._last
 
     def line(self, section: str, said: str) -> None:
+        self._last = time.monotonic()
         minutes, seconds = divmod(int(time.monotonic() - self._begun), 60)
         print(f"[{minutes:2}:{seconds:02}] {section}: {said}", file=sys.stderr, flush=True)
 
@@ -129,7 +138,7 @@ class _Section:
             with tempfile.TemporaryFile("w+") as errors:
                 outcome = self._once(left_s, errors)
                 if isinstance(outcome, _Stuck):
-                    if outcome.step in self._stuck:
+                    if outcome.step in self._stuck or not outcome.can_be_left_out:
                         errors.seek(0)
                         raise Failed(f"{outcome.step}: {outcome.why}\n{errors.read()[-2000:]}".strip())
                     self._stuck[outcome.step] = outcome.why
@@ -166,27 +175,33 @@ class _Section:
             process.wait()
 
     def _followed(self, messages: Connection, process: subprocess.Popen[bytes], most_s: float) -> Any:
-        step, phase = "start", ""
+        phase, step = _START, "process"
         while True:
             if not messages.poll(most_s):
-                return _Stuck(step, f"stopped after {most_s:.0f} s")
+                return _Stuck(phase, step, f"stopped after {most_s:.0f} s")
             try:
                 kind, content = messages.recv()
             except EOFError:
-                return _Stuck(step, f"its process ended with status {process.wait()}")
+                return _Stuck(phase, step, f"its process ended with status {process.wait()}")
             if kind != "step":
                 return kind, content
             is_new, (phase, step) = content[0] != phase, content
-            if is_new or not phase.startswith("round"):  # a line for each round, and before them for each step
-                self._progress.line(self._name, phase if phase.startswith("round") else f"{phase}, {step}")
+            if is_new or not phase.startswith("round") or self._progress.silent_s > _SILENT_S:
+                self._progress.line(self._name, f"{phase}, {step}")
 
 
 @dataclass(frozen=True)
 class _Stuck:
     """The step that did not come to an end."""
 
+    phase: str
     step: str
     why: str
+
+    @property
+    def can_be_left_out(self) -> bool:
+        """Whether it is a work or a way, and not what all of them need."""
+        return self.phase != _START or self.step in {way.name for way in WAYS if way is not Reference}
 
 
 # -- in the process of a section ------------------------------------------------
@@ -198,7 +213,7 @@ def _studies() -> dict[str, Callable[[Budget], Any]]:
     return sizes | {
         "ranks": lambda budget: worlds.study(256, budget),
         "lost": lambda budget: lost.study(SIZES["256MB"], budget),
-        "durable": lambda budget: durable.study(ways),
+        "durable": lambda budget: durable.study(ways, budget),
     }
 
 
@@ -207,7 +222,7 @@ def main() -> None:
     messages = Connection(descriptor, readable=False)
     os.set_inheritable(descriptor, False)  # a process that outlives this one would keep it open
     name, budget_s, expected, stuck = pickle.load(sys.stdin.buffer)
-    messages.send(("step", ("start", "process")))
+    messages.send(("step", (_START, "process")))
     budget = Budget(budget_s, expected, stuck, lambda phase, step: messages.send(("step", (phase, step))))
     try:
         messages.send(("found", _studies()[name](budget)))

@@ -62,7 +62,8 @@ def study(size: Size, budget: Budget) -> tuple[int, int, Samples]:
         for way in ways:
             if why := _has_no_room(way, model, most):
                 samples[f"{way.name} {BLOCKED}"] = Sample(failure=why)
-        for several in sorted(theirs, key=partial(_expected_s, budget)):
+        # Stock DCP first, whose files ours are; then those that are expected to be fast.
+        for several in [theirs[0], *sorted(theirs[1:], key=partial(_expected_s, budget))]:
             works |= {name: work for name, work in several.items() if name not in samples}
         return model.size_bytes, len(model.tensors), {**in_turns(works, budget, always), **samples}
 
@@ -177,7 +178,8 @@ def _works(way: Way) -> dict[str, Work]:
         if not has_saved:
             raise NotMeasured("there is no save to load")
         path = places.newest("saved")
-        taken = _warmly(path if path.exists() else way.folder, f"{way.name} {LOAD}", partial(way.load, path))
+        place = way.newest() if isinstance(way, Reference) else path if path.exists() else way.folder
+        taken = _warmly(place, f"{way.name} {LOAD}", partial(way.load, path))
         way.subject.put_back()
         return taken
 
