@@ -32,6 +32,8 @@ class Way:
     needs: ClassVar[str] = "torch"
     """The module without which it can't be had."""
     saves_beside: ClassVar[bool] = False
+    keeps_memory: ClassVar[bool] = False
+    """Whether a process that has saved and loaded keeps more memory than before."""
     files_for_tensor: ClassVar[int] = 0
     """How many files an asynchronous save keeps open for each tensor."""
 
@@ -201,6 +203,7 @@ class Orbax(Way):
     name = "Orbax"
     needs = "orbax.checkpoint"
     saves_beside = True
+    keeps_memory = True
 
     def __init__(self, subject: Subject, folder: Path) -> None:
         super().__init__(subject, folder)

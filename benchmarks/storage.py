@@ -61,7 +61,8 @@ def study(size: Size, budget: Budget) -> tuple[int, int, Samples]:
         theirs = [_works(way) for way in ways]
         for way in ways:
             if why := _has_no_room(way, model, most):
-                samples[f"{way.name} {BLOCKED}"] = Sample(failure=why)
+                for kind in (SAVE, LOAD, BLOCKED) if way.keeps_memory and _is_tight(model) else (BLOCKED,):
+                    samples[f"{way.name} {kind}"] = Sample(failure=why)
         # Stock DCP first, whose files ours are; then those that are expected to be fast.
         for several in [theirs[0], *sorted(theirs[1:], key=partial(_expected_s, budget))]:
             works |= {name: work for name, work in several.items() if name not in samples}
@@ -122,11 +123,14 @@ def _has_no_room(way: Way, model: Subject, most_files: int) -> str:
     files, available = way.files_for_tensor * len(model.tensors), _available_bytes()
     if 2 * files >= most_files:
         return f"it opens {files:,} files or more, and {most_files:,} are allowed"
-    needed = _STATES * model.size_bytes  # of ours that are still to come, its own copy, and room for files
-    if needed > available:
-        needs = f"{needed / 1e9:.0f} GB of memory for that and for what follows"
-        return f"it keeps a copy of the state, which needs {needs}, and {available / 1e9:.0f} are free"
+    if _is_tight(model):
+        return f"it keeps memory of the size of the state, and only {available / 1e9:.0f} GB are free for all ways"
     return ""
+
+
+def _is_tight(model: Subject) -> bool:
+    """Return whether there is no room for further copies of the state, beside ours that are still to come."""
+    return _STATES * model.size_bytes > _available_bytes()
 
 
 def _limits(warm: Warm, place: Path, reference: Way) -> dict[str, Work]:
