@@ -11,6 +11,7 @@ A section that is measured alone has the same time as among the others. Nothing 
 import argparse
 import os
 import platform
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -294,6 +295,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=MINUTES, help=f"how long all sections take ({MINUTES:g})")
     parser.add_argument("--write", type=Path, metavar="FOLDER", help="write benchmarks.md and its charts into it")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the process of a section is stopped too
     begun = time.monotonic()
     found = sections.measure(sections.with_smaller(options.only or [*sections.SHARES]), options.minutes)
     text, charts = page(found.results, found.reasons, (time.monotonic() - begun) / 60)
@@ -302,8 +304,8 @@ def main() -> None:
         (options.write / "benchmarks.md").write_text(text)
         for name, picture in charts.items():
             (options.write / name).write_text(picture)
-    if found.reasons:
-        sys.exit(f"{len(found.reasons)} sections could not be measured; the page says why")
+    if found.failures:
+        sys.exit(f"{found.failures} sections failed; the page says why")
 
 
 if __name__ == "__main__":

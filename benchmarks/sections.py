@@ -51,6 +51,8 @@ class Found:
 
     results: dict[str, Any] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
+    failures: int = 0
+    """How many of those failed; the others had no room here."""
 
 
 def with_smaller(names: Sequence[str]) -> list[str]:
@@ -71,8 +73,9 @@ def measure(names: Sequence[str], minutes: float) -> Found:
         try:
             expected, hopeless = _learnt(name, found.results)
             found.results[name] = _Section(name, budget_s, expected, hopeless, progress).run()
-        except Failed as error:  # the other sections are worth their time
+        except (Failed, NotMeasured) as error:  # the other sections are worth their time
             found.reasons[name] = str(error)
+            found.failures += isinstance(error, Failed)
             progress.line(name, f"not measured: {error}")
     return found
 
@@ -145,8 +148,8 @@ class _Section:
                     self._progress.line(self._name, f"{outcome.step}: {outcome.why}; it begins again without that")
                     continue
             kind, content = outcome
-            if kind == "failed":
-                raise Failed(content)
+            if kind == "no room":
+                raise NotMeasured(content)
             return content
         raise Failed(f"{', '.join(self._stuck)}: {'; '.join(self._stuck.values())}")
 
@@ -227,7 +230,7 @@ def main() -> None:
     try:
         messages.send(("found", _studies()[name](budget)))
     except NotMeasured as error:
-        messages.send(("failed", str(error)))
+        messages.send(("no room", str(error)))
 
 
 if __name__ == "__main__":
