@@ -9,19 +9,22 @@ import time
 from pathlib import Path
 
 import torch
-from measure import Parts, Samples, in_turns
+from measure import Budget, Parts, Samples, in_turns
 from rivals import WAYS, Way, missing
 from subject import Size, subject
 
 STEPS, STEP = "steps alone", "a step"
 
 
-def study(size: Size, rounds: int, budget_s: float) -> Samples:
+def study(size: Size, budget: Budget) -> Samples:
     """Return the seconds of the steps alone, and of each way those that its flush lets them take longer."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         model = subject(size)
-        ways = [way(model, Path(folder, way.__name__)) for way in WAYS if way.saves_beside and not missing(way)]
+        ways = []
+        for way in (way for way in WAYS if way.saves_beside and not missing(way) and way.name not in budget.stuck):
+            budget.say("start", way.name)
+            ways.append(way(model, Path(folder, way.__name__)))
         trained = torch.nn.Sequential(*(torch.nn.Linear(512, 512) for _ in range(4)))
         optimizer = torch.optim.SGD(trained.parameters(), lr=1e-3)
         batch = torch.randn(64, 512)
@@ -43,7 +46,7 @@ def study(size: Size, rounds: int, budget_s: float) -> Samples:
             return {STEPS: taken, STEP: taken / count}
 
         works = {STEPS: alone} | {f"{way.name} steps": (lambda way=way: beside(way)) for way in ways}
-        return in_turns(works, rounds, budget_s)
+        return in_turns(works, budget, {STEPS, f"{ways[0].name} steps"})
 
 
 def _flush(way: Way, path: Path) -> float:

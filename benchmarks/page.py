@@ -1,27 +1,25 @@
 """The benchmark of storage: measures what is asked for, and renders one page in Markdown with charts in SVG.
 
-    python benchmarks/page.py                          all but 4 GB
+    python benchmarks/page.py                          all sections, in less than 15 minutes
+    python benchmarks/page.py --minutes 60             more rounds, and slow works that are left out otherwise
     python benchmarks/page.py --write docs             write docs/benchmarks.md and its charts
     python benchmarks/page.py --only 256MB --only lost one size, and what a flush takes from training
-    python benchmarks/page.py --with 4GB               the default and 4 GB, which takes 20 GB of memory
-    python benchmarks/page.py --scale 0.2              a fifth of the time, with fewer rounds
 
-Each section is measured in a process of its own, and nothing that it prints is typed in.
+A section that is measured alone has the same time as among the others. Nothing that it prints is typed in.
 """
 
 import argparse
 import os
-import pickle
 import platform
-import subprocess
+import signal
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import goals
 import lost
+import sections
 import storage
 import worlds
 from chart import chart
@@ -29,53 +27,20 @@ from measure import Sample, Samples
 from rivals import WAYS, Reference, missing
 from subject import SIZES
 
-DEFAULT = ("16MB", "256MB", "1GB", "10k", "100k", "ranks", "lost", "durable")
-BUDGETS_S = {"16MB": 45, "256MB": 110, "1GB": 190, "4GB": 400, "10k": 110, "100k": 170, "ranks": 90, "lost": 60}
-ROUNDS = 15
+MINUTES = 13.0
+"""With two for the installation, and for steps that take longer than expected, it is a quarter of an hour."""
 _OURS = Reference.name
-
-
-# -- measuring -------------------------------------------------------------------
-
-
-def measured(name: str, scale: float) -> object:
-    """Return what one section measures: plain data."""
-    budget_s = BUDGETS_S.get(name, 0) * scale
-    rounds = max(3, int(ROUNDS * scale))
-    if name in SIZES:
-        model, samples = storage.study(SIZES[name], rounds, budget_s)
-        return model.size_bytes, len(model.tensors), samples
-    if name == "ranks":
-        return worlds.study(256, rounds, budget_s)
-    if name == "lost":
-        return lost.study(SIZES["256MB"], rounds, budget_s)
-    import durable
-
-    return {way.name: durable.of(way.name) for way in WAYS if not missing(way)}
-
-
-def _apart(name: str, scale: float) -> object:
-    """Measure in a process of its own, so that no section finds the memory or the threads of another."""
-    with tempfile.TemporaryDirectory() as folder:
-        found = Path(folder, "found")
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-        command = [sys.executable, __file__, "--section", name, str(found), "--scale", str(scale)]
-        done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
-        if done.returncode:
-            raise RuntimeError(f"the section {name} could not be measured:\n{done.stderr}")
-        return pickle.loads(found.read_bytes())
 
 
 # -- rendering -------------------------------------------------------------------
 
 
-def page(found: Mapping[str, object], minutes: float) -> tuple[str, dict[str, str]]:
-    """Return the page, and its charts by their names."""
+def page(found: Mapping[str, object], reasons: Mapping[str, str], minutes: float) -> tuple[str, dict[str, str]]:
+    """Return the page, and its charts by their names; `reasons` say why sections were tried and not measured."""
     durable: Mapping[str, str] = found.get("durable", {})
     sizes = {name: found[name] for name in SIZES if name in found}
     parts = [_head(minutes)]
-    left_out = [name for name in DEFAULT if name not in found]
-    parts += [f"Not measured in this run: {', '.join(left_out)}."] if left_out else []
+    parts += [f"Not measured in this run: {said}." for said in _left_out(found, reasons)]
     charts = _charts(sizes)
     parts += [_goals(found), *(_picture(name) for name in charts)]
     for size_bytes, count, samples in sizes.values():
@@ -96,6 +61,13 @@ def page(found: Mapping[str, object], minutes: float) -> tuple[str, dict[str, st
     return "\n\n".join(part for part in parts if part) + "\n", charts
 
 
+def _left_out(found: Mapping[str, object], reasons: Mapping[str, str]) -> list[str]:
+    """Return the sections that were tried and not measured, each with its reason, and then the others."""
+    tried = [f"{name}: {' '.join(said.split())}" for name, said in reasons.items()]
+    others = ", ".join(name for name in sections.SHARES if name not in found and name not in reasons)
+    return tried + ([others] if others else [])
+
+
 def _head(minutes: float) -> str:
     ways = ", ".join(way.name for way in WAYS if not missing(way))
     absent = ", ".join(way.name for way in WAYS if missing(way)) or "none"
@@ -108,7 +80,8 @@ Written by `python benchmarks/page.py --write docs`; `./with-tox run -e bench` r
 hand.
 
 - In each round every work is done once, in an order of its own. A result is the median, with its quartiles in brackets.
-- *Once* is a work that is too slow for more than one round.
+- *Once*: there was time for one measurement. Of another way it is the first save or load, with what is done only then.
+- A work is left out if it would take more time than its section had left. That is computed from a smaller state.
 - A ratio compares with the limit of the machine that was measured in the same rounds.
 - *Peak* is how much the memory of the process grew during the work. It leaves out other processes of a manager.
 - A load finds its files in the page cache.
@@ -141,7 +114,7 @@ def _met(goal: goals.Goal) -> str:
 
 
 def _limits(samples: Samples) -> str:
-    names = (storage.COPY, storage.DIRECT, storage.BUFFERED, storage.READ)
+    names = (storage.COPY, storage.DIRECT, storage.BUFFERED, storage.READ, storage.READ_FRESH)
     return _table(["limit", "ms", "peak, MB"], [[name, _ms(samples[name]), _peak(samples[name])] for name in names])
 
 
@@ -161,8 +134,19 @@ def _saves(samples: Samples, durable: Mapping[str, str]) -> str:
 
 
 def _loads(samples: Samples) -> str:
-    kinds = {storage.LOADER: "loader alone", storage.LOAD: "into model and optimizer"}
-    return _compared(samples, "load", kinds, {storage.READ: None})
+    kinds = {
+        storage.LOADER: "loader alone, into fresh memory",
+        storage.LOADER_WARM: "loader alone, into warm memory",
+        storage.LOAD: "into model and optimizer",
+    }
+    table = _compared(samples, "load", kinds, {storage.READ: None, storage.READ_FRESH: storage.LOADER})
+    return f"{table}\n\n{_ABOUT_LOADS}"
+
+
+_ABOUT_LOADS = (
+    "A load of forge_ref reads into fresh memory, so that one that fails changes nothing; a raw read goes into warm "
+    "memory. So the loader is also compared with a raw read into fresh memory, and also reads into warm memory."
+)
 
 
 def _compared(
@@ -178,7 +162,11 @@ def _compared(
     for way in WAYS:
         for kind, said in kinds.items():
             sample = samples.get(f"{way.name} {kind}")
-            if sample is None or sample.failure:
+            if sample is None:
+                continue
+            if sample.failure:
+                rows.append([f"{way.name} {said}".strip(), "not measured, see below", *[""] * (len(limits) + 1)])
+                rows[-1] += [""] * (durable is not None)
                 continue
             over = [_over(sample, samples[limit]) if only in (None, kind) else "" for limit, only in limits.items()]
             row = [f"{way.name} {said}".strip(), _ms(sample), *over, _peak(sample)]
@@ -303,32 +291,21 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [*SIZES, *DEFAULT[-3:]]
-    parser.add_argument("--only", action="append", choices=names, help="measure this section; repeatable")
-    parser.add_argument("--with", dest="more", action="append", choices=names, default=[], help="measure this one too")
-    parser.add_argument("--scale", type=float, default=1.0, help="multiply the time of each section by this (1)")
+    parser.add_argument("--only", action="append", choices=sections.SHARES, help="measure this section; repeatable")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help=f"how long all sections take ({MINUTES:g})")
     parser.add_argument("--write", type=Path, metavar="FOLDER", help="write benchmarks.md and its charts into it")
-    parser.add_argument("--section", nargs=2, metavar=("NAME", "FILE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.section:
-        Path(options.section[1]).write_bytes(pickle.dumps(measured(options.section[0], options.scale)))
-        return
-    begun, found, failures = time.monotonic(), {}, list[str]()
-    for name in options.only or [*DEFAULT, *options.more]:
-        print(f"measuring {name} ...", file=sys.stderr, flush=True)
-        try:
-            found[name] = _apart(name, options.scale)
-        except RuntimeError as error:  # the other sections are worth their time
-            failures.append(str(error))
-            print(error, file=sys.stderr)
-    text, charts = page(found, (time.monotonic() - begun) / 60)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the process of a section is stopped too
+    begun = time.monotonic()
+    found = sections.measure(sections.with_smaller(options.only or [*sections.SHARES]), options.minutes)
+    text, charts = page(found.results, found.reasons, (time.monotonic() - begun) / 60)
     print(text)
     if options.write is not None:
         (options.write / "benchmarks.md").write_text(text)
         for name, picture in charts.items():
             (options.write / name).write_text(picture)
-    if failures:
-        sys.exit(f"{len(failures)} sections could not be measured, and are not on the page")
+    if found.failures:
+        sys.exit(f"{found.failures} sections failed; the page says why")
 
 
 if __name__ == "__main__":

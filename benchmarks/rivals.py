@@ -9,7 +9,8 @@ says what it is.
 import importlib.util
 import logging
 import os
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +19,8 @@ import torch.distributed.checkpoint as dcp
 from subject import Subject
 
 import forge_ref
-from forge_ref import layout, manifest, storage
+from forge_ref import collector, layout, manifest, storage
+from forge_ref.engine import reading
 
 Wait = Callable[[], object]
 
@@ -30,6 +32,8 @@ class Way:
     needs: ClassVar[str] = "torch"
     """The module without which it can't be had."""
     saves_beside: ClassVar[bool] = False
+    keeps_memory: ClassVar[bool] = False
+    """Whether a process that has saved and loaded keeps more memory than before."""
     files_for_tensor: ClassVar[int] = 0
     """How many files an asynchronous save keeps open for each tensor."""
 
@@ -61,7 +65,8 @@ class Reference(Way):
         super().__init__(subject, folder)
         self._steps = iter(range(1, 1_000_000))
         self._at_once = self.manager("at_once", forge_ref.AsyncCheckpointMode.disabled)
-        self._beside = self.manager("beside", forge_ref.AsyncCheckpointMode.async_)
+        self.beside: Any = self.manager("beside", forge_ref.AsyncCheckpointMode.async_)
+        """The manager of the saves beside training, which has saved before."""
 
     def manager(self, name: str, mode: Any) -> Any:
         """Return a manager with a folder of its own."""
@@ -72,8 +77,8 @@ class Reference(Way):
         self._at_once.save(next(self._steps))
 
     def begin(self, path: Path) -> Wait:
-        self._beside.save(next(self._steps))
-        return self._beside._run.checkpointer.wait
+        self.beside.save(next(self._steps))
+        return self.beside._run.checkpointer.wait
 
     def load(self, path: Path) -> None:
         self._at_once.load()
@@ -82,11 +87,27 @@ class Reference(Way):
         """Return the checkpoint that a load lands on."""
         return self.folder / "at_once" / os.readlink(self.folder / "at_once" / "latest")
 
-    def read(self) -> None:
-        """Read all of it into fresh memory, verified, and set nothing."""
-        path = self.newest()
-        seals = manifest.seals(layout.read_metadata(path))
-        storage.open_shards(path, seals[layout.MARKER]).read(lambda _: True)
+    def read(self, memory: Sequence[torch.Tensor] = ()) -> None:
+        """Read all of it, verified, and set nothing: into fresh memory, or, of large tensors, into this."""
+        path, fresh, rooms = self.newest(), reading.fresh, defaultdict(list)
+        for tensor in memory:
+            rooms[tensor.shape, tensor.dtype].append(tensor)
+
+        def room(size: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+            return rooms[size, dtype].pop() if rooms[size, dtype] else fresh(size, dtype)
+
+        with collector.paused():  # as it is in a load
+            seals = manifest.seals(layout.read_metadata(path))
+            reading.fresh = room if rooms else fresh
+            try:
+                storage.open_shards(path, seals[layout.MARKER]).read(lambda _: True)
+            finally:
+                reading.fresh = fresh
+
+    def reads_in_place(self) -> bool:
+        """Return whether large tensors are most of the state: small ones are read by way of a buffer."""
+        sizes = [tensor.nbytes for tensor in self.subject.tensors]
+        return sum(size for size in sizes if size >= reading._LARGE) > 0.9 * sum(sizes)
 
 
 class Stock(Way):
@@ -108,16 +129,19 @@ class Stock(Way):
 
 
 class TorchSave(Way):
-    """One file by `torch.save`."""
+    """One file by `torch.save`, of what model and optimizer give and take themselves, as PyTorch's tutorial has it."""
 
     name = "torch.save"
 
     def save(self, path: Path) -> None:
         path.mkdir()
-        torch.save(self.subject.state(), path / "state.pt")
+        model, optimizer = self.subject.model, self.subject.optimizer
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, path / "state.pt")
 
     def load(self, path: Path) -> None:
-        self.subject.put(torch.load(path / "state.pt", weights_only=True))
+        loaded = torch.load(path / "state.pt", weights_only=True)
+        self.subject.model.load_state_dict(loaded["model"])
+        self.subject.optimizer.load_state_dict(loaded["optimizer"])
 
 
 class Safetensors(Way):
@@ -179,6 +203,7 @@ class Orbax(Way):
     name = "Orbax"
     needs = "orbax.checkpoint"
     saves_beside = True
+    keeps_memory = True
 
     def __init__(self, subject: Subject, folder: Path) -> None:
         super().__init__(subject, folder)

@@ -51,6 +51,19 @@ class Subject:
         moments = [value for entry in self.optimizer.state.values() for value in entry.values()]
         return [parameter.detach() for parameter in self.model.parameters()] + moments
 
+    @cached_property
+    def _moments(self) -> list[tuple[Any, dict[str, torch.Tensor]]]:
+        return [(parameter, dict(entry)) for parameter, entry in self.optimizer.state.items()]
+
+    def remember(self) -> None:
+        """Remember the tensors of the optimizer."""
+        _ = self._moments, self.tensors
+
+    def put_back(self) -> None:
+        """Put those tensors back after a load that has made others, so that all works find the same memory."""
+        for parameter, entry in self._moments:
+            self.optimizer.state[parameter].update(entry)
+
     @property
     def size_bytes(self) -> int:
         """Of all values."""
@@ -84,7 +97,9 @@ def subject(size: Size) -> Subject:
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()
     optimizer.zero_grad()
-    return Subject(model, optimizer)
+    made = Subject(model, optimizer)
+    made.remember()
+    return made
 
 
 class Warm:
@@ -92,8 +107,7 @@ class Warm:
 
     def __init__(self, subject: Subject) -> None:
         self._tensors = subject.tensors
-        self._memory = mmap.mmap(-1, -(-subject.size_bytes // _PAGE) * _PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self._memory.madvise(mmap.MADV_HUGEPAGE)
+        self._memory = _huge(-(-subject.size_bytes // _PAGE) * _PAGE)
         whole, at = torch.frombuffer(self._memory, dtype=torch.uint8), 0
         self.copies: list[torch.Tensor] = []
         for tensor in self._tensors:
@@ -126,6 +140,22 @@ class Warm:
         descriptor = os.open(path, os.O_RDONLY)
         _by_vectors(os.readv, descriptor, self._targets)
         os.close(descriptor)
+
+    def read_fresh(self, path: Path) -> None:
+        """Read as many bytes into memory that the system has not given yet, asked for in huge pages as well."""
+        descriptor, memory = os.open(path, os.O_RDONLY), _huge(len(self._memory))
+        view, at, pieces = memoryview(memory), 0, []
+        for target in self._targets:
+            pieces.append(view[at : at + len(target)])
+            at += len(target)
+        _by_vectors(os.readv, descriptor, pieces)
+        os.close(descriptor)
+
+
+def _huge(size: int) -> mmap.mmap:
+    memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
 
 
 def _by_vectors(call: Callable[[int, list[memoryview]], int], descriptor: int, pieces: list[memoryview]) -> None:

@@ -14,28 +14,32 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from measure import Parts, Samples, in_turns
+from measure import Budget, Parts, Samples, in_turns
 
 RANKS = (1, 2, 4)
 _LAYERS, _TINY = 16, 8
+_IMPORTED = ["torch.distributed.checkpoint", "torch.distributed.fsdp", "forge_ref", "subject"]
+"""What the ranks need, imported once: each of them would take seconds for it."""
 
 
-def study(megabytes: int, rounds: int, budget_s: float) -> Samples:
+def study(megabytes: int, budget: Budget) -> Samples:
     """Return seconds of `ranks: work`, for a state of this size and for a tiny one."""
     with tempfile.TemporaryDirectory() as folder:
         worlds = {}
         try:
             for ranks in RANKS:
                 for width in (_width(megabytes), _TINY):
+                    budget.say("start", f"ranks: {ranks}, width: {width}")
                     worlds[ranks, width == _TINY] = _World(ranks, width, Path(folder, f"{ranks}_{width}"))
-            for world in worlds.values():
+            for (ranks, _), world in worlds.items():
+                budget.say("start", f"ranks: {ranks}, first saves")
                 world.await_start()
             works: dict[str, Callable[[], Parts]] = {}
             for (ranks, is_tiny), world in worlds.items():
                 for work in ("save", "load") if is_tiny else ("save", "blocked", "load", "stock save", "stock load"):
                     name = f"{ranks}: {'tiny ' if is_tiny else ''}{work}"
                     works[name] = lambda name=name, world=world, work=work: {name: world.do(work)}
-            return in_turns(works, rounds, budget_s)
+            return in_turns(works, budget)
         finally:
             for world in worlds.values():
                 world.close()
@@ -51,7 +55,8 @@ class _World:
 
     def __init__(self, ranks: int, width: int, folder: Path) -> None:
         folder.mkdir()
-        processes = get_context("spawn")
+        processes = get_context("forkserver")
+        processes.set_forkserver_preload(_IMPORTED)
         self._pipes: list[Connection] = []
         self._processes = []
         for rank in range(ranks):

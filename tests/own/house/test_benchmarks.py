@@ -1,6 +1,10 @@
 """What the benchmarks compute beside times: which saves are durable, and the charts."""
 
+import gc
+import os
+import subprocess
 import sys
+from multiprocessing import Pipe
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -10,8 +14,10 @@ sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
 
 import durable
 import goals
+import storage
 from chart import chart
-from measure import Sample, in_turns
+from measure import Budget, Expected, Sample, in_turns
+from sections import Failed, _learnt, _Progress, _Section, _Stuck, with_smaller
 
 BEGUN = 'faccessat2(AT_FDCWD, "/mark/begun", F_OK) = -1 ENOENT'
 ENDED = 'newfstatat(AT_FDCWD, "/mark/ended", 0x7ffe, 0) = -1 ENOENT'
@@ -83,7 +89,64 @@ def test_a_goal_is_met_or_missed_by_medians_and_a_faster_rival_is_named() -> Non
     assert goals.ahead(found) == []
 
 
-def test_a_work_that_is_too_slow_is_measured_in_the_first_round_alone_and_no_other_is() -> None:
-    samples = in_turns({"slow": lambda: {"slow": 3000.0}, "fast": lambda: {"fast": 0.001}}, rounds=4, budget_s=3600)
+def test_a_work_that_is_too_slow_is_measured_in_the_first_round_alone_and_no_other_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "sync", lambda: None)
+    monkeypatch.setattr(gc, "collect", lambda: 0)
+    works = {"slow": lambda: {"slow": 3000.0}, "fast": lambda: {"fast": 0.001}}
+    samples = in_turns(works, Budget(0.5), always={"fast"})
     assert samples["slow"].seconds == [3000.0]
-    assert samples["fast"].seconds == [0.001] * 4
+    assert len(samples["fast"].seconds) > 1
+
+
+def test_what_the_others_are_compared_with_is_repeated_whatever_it_takes() -> None:
+    samples = in_turns({"limit": lambda: {"limit": 3000.0}, "rival": lambda: {"rival": 1.0}}, Budget(0), {"limit"})
+    assert samples["limit"].seconds == [3000.0]
+    assert samples["rival"].seconds == [1.0]
+
+
+def test_a_work_that_is_expected_to_take_more_than_is_left_is_left_out_and_says_why() -> None:
+    expected = {"rival": Expected(100.0, "10 times what 10k took"), "limit": Expected(100.0, "10 times what 10k took")}
+    samples = in_turns({"limit": lambda: None, "rival": lambda: None}, Budget(0, expected), {"limit"})
+    assert samples["rival"].failure == "left out: 100 s expected, 10 times what 10k took, and 0 s left for it"
+    assert not samples["limit"].failure
+
+
+def test_a_larger_state_learns_from_a_smaller_one_what_its_works_will_take() -> None:
+    ours, rival = goals.WAYS[0].name, goals.WAYS[1].name
+    smaller = {
+        f"{rival} {goals.BLOCKED}": Sample([0.4]),
+        f"{rival} {storage.DURABLE}": Sample([3.0]),
+        f"{ours} {goals.LOAD}": Sample(failure="no room"),
+    }
+    expected, hopeless = _learnt("100k", {"10k": (40, 10_000, smaller)})
+    assert expected[f"{rival} {goals.BLOCKED}"] == Expected(30.0, "10 times what 10k took")
+    assert hopeless == {f"{ours} {goals.LOAD}": "left out, since 10k could not be measured"}
+    assert _learnt("100k", {}) == ({}, {})
+    assert with_smaller(["100k", "lost"]) == ["10k", "100k", "lost"]
+
+
+def test_a_section_begins_again_without_the_step_that_was_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+    section = _Section("lost", 1.0, {}, {}, _Progress())
+    outcomes = [_Stuck("start", "Orbax", "stopped after 60 s"), ("found", 1)]
+    monkeypatch.setattr(section, "_once", lambda budget_s, errors: outcomes.pop(0))
+    assert section.run() == 1
+    assert section._stuck == {"Orbax": "stopped after 60 s"}
+    monkeypatch.setattr(section, "_once", lambda budget_s, errors: _Stuck("start", "state", "status 1"))
+    with pytest.raises(Failed, match="state: status 1"):
+        section.run()
+
+
+def test_a_step_that_does_not_end_and_a_process_that_dies_are_named() -> None:
+    section = _Section("lost", 1.0, {}, {}, _Progress())
+    for command, most_s, said in (("sleep 30", 0.2, "stopped after 0 s"), ("exit 3", 30, "ended with status 3")):
+        messages, theirs = Pipe(duplex=False)
+        with subprocess.Popen(["sh", "-c", command]) as process:
+            theirs.send(("step", ("first round", "Orbax save")))
+            if "sleep" not in command:
+                theirs.close()
+            stuck = section._followed(messages, process, most_s)
+            process.kill()
+        assert stuck.step == "Orbax save"
+        assert said in stuck.why
