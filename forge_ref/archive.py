@@ -1,4 +1,4 @@
-"""Archives of `torch.save`: checked against their checksums, and a tensor taken out of one without a copy.
+"""Archives of `torch.save`: made, checked against their checksums, and a tensor taken out of one without a copy.
 
 Such an archive is a zip file whose records are not compressed: `data.pkl`
 says what the value looks like, `data/0` and so on are the bytes of its
@@ -41,6 +41,13 @@ _ROOM = 1 << 16  # bytes that a record may take beside its content: its headers,
 _READABLE = (pickle.UnpicklingError, KeyError, TypeError, AttributeError)
 
 Records = dict[str, memoryview]
+
+
+def of(value: Any) -> bytes:
+    """Return the archive of a value."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
 
 
 class _InMemory(io.RawIOBase):

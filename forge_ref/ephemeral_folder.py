@@ -20,7 +20,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from forge_ref import layout, manifest, marker, publish
 from forge_ref.errors import DamagedError, without_way_out
@@ -158,16 +157,6 @@ def _standing(folder: Path) -> tuple[list[StepDir], list[str]]:
     return [StepDir(step, folder, name) for step, name in sorted({**aside, **found}.items())], others
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
-    """Return the content of `.metadata.json`; the errors are those of `manifest.read_sealed`."""
-    return manifest.read_sealed(path / METADATA, partial(is_ours, path))
-
-
-def is_ours(path: Path) -> bool:
-    """Return whether the marker of the checkpoint says that this manager wrote it, whatever its metadata is now."""
-    return marker.is_ours(path / MARKER)
-
-
 def recorded(path: Path) -> str | None:
     """The kind that was recorded at the save; None where nothing is.
 
@@ -175,7 +164,7 @@ def recorded(path: Path) -> str | None:
     guessed from the step: intervals change from run to run (ephemeral.class-recorded).
     """
     try:
-        is_ephemeral = read_metadata(path).get("ephemeral")
+        is_ephemeral = manifest.read_sealed(path / METADATA, partial(marker.is_ours, path / MARKER)).get("ephemeral")
     except (OSError, ValueError, DamagedError) as error:
         _log.warning("%s is kept, because its kind can't be read: %s; delete it by hand", path, without_way_out(error))
         return UNREADABLE

@@ -22,7 +22,8 @@ import torch
 from torch.distributed.tensor import DTensor
 from torch.nn.parameter import is_lazy
 
-from forge_ref import storage
+from forge_ref import archive, storage
+from forge_ref.engine.leaves import Packed
 from forge_ref.errors import DamagedError
 from forge_ref.pieces import Piece, is_plain, piece_of
 
@@ -50,11 +51,11 @@ def pack(
     names a value that could not be loaded again.
     """
     packed: dict[str, Any] = {}
-    forms: dict[str, torch.Tensor] = {}
+    forms: dict[str, Packed] = {}
     for part, values in state.items():
         packed[part], form = _packed_part(part, values)
         if form := {**form, **known.get(part, {})}:
-            forms[part] = _as_bytes(form)
+            forms[part] = Packed(archive.of(form))
     return {**packed, FORMS: forms} if forms else packed
 
 
@@ -213,12 +214,6 @@ class _Packer:
 def _is_empty(mirror: Any) -> bool:
     """Return whether DCP gets nothing of it; in a list it would then get the next one's number."""
     return mirror is _NOTHING or (isinstance(mirror, dict) and not mirror)
-
-
-def _as_bytes(form: Mapping[str, Any]) -> torch.Tensor:
-    buffer = io.BytesIO()
-    torch.save(form, buffer)
-    return torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)  # holds the buffer, and copies nothing
 
 
 def _decoded(encoded: Encoded, path: Keys, saved: Any) -> Any:

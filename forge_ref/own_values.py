@@ -29,7 +29,7 @@ Note = tuple[int, int | None, int]
 
 
 def of(model: torch.nn.Module, taken: Mapping[str, Any], packed: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of this rank by name, out of what `forms.pack` returned, and the form that belongs to them."""
+    """Return those of this rank by name, out of its packed and nested state, and the form that belongs to them."""
     names = weights.names_of_own_values(model, taken[weights.MODEL])
     values = {name: value for name, value in packed.get(weights.MODEL, {}).items() if name in names}
     form = packed.get(FORMS, {}).get(weights.MODEL)

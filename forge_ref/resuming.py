@@ -273,10 +273,9 @@ class Resumer:
         own = saved.get(RANKS, {}).get(str(ranks.place))
         if shards is not None and own is not None:
             return {**train_state, **storage.loads_dict(bytes(own.numpy()), shards.path)}
-        if ranks.is_first or "rng" not in train_state:
+        if ranks.is_first:
             return train_state
-        state.check_streams(train_state, self._train_state_file(found.path))
-        return {**train_state, "rng": state.streams_of_new_rank(train_state["rng"], ranks.rank)}
+        return state.with_new_streams(train_state, ranks.rank, self._train_state_file(found.path))
 
     def _train_state_file(self, checkpoint: Path) -> Path:
         return checkpoint / layout.TRAIN_STATE

@@ -17,7 +17,7 @@ those under *what designs differ in* (`ephemeral_saver`).
 
 import itertools
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -27,6 +27,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from forge_ref import channel, forms, layout, manifest, optimizers, own_values, publish, retire, state, storage, weights
 from forge_ref.arguments import check_integer
@@ -98,7 +99,8 @@ class Saver:
 
     def prewarm(self) -> None:
         """Make what the first save needs, beside training."""
-        self._run.checkpointer.shards.prewarm(tensors_of(self._run.model, self._run.optimizer))
+        model, moments = self._run.model, tree_leaves(dict(self._run.optimizer.state))
+        self._run.checkpointer.shards.prewarm(itertools.chain(model.parameters(), model.buffers(), moments))
 
     def save(self, request: Request) -> "Future[None]":
         """Save now; on return it is committed, or in flight.  Return the future of the flush."""
@@ -305,14 +307,6 @@ def taken_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dic
         weights.MODEL: weights.model_state(model),
         weights.OPTIMIZER: optimizers.optimizer_state(model, optimizer),
     }
-
-
-def tensors_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
-    """Yield the values of both, about as a save has them."""
-    yield from itertools.chain(model.parameters(), model.buffers())
-    for entry in optimizer.state.values():
-        if isinstance(entry, Mapping):
-            yield from (value for value in entry.values() if isinstance(value, torch.Tensor))
 
 
 def _compared(notes: frozenset[own_values.Note]) -> frozenset[int | None]:

@@ -104,17 +104,14 @@ def _loose_item(name: str, value: Any) -> WriteItem:
     return WriteItem(MetadataIndex(name), WriteItemType.BYTE_IO)
 
 
-def flatten(state: Mapping[Any, Any], packed: Collection[str] = (), known: Leaves | None = None) -> Leaves:
+def flatten(state: Mapping[Any, Any], known: Leaves | None = None) -> Leaves:
     """Return the leaves of nested mappings and lists; `ValueError` where two have the same name.
 
     Of a sharded tensor it is this rank's piece, and nothing on a rank that is
-    not in its mesh.  Under the top-level keys in `packed` are bytes of ours.
-    To leaves that are `known` the others are added.
+    not in its mesh.  To leaves that are `known` the others are added.
     """
     leaves = Leaves({}, {}, [], {}) if known is None else known
     for key, value in state.items():
-        if key in packed:
-            value = {inner: Packed(content.numpy().tobytes()) for inner, content in value.items()}
         _flatten(str(key), (str(key),), value, leaves)
     return leaves
 

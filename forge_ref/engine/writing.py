@@ -87,12 +87,12 @@ class ShardWriter:
         self._lead = _Lead()
         self._room: Background[mmap.mmap] | None = None
 
-    def prewarm(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Make the memory for a copy of these beside training, with room for what stands around them in the file.
+    def prewarm(self, values: Iterable[Any]) -> None:
+        """Make the memory for a copy of the tensors among these beside training, with room for what is around them.
 
         Else the first `hold` makes it, which takes several times as long as a copy.
         """
-        local = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
+        local = (value.to_local() if isinstance(value, DTensor) else value for value in values)
         kinds = Counter((tensor.dtype, tensor.shape) for tensor in local if is_plain(tensor))
         self._room = Background("memory", partial(room_for, kinds))
 
