@@ -121,9 +121,6 @@ class EphemeralResumer(Resumer):
             _log.warning("%s holds torn checkpoints, %s; %s", folder, lacking, instead)
         return None if newest is None else newest.path
 
-    def _check_freeze(self, _found: Source, _expected: freeze.Entries | None) -> None:
-        """Compare nothing: this design has no freeze lists."""
-
     def _read(
         self, found: Source, exclude_keys: Sequence[str] | None, expected_freeze: freeze.Entries | None
     ) -> Loaded:

@@ -11,7 +11,8 @@ writing them.
 """
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,8 @@ def added(leaves: Leaves, own: Mapping[str, Any], place: int) -> Leaves:
     with_own = leaves.plus((OWN, str(place)), Packed(_serialized(own)))
     if place == 0:
         return with_own
-    return with_own.but({name for name, path in leaves.paths.items() if _is_own(path, own["values"])})
-
-
-def _is_own(path: Sequence[str | int], values: Mapping[str, Any]) -> bool:
-    return path[0] == weights.MODEL and path[1] in values
+    of_model = ((name, path[1]) for name, path in leaves.paths.items() if path[0] == weights.MODEL)
+    return replace(with_own, unwritten=frozenset(name for name, key in of_model if key in own["values"]))
 
 
 def taken(saved: Mapping[str, Any], place: int, source: Path) -> dict[str, Any]:

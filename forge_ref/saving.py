@@ -210,21 +210,19 @@ class Saver:
     def _write(self, staged: Staged) -> Seals:
         """Write this rank's files; return the seal of the shards' marker on the first rank that shares it."""
         path, shards = self._shards_in(staged.path), self._run.checkpointer.shards
+        leaves = staged.shards
+        if staged.keeps_own:
+            leaves = own_values.added(leaves, staged.own, self._run.ranks.place)
         self._run.checkpointer.deletion.wait()
         try:
             with self._writer.naming_take_over():
                 beside = self._write_beside(staged)
-                seal = storage.write(self._with_own(staged), path, self._run.ranks.writers, shards)
+                seal = storage.write(leaves, path, self._run.ranks.writers, shards)
         except RanksLostError:
             channel.disconnect(self._run.ranks.writers)
             raise
         seals = beside if seal is None else {**beside, str((path / layout.MARKER).relative_to(staged.path)): seal}
         return frozenset((name, seal.size_bytes, seal.xxh3) for name, seal in seals.items())
-
-    def _with_own(self, staged: Staged) -> Leaves:
-        if not staged.keeps_own:
-            return staged.shards
-        return own_values.added(staged.shards, staged.own, self._run.ranks.place)
 
     def _commit(self, staged: Staged, markers: Seals) -> None:
         seals = {name: Seal(size_bytes, xxh3) for name, size_bytes, xxh3 in markers}

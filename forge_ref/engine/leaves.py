@@ -7,7 +7,7 @@ save, because their size may change from one to the next.
 
 import copy
 import functools
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast
 
@@ -74,10 +74,6 @@ class Leaves:
         """Return all but the loose ones under a top-level key."""
         loose = {name: value for name, value in self.loose.items() if self.paths[name][0] != part}
         return replace(self, loose=loose)
-
-    def but(self, names: Collection[str]) -> "Leaves":
-        """Return the same, of which this rank does not write these."""
-        return replace(self, unwritten=frozenset(names))
 
     def items(self) -> Iterator[WriteItem]:
         """Yield what this rank could write, in DCP's words."""

@@ -188,15 +188,10 @@ def _write_together(planner: "_Planner", storage: "_Storage", group: dist.Proces
     try:
         save({}, storage_writer=storage, planner=planner, process_group=group)
     except CheckpointException as error:  # DCP hides every error in it, an interrupt included; it is no `Exception`
-        raise _first_of(error.failures, group) from None
+        first = min(error.failures)
+        raise OnRankError(dist.get_global_rank(group, first), error.failures[first][0]) from None
     except Exception as error:
         raise RanksLostError(f"lost contact to other ranks while writing {storage.path}: {error}") from error
-
-
-def _first_of(failures: Mapping[int, tuple[BaseException, Any]], group: dist.ProcessGroup) -> OnRankError:
-    """Return the error of the first rank that DCP names in its collection of failures."""
-    first = min(failures)
-    return OnRankError(dist.get_global_rank(group, first), failures[first][0])
 
 
 @contextmanager

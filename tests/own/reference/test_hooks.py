@@ -596,13 +596,14 @@ def test_one_listing_finds_what_is_complete_torn_and_of_others(tmp_path: Path) -
         (9, "step9"),
         (10, "step10"),
     ]
-    assert [one.path.name for one in found.torn] == ["step3"]
+    assert [one.path.name for one in found.pruned] == ["step3"]
+    assert not found.debris and not found.foreign
     assert found.others == ["latest"]
 
 
 def test_a_folder_that_is_not_there_has_nothing_in_it(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    nothing = ephemeral_folder.Contents([], [], [])
+    nothing = ephemeral_folder.Contents()
     assert ephemeral_folder.contents(tmp_path / "none") == ephemeral_folder.contents(tmp_path / "file") == nothing
 
 
