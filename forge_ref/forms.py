@@ -35,7 +35,6 @@ Encoded = tuple[Any, ...]
 
 _VALUES = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 """Types that a pickle keeps as they are, and that load without running code."""
-_TENSORS = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 _TENSOR: Encoded = ("tensor",)
 _NOTHING = object()
 """The mirror of what DCP gets nothing of; None is a value."""
@@ -136,17 +135,12 @@ class _Packer:
         return ("value", value), value
 
     def _tensor(self, value: torch.Tensor | Piece, path: str) -> tuple[Encoded, Any]:
-        if isinstance(value, DTensor):
-            self._refuse_without_values(value, path)
-            value_here = piece_of(value)
-            if value_here is not None and type(value_here.values) not in _TENSORS:
-                raise self.refused(
-                    path, f"shards of type {type(value_here.values).__name__}, which DCP can't put together"
-                )
-            return _TENSOR, _NOTHING if value_here is None else value_here
         if isinstance(value, Piece):
             return _TENSOR, value
         self._refuse_without_values(value, path)
+        if isinstance(value, DTensor):
+            here = piece_of(value)
+            return _TENSOR, _NOTHING if here is None else here
         self._check(value, path)
         return ("value", value.detach()), _NOTHING
 

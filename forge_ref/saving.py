@@ -34,7 +34,7 @@ from forge_ref.arguments import check_integer
 from forge_ref.config import AsyncCheckpointMode
 from forge_ref.engine.leaves import Leaves, Packed
 from forge_ref.errors import NotTakenBackError, RanksLostError, SaveError
-from forge_ref.gradients import after_first_step
+from forge_ref.gradients import after_each_step
 from forge_ref.interrupts import Deferral
 from forge_ref.manifest import Seal
 from forge_ref.messages import log as _log
@@ -94,11 +94,15 @@ class Saver:
         self._run = run
         self._writer = Writer(run.folder, run.checkpointer, take_over)
         self._planner = Planner(self.optimizer_key)
+        self._is_prewarmed = False
         if run.checkpointer.mode is not AsyncCheckpointMode.disabled:
-            after_first_step(run.optimizer, self.prewarm)
+            after_each_step(run.optimizer, self.prewarm)
 
     def prewarm(self) -> None:
-        """Make what the first save needs, beside training."""
+        """Once, when the moments are there: make what the first save needs, beside training."""
+        if self._is_prewarmed:
+            return
+        self._is_prewarmed = True
         model, moments = self._run.model, tree_leaves(dict(self._run.optimizer.state))
         self._run.checkpointer.shards.prewarm(itertools.chain(model.parameters(), model.buffers(), moments))
 
