@@ -49,7 +49,7 @@ class Removals:
 
     def _remove(self, removal: _Removal) -> None:
         """Remove it, unless somebody else has: a new checkpoint may have the name by now."""
-        if not removal.future.set_running_or_notify_cancel():
+        if removal.future.done() or not removal.future.set_running_or_notify_cancel():
             return
         try:
             ephemeral_folder.remove(removal.path)
