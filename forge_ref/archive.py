@@ -1,4 +1,4 @@
-"""Archives of `torch.save`: checked against their checksums, and a tensor taken out of one without a copy.
+"""Archives of `torch.save`: made, checked against their checksums, and a tensor taken out of one without a copy.
 
 Such an archive is a zip file whose records are not compressed: `data.pkl`
 says what the value looks like, `data/0` and so on are the bytes of its
@@ -18,29 +18,23 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch.serialization import StorageType
 
 from forge_ref.errors import DamagedError
 
-_DTYPES = {
-    "BFloat16Storage": torch.bfloat16,
-    "BoolStorage": torch.bool,
-    "ByteStorage": torch.uint8,
-    "CharStorage": torch.int8,
-    "ComplexDoubleStorage": torch.complex128,
-    "ComplexFloatStorage": torch.complex64,
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "IntStorage": torch.int32,
-    "LongStorage": torch.int64,
-    "ShortStorage": torch.int16,
-}
 _LENGTHS_AT = 26  # in a record's own header: how long its name is, and the extra field after it
 _HEADER = 30
 _ROOM = 1 << 16  # bytes that a record may take beside its content: its headers, its name twice, padding
 _READABLE = (pickle.UnpicklingError, KeyError, TypeError, AttributeError)
 
 Records = dict[str, memoryview]
+
+
+def of(value: Any) -> bytes:
+    """Return the archive of a value."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
 
 
 class _InMemory(io.RawIOBase):
@@ -120,8 +114,8 @@ class _TensorUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return _rebuilt
-        if module == "torch" and name in _DTYPES:
-            return _DTYPES[name]
+        if module == "torch" and name.endswith("Storage"):
+            return StorageType(name).dtype  # type: ignore[no-untyped-call]  # torch does not say
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
         raise pickle.UnpicklingError(f"{module}.{name} is not part of a plain tensor")

@@ -98,10 +98,11 @@ class AsyncCheckpointer:
         """Return when nothing is in flight; raises the failure of a background save, once."""
         while (flight := self._flight) is not None:
             flight.await_end()
-            if flight is self._flight:  # from here no call is made, so no interrupt can come before the failure is out
-                self._flight = None
-                if flight.error is not None:
-                    raise flight.error
+            # One line looks and changes: not even a tracer lets a handler begin another flight in between.  And no call
+            # is made from here, so no interrupt can come before the failure is out.
+            self._flight, has_ended = (None, True) if flight is self._flight else (self._flight, False)
+            if has_ended and flight.error is not None:
+                raise flight.error
 
     @property
     def holds_later(self) -> bool:

@@ -214,7 +214,8 @@ class Channel:
         losses: list[_Message] = []
         content = pickle.dumps(message)
         framed = (len(content).to_bytes(_LENGTH, "little") + content).ljust(_PACKET, b"\0")
-        packets = [_packet(part) for part in (framed[:_PACKET], framed[_PACKET:]) if part]
+        parts = framed[:_PACKET], framed[_PACKET:]
+        packets = [torch.frombuffer(bytearray(part), dtype=torch.uint8) for part in parts if part]
         begun = []
         for peer, packet in itertools.product(peers, packets):
             with self._contact(peer, losses):
@@ -255,10 +256,6 @@ class Channel:
 
     def _receive(self, packet: torch.Tensor, peer: int) -> None:
         dist.recv(packet, peer, self.group)
-
-
-def _packet(content: bytes) -> torch.Tensor:
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
 
 
 def _value_of(message: _Message, cause: Exception | None = None) -> Any:

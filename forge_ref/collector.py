@@ -6,28 +6,18 @@ and finds nothing.  With thousands of tensors, much of the time of a load went t
 """
 
 import gc
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-_changing = threading.Lock()
-_paused = 0
-_was_enabled = False
 
 
 @contextmanager
 def paused() -> Iterator[None]:
-    """Collect no cycles in the block; afterwards the collector is as it was before the first of several blocks."""
-    global _paused, _was_enabled
-    with _changing:
-        if _paused == 0:
-            _was_enabled = gc.isenabled()
-            gc.disable()
-        _paused += 1
+    """Collect no cycles in the block; if the collector is off already, it stays off."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
     try:
         yield
     finally:
-        with _changing:
-            _paused -= 1
-            if _paused == 0 and _was_enabled:
-                gc.enable()
+        gc.enable()

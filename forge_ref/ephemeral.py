@@ -17,7 +17,7 @@ object with the members that the callback uses.
 
 import operator
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -308,31 +308,26 @@ class CheckpointerCallback:
 
     def _take_in(self) -> None:
         """Find out whether the pending save is finished, on all ranks; its error is raised, once."""
+        self._look_at_pending(_has_ended, _stands)
+
+    def _finish(self) -> None:
+        """Wait until the pending save is finished, on all ranks; its error is raised, once."""
+        self._look_at_pending(_await_flush, _await_complete)
+
+    def _look_at_pending(self, look: Callable[[_Save], bool], judge: Callable[[_Save, frozenset[bool]], bool]) -> None:
+        """Take over the pending save if `judge` says on rank 0, of what all ranks see, that it is finished."""
         if (save := self._pending) is None:
             return
         with for_call(0, self._calls.size > 1) as deferral:
             try:
-                look = partial(_has_ended, save)
-                _, is_finished = self._calls.concluded(look, lambda ended: frozenset({ended}), partial(_stands, save))
+                look_here, judge_all = partial(look, save), partial(judge, save)
+                _, is_finished = self._calls.concluded(look_here, lambda ended: frozenset({ended}), judge_all)
             except Exception:
                 self._forget()
                 raise
             deferral.defer_all()
             if is_finished:
                 self._take_over(save)
-
-    def _finish(self) -> None:
-        """Wait until the pending save is finished, on all ranks; its error is raised, once."""
-        if (save := self._pending) is None:
-            return
-        with for_call(0, self._calls.size > 1) as deferral:
-            try:
-                self._calls.together(partial(_await_flush, save), conclude=lambda _: _await_complete(save))
-            except Exception:
-                self._forget()
-                raise
-            deferral.defer_all()
-            self._take_over(save)
 
     def _forget(self) -> None:
         """The pending save, which is the last one, has failed: it replaces nothing, and its step is not saved."""
@@ -439,16 +434,14 @@ def _ended() -> "Future[Any]":
 
 def _has_ended(save: _Save) -> bool:
     """Return whether the flush has ended on this rank; raises its error."""
-    has_ended = save.future.done()
-    if has_ended:
-        _await_flush(save)
-    return has_ended
+    return save.future.done() and _await_flush(save)
 
 
-def _await_flush(save: _Save) -> None:
-    """Wait until the flush has ended on this rank; raises its error with the step and the directory."""
+def _await_flush(save: _Save) -> bool:
+    """Return True when the flush has ended on this rank; raises its error with the step and the directory."""
     try:
         save.future.result()
+        return True
     except (SaveError, RanksLostError):  # of a run of ours, which has said both
         raise
     except Exception as error:
@@ -461,7 +454,8 @@ def _stands(save: _Save, ended: frozenset[bool]) -> bool:
     return False not in ended and ephemeral_folder.is_complete(save.path)
 
 
-def _await_complete(save: _Save) -> None:
+def _await_complete(save: _Save, _ended: frozenset[bool]) -> bool:
+    """On rank 0: return True when the checkpoint, whose flush has ended everywhere, is to be seen."""
     deadline = time.monotonic() + _PATIENCE_S
     while not ephemeral_folder.is_complete(save.path):
         if time.monotonic() > deadline:
@@ -470,6 +464,7 @@ def _await_complete(save: _Save) -> None:
                 f"the save of step {save.step} has ended, and {save.path} has no {lacking}; it is no checkpoint"
             )
         time.sleep(0.1)
+    return True
 
 
 def _check_same(configured: frozenset[str]) -> None:

@@ -17,10 +17,9 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from forge_ref import layout, manifest, marker, publish
 from forge_ref.errors import DamagedError, without_way_out
@@ -77,31 +76,16 @@ def is_complete(path: Path) -> bool:
 class Contents:
     """What one listing of a folder has found; directories in numeric order of their steps."""
 
-    complete: list[StepDir]
+    complete: list[StepDir] = field(default_factory=list)
     """Those that a resume can use."""
-    torn: list[StepDir]
-    others: list[str]
+    debris: list[StepDir] = field(default_factory=list)
+    """What the death of a save or of a removal has left under the name of a step."""
+    pruned: list[StepDir] = field(default_factory=list)
+    """Torn ones with a `.metadata.json`, which a save writes last and a removal takes first: no death left them."""
+    foreign: list[StepDir] = field(default_factory=list)
+    """Torn ones that hold what no writer of this layout puts there, except for imported weights."""
+    others: list[str] = field(default_factory=list)
     """Names that look like checkpoints of another layout."""
-
-    @property
-    def debris(self) -> list[StepDir]:
-        """What the death of a save or of a removal has left under the name of a step."""
-        return [one for one in self.torn if not _has_record(one.path) and not foreign_names(one.path)]
-
-    @property
-    def pruned(self) -> list[StepDir]:
-        """Torn ones with a `.metadata.json`, which a save writes last and a removal takes first: no death left them."""
-        return [one for one in self.torn if _has_record(one.path)]
-
-    @property
-    def foreign(self) -> list[StepDir]:
-        """Torn ones that hold what no writer of this layout puts there, except for imported weights."""
-        found = [one for one in self.torn if not _has_record(one.path) and foreign_names(one.path)]
-        return [one for one in found if not (one.path / layout.MARKER).exists()]
-
-
-def _has_record(path: Path) -> bool:
-    return os.path.lexists(path / METADATA)
 
 
 def foreign_names(path: Path) -> list[str]:
@@ -126,11 +110,18 @@ def contents(folder: Path) -> Contents:
 
     Among the complete ones is one that a save was replacing when it died, where the system can't exchange names.
     """
-    complete, torn = list[StepDir](), list[StepDir]()
-    found, others = _standing(folder)
-    for one in found:
-        (torn if missing_files(one.path) else complete).append(one)
-    return Contents(complete, torn, sorted(others))
+    standing, others = _standing(folder)
+    found = Contents(others=sorted(others))
+    for one in standing:
+        if not missing_files(one.path):
+            found.complete.append(one)
+        elif os.path.lexists(one.path / METADATA):
+            found.pruned.append(one)
+        elif not foreign_names(one.path):
+            found.debris.append(one)
+        elif not (one.path / layout.MARKER).exists():
+            found.foreign.append(one)
+    return found
 
 
 def newest(folder: Path) -> tuple[StepDir | None, list[StepDir]]:
@@ -158,16 +149,6 @@ def _standing(folder: Path) -> tuple[list[StepDir], list[str]]:
     return [StepDir(step, folder, name) for step, name in sorted({**aside, **found}.items())], others
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
-    """Return the content of `.metadata.json`; the errors are those of `manifest.read_sealed`."""
-    return manifest.read_sealed(path / METADATA, partial(is_ours, path))
-
-
-def is_ours(path: Path) -> bool:
-    """Return whether the marker of the checkpoint says that this manager wrote it, whatever its metadata is now."""
-    return marker.is_ours(path / MARKER)
-
-
 def recorded(path: Path) -> str | None:
     """The kind that was recorded at the save; None where nothing is.
 
@@ -175,7 +156,7 @@ def recorded(path: Path) -> str | None:
     guessed from the step: intervals change from run to run (ephemeral.class-recorded).
     """
     try:
-        is_ephemeral = read_metadata(path).get("ephemeral")
+        is_ephemeral = manifest.read_sealed(path / METADATA, partial(marker.is_ours, path / MARKER)).get("ephemeral")
     except (OSError, ValueError, DamagedError) as error:
         _log.warning("%s is kept, because its kind can't be read: %s; delete it by hand", path, without_way_out(error))
         return UNREADABLE

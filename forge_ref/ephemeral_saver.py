@@ -22,6 +22,7 @@ from forge_ref import (
     freeze,
     layout,
     manifest,
+    marker,
     paths,
     publish,
     source,
@@ -107,8 +108,8 @@ class EphemeralResumer(Resumer):
         is_import = not (found / SHARDS).is_dir()
         if is_import:
             return Source(found, {}, None, has_shards=True, has_stages=False)
-        read, is_ours = partial(ephemeral_folder.read_metadata, found), partial(ephemeral_folder.is_ours, found)
-        metadata = source.said(found / METADATA, read, is_ours, "no checksums of files are")
+        is_ours = partial(marker.is_ours, found / MARKER)
+        metadata = source.said(found / METADATA, is_ours, "no checksums of files are")
         return Source(found, metadata, b"", has_shards=True, has_stages=False)
 
     def _newest(self) -> Path | None:
@@ -119,9 +120,6 @@ class EphemeralResumer(Resumer):
             instead = "starting fresh" if newest is None else f"resuming from {newest.path}"
             _log.warning("%s holds torn checkpoints, %s; %s", folder, lacking, instead)
         return None if newest is None else newest.path
-
-    def _check_freeze(self, _found: Source, _expected: freeze.Entries | None) -> None:
-        """Compare nothing: this design has no freeze lists."""
 
     def _read(
         self, found: Source, exclude_keys: Sequence[str] | None, expected_freeze: freeze.Entries | None
@@ -154,10 +152,7 @@ class EphemeralResumer(Resumer):
         if name == own:
             return train_state
         _log.warning("%s has no %s; this rank reads that of rank 0", found.path, own)
-        if "rng" not in train_state:
-            return train_state
-        state.check_streams(train_state, file)
-        return {**train_state, "rng": state.streams_of_new_rank(train_state["rng"], rank)}
+        return state.with_new_streams(train_state, rank, file)
 
     def _train_state_file(self, checkpoint: Path) -> Path:
         own, first = (checkpoint / ephemeral_folder.rank_file(rank) for rank in (self._run.ranks.rank, 0))

@@ -22,7 +22,8 @@ import torch
 from torch.distributed.tensor import DTensor
 from torch.nn.parameter import is_lazy
 
-from forge_ref import storage
+from forge_ref import archive, storage
+from forge_ref.engine.leaves import Packed
 from forge_ref.errors import DamagedError
 from forge_ref.pieces import Piece, is_plain, piece_of
 
@@ -34,7 +35,6 @@ Encoded = tuple[Any, ...]
 
 _VALUES = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 """Types that a pickle keeps as they are, and that load without running code."""
-_TENSORS = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 _TENSOR: Encoded = ("tensor",)
 _NOTHING = object()
 """The mirror of what DCP gets nothing of; None is a value."""
@@ -50,11 +50,11 @@ def pack(
     names a value that could not be loaded again.
     """
     packed: dict[str, Any] = {}
-    forms: dict[str, torch.Tensor] = {}
+    forms: dict[str, Packed] = {}
     for part, values in state.items():
         packed[part], form = _packed_part(part, values)
         if form := {**form, **known.get(part, {})}:
-            forms[part] = _as_bytes(form)
+            forms[part] = Packed(archive.of(form))
     return {**packed, FORMS: forms} if forms else packed
 
 
@@ -135,17 +135,12 @@ class _Packer:
         return ("value", value), value
 
     def _tensor(self, value: torch.Tensor | Piece, path: str) -> tuple[Encoded, Any]:
-        if isinstance(value, DTensor):
-            self._refuse_without_values(value, path)
-            value_here = piece_of(value)
-            if value_here is not None and type(value_here.values) not in _TENSORS:
-                raise self.refused(
-                    path, f"shards of type {type(value_here.values).__name__}, which DCP can't put together"
-                )
-            return _TENSOR, _NOTHING if value_here is None else value_here
         if isinstance(value, Piece):
             return _TENSOR, value
         self._refuse_without_values(value, path)
+        if isinstance(value, DTensor):
+            here = piece_of(value)
+            return _TENSOR, _NOTHING if here is None else here
         self._check(value, path)
         return ("value", value.detach()), _NOTHING
 
@@ -213,12 +208,6 @@ class _Packer:
 def _is_empty(mirror: Any) -> bool:
     """Return whether DCP gets nothing of it; in a list it would then get the next one's number."""
     return mirror is _NOTHING or (isinstance(mirror, dict) and not mirror)
-
-
-def _as_bytes(form: Mapping[str, Any]) -> torch.Tensor:
-    buffer = io.BytesIO()
-    torch.save(form, buffer)
-    return torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)  # holds the buffer, and copies nothing
 
 
 def _decoded(encoded: Encoded, path: Keys, saved: Any) -> Any:

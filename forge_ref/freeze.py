@@ -8,38 +8,16 @@ architecture with other modules.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from forge_ref.messages import log as _log
 
 Entries = Sequence[Mapping[str, Any]]
 
 
-class Spec(Protocol):
-    """Any object that names a module and says whether it is frozen."""
-
-    @property
-    def module(self) -> str: ...
-    @property
-    def frozen(self) -> bool: ...
-
-
-SpecT = TypeVar("SpecT", bound=Spec)
-SpecT_co = TypeVar("SpecT_co", bound=Spec, covariant=True)
-
-
-class Stage(Protocol[SpecT_co]):
-    """Specs that are in force from a step on."""
-
-    @property
-    def start_step(self) -> int: ...
-    @property
-    def specs(self) -> Iterable[SpecT_co]: ...
-
-
 @dataclass(frozen=True)
 class FreezeSpec:
-    """A ready-made spec."""
+    """A module, and whether it is frozen; any object with these attributes will do in its place."""
 
     module: str
     frozen: bool = True
@@ -47,24 +25,21 @@ class FreezeSpec:
 
 @dataclass(frozen=True)
 class FreezeStage:
-    """A ready-made stage."""
+    """Specs that are in force from a step on; any object with these attributes will do in its place."""
 
     start_step: int
     specs: tuple[FreezeSpec, ...]
 
 
-def canonical_freeze_meta(specs: Iterable[Spec]) -> list[dict[str, object]]:
+def canonical_freeze_meta(specs: Iterable[Any]) -> list[dict[str, object]]:
     """Return the list as it is recorded and compared: sorted, without duplicates (freeze.canonical)."""
     entries = sorted({(spec.module, spec.frozen) for spec in specs})
     return [{"module": module, "frozen": frozen} for module, frozen in entries]
 
 
 def effective_freeze(
-    step: int,
-    base: Iterable[SpecT],
-    schedule: Iterable[Stage[SpecT]],
-    valid_modules: Iterable[str] | None = None,
-) -> list[SpecT]:
+    step: int, base: Iterable[Any], schedule: Iterable[Any], valid_modules: Iterable[str] | None = None
+) -> list[Any]:
     """Return the specs in force at a step, one for each module; the last one for a module wins (freeze.effective).
 
     A stage is in force from its `start_step` on.  `ValueError` for a module

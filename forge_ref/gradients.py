@@ -50,11 +50,7 @@ class GradientWatch:
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         self._sample = parameters[:: max(1, -(-len(parameters) // _SAMPLE))]
         self.note()
-        if hasattr(optimizer, "register_step_post_hook"):
-            watch = weakref.ref(self)
-            handle = optimizer.register_step_post_hook(lambda *_: _note(watch))
-            weakref.finalize(self, handle.remove)
-        else:
+        if not after_each_step(optimizer, self.note):
             self._sample = []
 
     def note(self) -> None:
@@ -73,24 +69,19 @@ class GradientWatch:
         return any(bool(g.any()) for g in changed) and all(bool(g.isfinite().all()) for g in changed)
 
 
-def after_first_step(optimizer: torch.optim.Optimizer, job: Callable[[], object]) -> None:
-    """Call a method once, after the optimizer's next step, when its moments are there; not if its object is gone."""
-    method, has_stepped = weakref.WeakMethod(job), list[bool]()
+def after_each_step(optimizer: torch.optim.Optimizer, method: Callable[[], object]) -> bool:
+    """Call a method after each step, as long as its object lives; return False for an optimizer that can't do that."""
+    if not hasattr(optimizer, "register_step_post_hook"):
+        return False
+    weak = weakref.WeakMethod(method)
 
-    def once(*_: object) -> None:
-        if not has_stepped:
-            has_stepped.append(True)
-            if (alive := method()) is not None:
-                alive()
+    def call(*_: object) -> None:
+        if (alive := weak()) is not None:
+            alive()
 
-    if hasattr(optimizer, "register_step_post_hook"):
-        handle = optimizer.register_step_post_hook(once)
-        weakref.finalize(job.__self__, handle.remove)  # type: ignore[attr-defined]  # it is a method
-
-
-def _note(watch: "weakref.ref[GradientWatch]") -> None:
-    if (alive := watch()) is not None:
-        alive.note()
+    handle = optimizer.register_step_post_hook(call)
+    weakref.finalize(method.__self__, handle.remove)  # type: ignore[attr-defined]  # it is a method
+    return True
 
 
 def _local(tensor: torch.Tensor) -> Any:

@@ -50,9 +50,11 @@ def optimizer_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer) ->
     try:
         names = {position: known[id(parameter)] for position, parameter in enumerate(parameters)}
     except KeyError as error:
+        in_groups = ((number, one) for number, group in enumerate(optimizer.param_groups) for one in group["params"])
+        number, strange = next((number, one) for number, one in in_groups if id(one) not in known)
         raise ValueError(
-            f"the optimizer holds {_strange(model, optimizer)} that the model does not have; "
-            "build the optimizer from this model's parameters"
+            f"the optimizer holds a parameter of shape {tuple(strange.shape)}, in its group {number}, that the model "
+            "does not have; build the optimizer from this model's parameters"
         ) from error
     _check_keys(optimizer, names)
     state, groups = whole.pop("state"), whole.pop("param_groups")
@@ -73,16 +75,6 @@ def _check_keys(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> N
                 f"the optimizer's state has the key {key!r}, which can't be told from its parameter number {key!r}, "
                 f"{names[key]}; store that state under text"
             )
-
-
-def _strange(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> str:
-    """Return a description of the optimizer's first parameter that is not the model's."""
-    known = {id(parameter) for parameter in model.parameters()}
-    for number, group in enumerate(optimizer.param_groups):
-        for parameter in group["params"]:
-            if id(parameter) not in known:
-                return f"a parameter of shape {tuple(parameter.shape)}, in its group {number},"
-    return "a parameter"
 
 
 def match_optimizer(

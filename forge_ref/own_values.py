@@ -11,7 +11,8 @@ writing them.
 """
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ Note = tuple[int, int | None, int]
 
 
 def of(model: torch.nn.Module, taken: Mapping[str, Any], packed: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of this rank by name, out of what `forms.pack` returned, and the form that belongs to them."""
+    """Return those of this rank by name, out of its packed and nested state, and the form that belongs to them."""
     names = weights.names_of_own_values(model, taken[weights.MODEL])
     values = {name: value for name, value in packed.get(weights.MODEL, {}).items() if name in names}
     form = packed.get(FORMS, {}).get(weights.MODEL)
@@ -69,11 +70,8 @@ def added(leaves: Leaves, own: Mapping[str, Any], place: int) -> Leaves:
     with_own = leaves.plus((OWN, str(place)), Packed(_serialized(own)))
     if place == 0:
         return with_own
-    return with_own.but({name for name, path in leaves.paths.items() if _is_own(path, own["values"])})
-
-
-def _is_own(path: Sequence[str | int], values: Mapping[str, Any]) -> bool:
-    return path[0] == weights.MODEL and path[1] in values
+    of_model = ((name, path[1]) for name, path in leaves.paths.items() if path[0] == weights.MODEL)
+    return replace(with_own, unwritten=frozenset(name for name, key in of_model if key in own["values"]))
 
 
 def taken(saved: Mapping[str, Any], place: int, source: Path) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class Planner:
             known = {weights.OPTIMIZER: {_STATE: form}}
         packed = forms.pack({weights.MODEL: model, weights.OPTIMIZER: optimizer}, known)
         named = {self._optimizer_key if part == weights.OPTIMIZER else part: values for part, values in packed.items()}
-        return flatten(named, (forms.FORMS,), leaves)
+        return flatten(named, leaves)
 
     def _added(self, leaves: Leaves, prefix: Path, rows: Mapping[Any, Any]) -> forms.Encoded | None:
         """Add the leaves of rows, and return their form; None, and nothing is added, if they are no rows."""

@@ -17,7 +17,6 @@ import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
 from pathlib import Path
 
 from forge_ref import layout
@@ -109,14 +108,10 @@ def commit(staged: Path, step: int, check: Callable[[], object]) -> None:
     """
     folder, target = staged.parent, staged.parent / layout.step_name(step)
     pointer = _new_pointer(layout.pointer_path(staged), step)
-    check()
-    with _taken_back() as undo:
-        undo.callback(_publish(staged, target, step))
-        sync(folder)
+    with _appearing(staged, target, step, check) as undo:
         if _names(folder / layout.LATEST) != target.name:
-            undo.callback(_point(pointer, folder / layout.LATEST, layout.trash_path(staged)))
+            _point(undo, pointer, folder / layout.LATEST, layout.trash_path(staged))
             sync(folder)
-        undo.pop_all()
     with suppress(OSError):  # the next commit needs the name, and clears it first
         pointer.unlink(missing_ok=True)
 
@@ -126,18 +121,18 @@ def appear(staged: Path, target: Path, step: int, check: Callable[[], object]) -
 
     What was there before is under the staged name then, or aside.  The rest is as for `commit`.
     """
-    check()
-    with _taken_back() as undo:
-        undo.callback(_publish(staged, target, step))
-        sync(target.parent)
-        undo.pop_all()
+    with _appearing(staged, target, step, check):
+        pass
 
 
 @contextmanager
-def _taken_back() -> Iterator[ExitStack]:
-    """Undo all that was registered if something fails."""
+def _appearing(staged: Path, target: Path, step: int, check: Callable[[], object]) -> Iterator[ExitStack]:
+    """Make the staged directory visible before the block; if the block fails, undo that and all that it registered."""
+    check()
     undo = ExitStack()
     try:
+        _publish(undo, staged, target, step)
+        sync(target.parent)
         yield undo
     except OSError as error:
         try:
@@ -147,14 +142,17 @@ def _taken_back() -> Iterator[ExitStack]:
         raise
 
 
-def _publish(staged: Path, target: Path, step: int) -> Callable[[], object]:
-    """Make the staged directory visible.  Return a callable that undoes it."""
+def _publish(undo: ExitStack, staged: Path, target: Path, step: int) -> None:
+    """Make the staged directory visible, and register what undoes it."""
     if not layout.is_real_dir(target):
         os.rename(staged, target)
-        return partial(_into, layout.trash_path(staged), target)
-    if exchange(staged, target):
-        return partial(_exchange_back, staged, target)
-    return partial(_replace_back, staged, target, replace_by_two_renames(staged, target, step))
+        undo.callback(_into, layout.trash_path(staged), target)
+    elif exchange(staged, target):
+        undo.callback(_exchange_back, staged, target)
+    else:
+        aside = replace_by_two_renames(staged, target, step)
+        undo.callback(os.rename, aside, target)
+        undo.callback(_into, layout.trash_path(staged), target)  # what is registered last comes first
 
 
 def _into(trash: Path, visible: Path) -> None:
@@ -162,31 +160,23 @@ def _into(trash: Path, visible: Path) -> None:
     os.rename(visible, trash / visible.name)
 
 
-def _replace_back(staged: Path, target: Path, aside: Path) -> None:
-    _into(layout.trash_path(staged), target)
-    os.rename(aside, target)
-
-
 def _exchange_back(one: Path, other: Path) -> None:
     if not exchange(one, other):
         raise OSError(f"{one} and {other} could not be exchanged back")
 
 
-def _point(pointer: Path, latest: Path, trash: Path) -> Callable[[], object]:
-    """Replace `latest` by a new one in one operation.  Return a callable that undoes it."""
+def _point(undo: ExitStack, pointer: Path, latest: Path, trash: Path) -> None:
+    """Replace `latest` by a new one in one operation, and register what undoes it."""
     before = _names(latest)
     if before is None:
         os.rename(pointer, latest)
-        return partial(_into, trash, latest)
-    if exchange(pointer, latest):
-        return partial(_exchange_back, pointer, latest)
-    os.rename(pointer, latest)
-    return partial(_point_back, trash / layout.LATEST, latest, before)
-
-
-def _point_back(pointer: Path, latest: Path, before: str) -> None:
-    pointer.symlink_to(before)
-    os.rename(pointer, latest)
+        undo.callback(_into, trash, latest)
+    elif exchange(pointer, latest):
+        undo.callback(_exchange_back, pointer, latest)
+    else:
+        os.rename(pointer, latest)
+        undo.callback(os.rename, trash / layout.LATEST, latest)
+        undo.callback((trash / layout.LATEST).symlink_to, before)
 
 
 def _names(latest: Path) -> str | None:

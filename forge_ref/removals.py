@@ -5,8 +5,8 @@ lie, by whoever waits for it.  One that has begun is waited for without limit.
 """
 
 import inspect
-import threading
-from dataclasses import dataclass
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ _PATIENCE_S = 60.0
 """How long the run may let a removal lie while none is under way; then who waits for it does it."""
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
 class _Removal:
     """The removal of a directory, handed over to whoever does it."""
 
     path: Path
-    has_begun: bool = False
+    future: "Future[None]" = field(default_factory=Future)
+    """Running once it has begun; cancelled if somebody else does it instead."""
 
 
 class Removals:
@@ -30,87 +31,65 @@ class Removals:
 
     def __init__(self) -> None:
         self.patience_s = _PATIENCE_S
-        self._changed = threading.Condition()
-        self._changes = 0
-        self._open: list[_Removal] = []
+        self._begun: list[_Removal] = []
         self._failed: list[Path] = []
 
     def begin(self, path: Path, run_bookkeeping_op: Any | None) -> None:
         """Remove the checkpoint; nothing that fails here is raised."""
         removal = _Removal(path)
-        with self._changed:
-            self._open.append(removal)
+        self._begun = [*self._open(), removal]
         if run_bookkeeping_op is None:
             self._remove(removal)
             return
         try:
             run_bookkeeping_op(self._remove, removal, op_name=f"removing {path}", **_alone(run_bookkeeping_op))
         except Exception as error:
-            if self._is_to_begin(removal):
-                self._end(removal, error)
-
-    def _is_to_begin(self, removal: _Removal) -> bool:
-        """Begin it; return False if somebody else has: a new checkpoint may have the name by now."""
-        with self._changed:
-            has_begun, removal.has_begun = removal.has_begun, True
-            self._changes += 1
-            self._changed.notify_all()
-        return not has_begun
+            if removal.future.cancel():
+                self._note_failure(path, error)
 
     def _remove(self, removal: _Removal) -> None:
-        if self._is_to_begin(removal):
-            self._carry_out(removal)
-
-    def _carry_out(self, removal: _Removal) -> None:
+        """Remove it, unless somebody else has: a new checkpoint may have the name by now."""
+        if removal.future.done() or not removal.future.set_running_or_notify_cancel():
+            return
         try:
             ephemeral_folder.remove(removal.path)
         except BaseException as error:
-            self._end(removal, error)
+            self._note_failure(removal.path, error)
             if not isinstance(error, Exception):  # an interrupt
                 raise
-        else:
-            self._end(removal, None)
+        finally:
+            removal.future.set_result(None)
 
-    def _end(self, removal: _Removal, problem: BaseException | None) -> None:
-        if problem is not None:
-            _log.warning("could not remove %s: %s; tried again after the next save", removal.path, problem)
-        with self._changed:
-            self._open.remove(removal)
-            self._failed += [] if problem is None else [removal.path]
-            self._changes += 1
-            self._changed.notify_all()
+    def _note_failure(self, path: Path, problem: BaseException) -> None:
+        _log.warning("could not remove %s: %s; tried again after the next save", path, problem)
+        self._failed.append(path)
 
     def take_failed(self) -> list[Path]:
         """Return what is to be tried again; each only once."""
-        with self._changed:
-            failed, self._failed = self._failed, []
-        return failed
+        return [self._failed.pop(0) for _ in range(len(self._failed))]
+
+    def _open(self) -> list[_Removal]:
+        return [removal for removal in self._begun if not removal.future.done()]
 
     def wait(self, path: Path | None = None) -> None:
-        """Return when nothing is being removed, or nothing under this name."""
-        while (lying := self._lying(path)) is not None:
-            for removal in filter(self._is_to_begin, lying):
-                _log.warning(
-                    "run_bookkeeping_op has not begun to remove %s within %g seconds; it is removed without it",
-                    removal.path,
-                    self.patience_s,
-                )
-                self._carry_out(removal)
+        """Return when nothing is being removed, or nothing under this name.
 
-    def _lying(self, path: Path | None) -> list[_Removal] | None:
-        """Wait for a change; return what is awaited if none came, and None if nothing is awaited.
-
-        A change is waited for without limit while a removal is under way.
+        One that has begun, here or under another name, is waited for without limit.
         """
-        with self._changed:
-            awaited = [removal for removal in self._open if path in (None, removal.path)]
-            if not awaited:
-                return None
-            before, is_running = self._changes, any(removal.has_begun for removal in self._open)
-            has_changed = self._changed.wait_for(
-                lambda: self._changes != before, None if is_running else self.patience_s
-            )
-            return [] if has_changed else awaited
+        while lying := [removal for removal in self._open() if path in (None, removal.path)]:
+            pending = [removal.future for removal in self._open()]
+            patience_s = None if any(future.running() for future in pending) else self.patience_s
+            has_ended = bool(wait(pending, patience_s, FIRST_COMPLETED).done)
+            if has_ended or any(future.running() for future in pending):
+                continue
+            for removal in lying:
+                if removal.future.cancel():
+                    _log.warning(
+                        "run_bookkeeping_op has not begun to remove %s within %g seconds; it is removed without it",
+                        removal.path,
+                        self.patience_s,
+                    )
+                    self.begin(removal.path, None)
 
 
 def _alone(run_bookkeeping_op: Any) -> dict[str, bool]:

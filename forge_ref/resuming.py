@@ -150,7 +150,7 @@ class Resumer:
     def _read(
         self, found: Source, exclude_keys: Sequence[str] | None, expected_freeze: freeze.Entries | None
     ) -> Loaded:
-        """Return all that is wanted of a checkpoint, verified; nothing live has changed."""
+        """Return all that is wanted of a checkpoint, as the live objects take it; none of them has changed."""
         excluded = self._excluded(exclude_keys)
         self._check_freeze(found, expected_freeze)
         wanted = [part for part in weights.PARTS if part not in excluded]
@@ -165,24 +165,13 @@ class Resumer:
         state.check_counters(kept, file)
         state.check_streams(kept, file)
         self._check_step(found.path, kept)
-        return self._matched(found.path, kept, live, saved, excluded.difference(EXCLUDABLE), is_import)
-
-    def _matched(
-        self,
-        path: Path,
-        train_state: Mapping[str, Any],
-        live: Mapping[str, Any],
-        saved: Mapping[str, Any],
-        spared: weights.Spared,
-        is_import: bool,
-    ) -> Loaded:
-        """Return what was read in the form that the live objects take, leaving out what they keep."""
         model, optimizer = saved.get(weights.MODEL), saved.get(weights.OPTIMIZER)
+        spared = excluded.difference(EXCLUDABLE)
         if model is not None:
-            model = weights.match_model(self._run.model, live, model, path, is_import, spared)
+            model = weights.match_model(self._run.model, live, model, found.path, is_import, spared)
         if optimizer is not None:
-            optimizer = optimizers.match_optimizer(self._run.model, self._run.optimizer, optimizer, path, spared)
-        return Loaded(train_state, live, model, optimizer)
+            optimizer = optimizers.match_optimizer(self._run.model, self._run.optimizer, optimizer, found.path, spared)
+        return Loaded(kept, live, model, optimizer)
 
     def _check_freeze(self, found: Source, expected: freeze.Entries | None) -> None:
         if expected is not None:
@@ -273,10 +262,9 @@ class Resumer:
         own = saved.get(RANKS, {}).get(str(ranks.place))
         if shards is not None and own is not None:
             return {**train_state, **storage.loads_dict(bytes(own.numpy()), shards.path)}
-        if ranks.is_first or "rng" not in train_state:
+        if ranks.is_first:
             return train_state
-        state.check_streams(train_state, self._train_state_file(found.path))
-        return {**train_state, "rng": state.streams_of_new_rank(train_state["rng"], ranks.rank)}
+        return state.with_new_streams(train_state, ranks.rank, self._train_state_file(found.path))
 
     def _train_state_file(self, checkpoint: Path) -> Path:
         return checkpoint / layout.TRAIN_STATE

@@ -18,9 +18,8 @@ import logging
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -35,14 +34,6 @@ _milestones: dict[Path, set[int]] = defaultdict(set)
 """By folder, steps that were seen to be recorded as milestones: they are never deleted, and not looked at again."""
 
 
-@dataclass(frozen=True)
-class Hidden:
-    """A directory that is to be deleted: the name that it had, and where it is now."""
-
-    named: Path
-    path: Path
-
-
 class Deletion:
     """The deletions of one manager, of which at most one is under way."""
 
@@ -50,20 +41,19 @@ class Deletion:
         self._running: Background[None] | None = None
         self._trash: Path | None = None
 
-    def begin(self, hidden: Iterable[Hidden], trash: Path | None, keeping: object) -> None:
+    def begin(self, doomed: Sequence[Path], trash: Path | None, keeping: object) -> None:
         """Delete these, and the trash directory that they may be in, when the deletion before has ended.
 
         Without any, the empty trash directory goes at once.  Until a deletion has ended `keeping` is not collected: who
         holds the folder, and so keeps others from deleting there.
         """
         self.wait()
-        doomed = list(hidden)
         if not doomed:
             delete((), trash)
             return
         with Deferral():  # a deletion that has begun has to be known
             self._trash = trash
-            self._running = Background("deletion", partial(_deleted, doomed, trash, keeping))
+            self._running = Background("deletion", partial(delete, doomed, trash, keeping))
 
     def wait(self, trash: Path | None = None) -> None:
         """Return when nothing is being deleted, or nothing in this trash directory, which a step saved again needs."""
@@ -71,33 +61,29 @@ class Deletion:
             running.await_end()
 
 
-def _deleted(hidden: Iterable[Hidden], trash: Path | None, _keeping: object) -> None:
-    delete(hidden, trash)
-
-
-def delete(hidden: Iterable[Hidden], trash: Path | None) -> None:
+def delete(doomed: Iterable[Path], trash: Path | None, _keeping: object = None) -> None:
     """Delete hidden directories, then the trash directory."""
-    for one in hidden:
-        with _soft(one.named):
-            shutil.rmtree(one.path)
+    for hidden in doomed:
+        with _soft(hidden):
+            shutil.rmtree(hidden)
     if trash is not None:
         with _soft(trash):
             trash.rmdir()
 
 
-def retire(trash: Path, committed: int, keep_last_n: int, is_milestone: Callable[[int], bool]) -> list[Hidden]:
+def retire(trash: Path, committed: int, keep_last_n: int, is_milestone: Callable[[int], bool]) -> list[Path]:
     """Hide what retention does not keep; return it, to be deleted.
 
     `is_milestone` judges checkpoints whose metadata does not record it.
     For use right after `latest` was pointed at the step `committed`, which is
     the newest that counts, so it is kept whatever the limit.
     """
-    folder, hidden = trash.parent, list[Hidden]()
+    folder, hidden = trash.parent, list[Path]()
     with _soft(folder):
         for found in _leaving(folder, committed, keep_last_n, is_milestone):
             with _soft(found.path):
                 _warn_of_a_lost_class(found)
-                hidden.append(Hidden(found.path, _hide(trash, found.path)))
+                hidden.append(_hide(trash, found.path))
     return hidden
 
 
@@ -126,7 +112,6 @@ def _leaving(folder: Path, committed: int, keep_last_n: int, is_milestone: Calla
     due = [found for found in due if _can_be_seen(found)]
     complete = [found for found in due if not _lacks_a_file(found)]
     milestones = {found for found in complete if _may_be_milestone(found, is_milestone)}
-    known.update(found.step for found in milestones if _is_recorded(found))
     ordinary = [found for found in complete if found not in milestones]
     spared = {*milestones, *ordinary[-keep_last_n:]}
     return [found for found in due if found not in spared and found.step != committed]
@@ -156,14 +141,6 @@ def _warn_of_a_lost_class(found: StepDir) -> None:
         )
 
 
-def _is_recorded(found: StepDir) -> bool:
-    """Return whether its metadata says that it is a milestone."""
-    try:
-        return layout.read_metadata(found.path).get("milestone") is True
-    except Exception:  # its reason has been logged
-        return False
-
-
 def _may_be_milestone(found: StepDir, is_milestone: Callable[[int], bool]) -> bool:
     """Return whether it was saved as a milestone (retention.class-is-remembered); other managers do not record it.
 
@@ -171,6 +148,8 @@ def _may_be_milestone(found: StepDir, is_milestone: Callable[[int], bool]) -> bo
     """
     try:
         recorded = layout.read_metadata(found.path).get("milestone")
+        if recorded is True:
+            _milestones[found.folder].add(found.step)
         return recorded if isinstance(recorded, bool) else is_milestone(found.step)
     except Exception as error:  # a strategy is code of the user's, and metadata may be anything
         _log.warning(
@@ -189,27 +168,25 @@ def _hide(trash: Path, path: Path) -> Path:
     return trash / path.name
 
 
-def sweep(trash: Path) -> list[Hidden]:
+def sweep(trash: Path) -> list[Path]:
     """Hide what runs that died staged; return it and what they deleted in part, to be deleted.
 
     What they had moved aside is moved back.  Only for use right after a commit,
     when nothing of this run is in flight but the trash directory.
     """
-    folder, swept = trash.parent, list[Hidden]()
+    folder, swept = trash.parent, list[Path]()
     with _soft(folder):
         for hidden in layout.hidden_dirs(folder):
             target = folder / layout.step_name(hidden.step)
             with _soft(hidden.path):
                 if hidden.role == "replaced" and not os.path.lexists(target):
                     os.rename(hidden.path, target)
-                elif hidden.role == "retired" and hidden.path != trash:
-                    swept.append(Hidden(hidden.path, hidden.path))
                 elif hidden.path != trash:
-                    swept.append(Hidden(hidden.path, _hide(trash, hidden.path)))
+                    swept.append(hidden.path if hidden.role == "retired" else _hide(trash, hidden.path))
     return swept
 
 
-def move_leftovers_away(folder: Path) -> list[Hidden]:
+def move_leftovers_away(folder: Path) -> list[Path]:
     """Rename whatever a save of a dead run, or of one that was taken over, could still rename.
 
     For use by a process that has come to hold the folder, before it makes names
@@ -217,7 +194,7 @@ def move_leftovers_away(folder: Path) -> list[Hidden]:
     anything is written: a run that dies again and again before it commits would
     fill the disk.
     """
-    retired = list[Hidden]()
+    retired = list[Path]()
     with _soft(folder):
         for loose in layout.loose_files(folder):
             loose.unlink(missing_ok=True)
@@ -226,9 +203,9 @@ def move_leftovers_away(folder: Path) -> list[Hidden]:
             if hidden.role == "partial" or hidden.token:
                 armed = True
                 with _soft(hidden.path):
-                    retired.append(Hidden(hidden.path, publish.move_away(hidden.path, hidden.step)))
+                    retired.append(publish.move_away(hidden.path, hidden.step))
             elif hidden.role == "retired":
-                retired.append(Hidden(hidden.path, hidden.path))
+                retired.append(hidden.path)
         if armed:
             publish.sync(folder)
     return retired

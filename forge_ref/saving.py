@@ -17,7 +17,7 @@ those under *what designs differ in* (`ephemeral_saver`).
 
 import itertools
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -27,13 +27,14 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from forge_ref import channel, forms, layout, manifest, optimizers, own_values, publish, retire, state, storage, weights
 from forge_ref.arguments import check_integer
 from forge_ref.config import AsyncCheckpointMode
 from forge_ref.engine.leaves import Leaves, Packed
 from forge_ref.errors import NotTakenBackError, RanksLostError, SaveError
-from forge_ref.gradients import after_first_step
+from forge_ref.gradients import after_each_step
 from forge_ref.interrupts import Deferral
 from forge_ref.manifest import Seal
 from forge_ref.messages import log as _log
@@ -93,12 +94,17 @@ class Saver:
         self._run = run
         self._writer = Writer(run.folder, run.checkpointer, take_over)
         self._planner = Planner(self.optimizer_key)
+        self._is_prewarmed = False
         if run.checkpointer.mode is not AsyncCheckpointMode.disabled:
-            after_first_step(run.optimizer, self.prewarm)
+            after_each_step(run.optimizer, self.prewarm)
 
     def prewarm(self) -> None:
-        """Make what the first save needs, beside training."""
-        self._run.checkpointer.shards.prewarm(tensors_of(self._run.model, self._run.optimizer))
+        """Once, when the moments are there: make what the first save needs, beside training."""
+        if self._is_prewarmed:
+            return
+        self._is_prewarmed = True
+        model, moments = self._run.model, tree_leaves(dict(self._run.optimizer.state))
+        self._run.checkpointer.shards.prewarm(itertools.chain(model.parameters(), model.buffers(), moments))
 
     def save(self, request: Request) -> "Future[None]":
         """Save now; on return it is committed, or in flight.  Return the future of the flush."""
@@ -208,21 +214,19 @@ class Saver:
     def _write(self, staged: Staged) -> Seals:
         """Write this rank's files; return the seal of the shards' marker on the first rank that shares it."""
         path, shards = self._shards_in(staged.path), self._run.checkpointer.shards
+        leaves = staged.shards
+        if staged.keeps_own:
+            leaves = own_values.added(leaves, staged.own, self._run.ranks.place)
         self._run.checkpointer.deletion.wait()
         try:
             with self._writer.naming_take_over():
                 beside = self._write_beside(staged)
-                seal = storage.write(self._with_own(staged), path, self._run.ranks.writers, shards)
+                seal = storage.write(leaves, path, self._run.ranks.writers, shards)
         except RanksLostError:
             channel.disconnect(self._run.ranks.writers)
             raise
         seals = beside if seal is None else {**beside, str((path / layout.MARKER).relative_to(staged.path)): seal}
         return frozenset((name, seal.size_bytes, seal.xxh3) for name, seal in seals.items())
-
-    def _with_own(self, staged: Staged) -> Leaves:
-        if not staged.keeps_own:
-            return staged.shards
-        return own_values.added(staged.shards, staged.own, self._run.ranks.place)
 
     def _commit(self, staged: Staged, markers: Seals) -> None:
         seals = {name: Seal(size_bytes, xxh3) for name, size_bytes, xxh3 in markers}
@@ -305,14 +309,6 @@ def taken_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dic
         weights.MODEL: weights.model_state(model),
         weights.OPTIMIZER: optimizers.optimizer_state(model, optimizer),
     }
-
-
-def tensors_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
-    """Yield the values of both, about as a save has them."""
-    yield from itertools.chain(model.parameters(), model.buffers())
-    for entry in optimizer.state.values():
-        if isinstance(entry, Mapping):
-            yield from (value for value in entry.values() if isinstance(value, torch.Tensor))
 
 
 def _compared(notes: frozenset[own_values.Note]) -> frozenset[int | None]:

@@ -72,13 +72,10 @@ def _metadata(path: Path) -> dict[str, Any]:
     file = path / layout.METADATA
     if not os.path.lexists(file) and not (path / layout.TRAIN_STATE).exists():
         return {}
-    read, is_ours = partial(layout.read_metadata, path), partial(layout.is_ours, path)
-    return said(file, read, is_ours, "neither freeze lists nor checksums of files are")
+    return said(file, partial(layout.is_ours, path), "neither freeze lists nor checksums of files are")
 
 
-def said(
-    file: Path, read: Callable[[], dict[str, Any]], is_ours: Callable[[], bool], uncompared: str
-) -> dict[str, Any]:
+def said(file: Path, is_ours: Callable[[], bool], uncompared: str) -> dict[str, Any]:
     """Return what a file of metadata says; nothing, with a warning, if another manager's is missing or can't be parsed.
 
     `DamagedError` if this manager wrote the checkpoint and the file is missing
@@ -86,7 +83,7 @@ def said(
     not a regular file.
     """
     try:
-        return read()
+        return manifest.read_sealed(file, is_ours)
     except FileNotFoundError:
         _log.warning("%s is missing, so %s compared", file, uncompared)
         return {}

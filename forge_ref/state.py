@@ -7,7 +7,6 @@ streams and a loader that can say where it was.
 """
 
 import copy
-import io
 import json
 import numbers
 import operator
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
+from forge_ref import archive
 from forge_ref.errors import DamagedError, naming
 from forge_ref.messages import log as _log
 from forge_ref.undo import copied, later, remember
@@ -238,7 +238,7 @@ def serialized(train_state: Mapping[str, Any], owner: str = "extra") -> bytes:
     It calls a key that is not reserved one of `owner`.
     """
     try:
-        return _pickled(dict(train_state))
+        return archive.of(dict(train_state))
     except Exception as error:
         named = {key if key in RESERVED else f"{owner}[{key!r}]": value for key, value in train_state.items()}
         found = (place for name, value in named.items() for place in _unsaveable(name, value))
@@ -248,16 +248,10 @@ def serialized(train_state: Mapping[str, Any], owner: str = "extra") -> bytes:
         ) from error
 
 
-def _pickled(value: Any) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getvalue()
-
-
 def _unsaveable(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Exception]]:
     """Yield the keys of values that can't be pickled, each with the reason, innermost first."""
     try:
-        _pickled(value)
+        archive.of(value)
     except Exception as error:
         if isinstance(value, Mapping) and depth < _SHOWN_DEPTH:
             for key, item in value.items():
@@ -276,10 +270,16 @@ def own_part(train_state: Mapping[str, Any]) -> bytes:
     return serialized(own)
 
 
-def streams_of_new_rank(saved: Mapping[str, Any], rank: int) -> dict[str, Any]:
-    """Return streams for a rank that has none saved; they are the same at each resume from this state."""
-    if not isinstance(saved, Mapping):  # refused by `check_streams`, unless they are excluded
-        return saved
+def with_new_streams(train_state: Mapping[str, Any], rank: int, file: Path) -> Mapping[str, Any]:
+    """Return the train state of another rank for one that has none saved, with random streams of its own.
+
+    They are the same at each resume from this state; the errors are those of `check_streams`.
+    """
+    check_streams(train_state, file)
+    return {**train_state, "rng": _streams_of(rank, train_state["rng"])} if "rng" in train_state else train_state
+
+
+def _streams_of(rank: int, saved: Mapping[str, Any]) -> dict[str, Any]:
     seed = zlib.crc32(bytes(saved.get("torch_cpu", torch.empty(0, device="cpu")).numpy().tobytes()), rank)
     streams: dict[str, Any] = {
         "python": random.Random(seed).getstate(),

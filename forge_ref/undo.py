@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_map_only
 
 from forge_ref.messages import log as _log
 
@@ -137,12 +138,4 @@ def is_writable(tensor: torch.Tensor) -> bool:
 
 def copied(value: Any) -> Any:
     """Return a copy of containers and tensors; all other objects are shared."""
-    match value:
-        case torch.Tensor():
-            return value.detach().clone()
-        case dict():
-            return {key: copied(item) for key, item in value.items()}
-        case list():
-            return [copied(item) for item in value]
-        case _:
-            return value
+    return tree_map_only(torch.Tensor, lambda tensor: tensor.detach().clone(), value)

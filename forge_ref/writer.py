@@ -201,30 +201,29 @@ def _content(held: _Held) -> bytes:
 def _take(folder: Path, take_over: bool) -> _Held:
     """Take hold of a folder."""
     file, content = folder / layout.WRITER, _content_of_this_process()
-    while True:
+    while (descriptor := _attempt(file, content, take_over)) is None:
+        pass  # another process has put a new file there meanwhile; look again
+    return _Held(file, descriptor, content)  # from here on it closes the descriptor
+
+
+def _attempt(file: Path, content: bytes, take_over: bool) -> int | None:
+    """Return the file, locked and with this content; None if another process has put a new one there meanwhile."""
+    with contextlib.ExitStack() as closing:
         descriptor, may_write = _opened(file)
-        try:
-            lock = _lock(descriptor, fcntl.F_WRLCK if may_write else fcntl.F_RDLCK)
-            if lock is _Lock.BUSY and not take_over:
-                raise _refusal(folder, os.pread(descriptor, _MOST_BYTES, 0))
-            if lock is not _Lock.OURS or not may_write:
-                try:
-                    fresh = _replaced(file, content)
-                except FileNotFoundError:  # another process has come to hold the folder meanwhile; look again
-                    os.close(descriptor)
-                    continue
-                os.close(descriptor)
-                descriptor = fresh
-            elif _is_named(file, descriptor):
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, content, 0)
-            else:  # another process has put a new file there since
-                os.close(descriptor)
-                continue
-            return _Held(file, descriptor, content)  # from here on it closes the descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
+        closing.callback(os.close, descriptor)
+        lock = _lock(descriptor, fcntl.F_WRLCK if may_write else fcntl.F_RDLCK)
+        if lock is _Lock.BUSY and not take_over:
+            raise _refusal(file.parent, os.pread(descriptor, _MOST_BYTES, 0))
+        if lock is not _Lock.OURS or not may_write:
+            with contextlib.suppress(FileNotFoundError):
+                return _replaced(file, content)
+            return None
+        if not _is_named(file, descriptor):
+            return None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, content, 0)
+        closing.pop_all()
+        return descriptor
 
 
 def _opened(file: Path) -> tuple[int, bool]:

@@ -7,7 +7,7 @@ save, because their size may change from one to the next.
 
 import copy
 import functools
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast
 
@@ -75,10 +75,6 @@ class Leaves:
         loose = {name: value for name, value in self.loose.items() if self.paths[name][0] != part}
         return replace(self, loose=loose)
 
-    def but(self, names: Collection[str]) -> "Leaves":
-        """Return the same, of which this rank does not write these."""
-        return replace(self, unwritten=frozenset(names))
-
     def items(self) -> Iterator[WriteItem]:
         """Yield what this rank could write, in DCP's words."""
         for fixed in self.layout:
@@ -104,17 +100,14 @@ def _loose_item(name: str, value: Any) -> WriteItem:
     return WriteItem(MetadataIndex(name), WriteItemType.BYTE_IO)
 
 
-def flatten(state: Mapping[Any, Any], packed: Collection[str] = (), known: Leaves | None = None) -> Leaves:
+def flatten(state: Mapping[Any, Any], known: Leaves | None = None) -> Leaves:
     """Return the leaves of nested mappings and lists; `ValueError` where two have the same name.
 
     Of a sharded tensor it is this rank's piece, and nothing on a rank that is
-    not in its mesh.  Under the top-level keys in `packed` are bytes of ours.
-    To leaves that are `known` the others are added.
+    not in its mesh.  To leaves that are `known` the others are added.
     """
     leaves = Leaves({}, {}, [], {}) if known is None else known
     for key, value in state.items():
-        if key in packed:
-            value = {inner: Packed(content.numpy().tobytes()) for inner, content in value.items()}
         _flatten(str(key), (str(key),), value, leaves)
     return leaves
 

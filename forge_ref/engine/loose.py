@@ -1,12 +1,12 @@
 """The last pages of a file: the loose values, each in a container or a pickle of its own, and the table."""
 
 import functools
-import io
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 
+from forge_ref import archive
 from forge_ref.engine import flush, table
 from forge_ref.engine.containers import container
 from forge_ref.engine.leaves import Packed
@@ -63,16 +63,10 @@ def _parts(value: Any) -> tuple[bytes, bytes, bytes]:
         return prefix, value.content, suffix
     if is_plain(value):
         return b"", _pickled_plain(repr(value), value), b""
-    return b"", _pickled(value), b""
+    return b"", archive.of(value.detach().cpu() if isinstance(value, torch.Tensor) else value), b""
 
 
 @functools.lru_cache(4096)
 def _pickled_plain(_exact: str, value: Any) -> bytes:
     """Return the archive of a value; the text tells `1` from `True`, and 0.0 from -0.0."""
-    return _pickled(value)
-
-
-def _pickled(value: Any) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(value.detach().cpu() if isinstance(value, torch.Tensor) else value, buffer)
-    return buffer.getvalue()
+    return archive.of(value)

@@ -87,12 +87,12 @@ class ShardWriter:
         self._lead = _Lead()
         self._room: Background[mmap.mmap] | None = None
 
-    def prewarm(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Make the memory for a copy of these beside training, with room for what stands around them in the file.
+    def prewarm(self, values: Iterable[Any]) -> None:
+        """Make the memory for a copy of the tensors among these beside training, with room for what is around them.
 
         Else the first `hold` makes it, which takes several times as long as a copy.
         """
-        local = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
+        local = (value.to_local() if isinstance(value, DTensor) else value for value in values)
         kinds = Counter((tensor.dtype, tensor.shape) for tensor in local if is_plain(tensor))
         self._room = Background("memory", partial(room_for, kinds))
 
@@ -188,15 +188,10 @@ def _write_together(planner: "_Planner", storage: "_Storage", group: dist.Proces
     try:
         save({}, storage_writer=storage, planner=planner, process_group=group)
     except CheckpointException as error:  # DCP hides every error in it, an interrupt included; it is no `Exception`
-        raise _first_of(error.failures, group) from None
+        first = min(error.failures)
+        raise OnRankError(dist.get_global_rank(group, first), error.failures[first][0]) from None
     except Exception as error:
         raise RanksLostError(f"lost contact to other ranks while writing {storage.path}: {error}") from error
-
-
-def _first_of(failures: Mapping[int, tuple[BaseException, Any]], group: dist.ProcessGroup) -> OnRankError:
-    """Return the error of the first rank that DCP names in its collection of failures."""
-    first = min(failures)
-    return OnRankError(dist.get_global_rank(group, first), failures[first][0])
 
 
 @contextmanager

@@ -469,7 +469,7 @@ def test_a_sweep_tells_what_it_can_not_clear_up_and_goes_on(
     assert standing(tmp_path) == ["step_2"]
     assert standing(tmp_path / BIN) == [".step_1.partial"]
     after = "[Errno 13] not yours; tried again after the next commit"
-    assert caplog.messages == [f"could not clear up {tmp_path}/.step_1.partial: {after}"]
+    assert caplog.messages == [f"could not clear up {tmp_path}/{BIN}/.step_1.partial: {after}"]
 
 
 def test_what_was_hidden_and_not_deleted_stays_in_the_bin_which_is_told(
@@ -482,7 +482,8 @@ def test_what_was_hidden_and_not_deleted_stays_in_the_bin_which_is_told(
     assert standing(tmp_path) == ["step_2"]
     assert standing(tmp_path / BIN) == ["step_1"]
     stuck, left = caplog.messages
-    assert stuck == f"could not clear up {tmp_path}/step_1: [Errno 13] not yours; tried again after the next commit"
+    after = "[Errno 13] not yours; tried again after the next commit"
+    assert stuck == f"could not clear up {tmp_path}/{BIN}/step_1: {after}"
     assert left.startswith(f"could not clear up {tmp_path}/{BIN}: [Errno 39]")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from forge_ref import CheckpointerCallback, ephemeral, ephemeral_folder
+from forge_ref import CheckpointerCallback, ephemeral, ephemeral_folder, removals
 from forge_ref.errors import SaveError
 
 REQUIRED = ephemeral_folder.REQUIRED
@@ -498,26 +498,26 @@ def test_a_removal_that_has_begun_is_waited_for_without_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     has_begun, is_awaited, limits = threading.Event(), threading.Event(), list[float | None]()
-    remove = ephemeral_folder.remove
+    remove, wait = ephemeral_folder.remove, removals.wait
 
-    class Watched(threading.Condition):
-        def wait_for(self, predicate: Callable[[], Any], timeout: float | None = None) -> Any:
-            limits.append(timeout)
-            is_awaited.set()
-            return super().wait_for(predicate, timeout)
+    def watched(futures: Any, timeout: float | None, until: str) -> Any:
+        limits.append(timeout)
+        is_awaited.set()
+        return wait(futures, timeout, until)
 
     def slowly(path: Path) -> None:
         has_begun.set()
         assert is_awaited.wait(30)
         remove(path)
 
+    monkeypatch.setattr(removals, "wait", watched)
     monkeypatch.setattr(ephemeral_folder, "remove", slowly)
     run = Run(tmp_path)
     run.run_bookkeeping_op = lambda job, removal, op_name: threading.Thread(  # type: ignore[attr-defined]
         target=job, args=[removal]
     ).start()
     callback = begun(run, save_interval=100, ephemeral_save_interval=2)
-    callback._removals._changed, callback._removals.patience_s = Watched(), 0
+    callback._removals.patience_s = 0
     batches(callback, 2, 4, 5)
     assert has_begun.wait(30)
     callback.post_train()
@@ -596,13 +596,14 @@ def test_one_listing_finds_what_is_complete_torn_and_of_others(tmp_path: Path) -
         (9, "step9"),
         (10, "step10"),
     ]
-    assert [one.path.name for one in found.torn] == ["step3"]
+    assert [one.path.name for one in found.pruned] == ["step3"]
+    assert not found.debris and not found.foreign
     assert found.others == ["latest"]
 
 
 def test_a_folder_that_is_not_there_has_nothing_in_it(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    nothing = ephemeral_folder.Contents([], [], [])
+    nothing = ephemeral_folder.Contents()
     assert ephemeral_folder.contents(tmp_path / "none") == ephemeral_folder.contents(tmp_path / "file") == nothing
 
 

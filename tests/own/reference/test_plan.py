@@ -255,7 +255,7 @@ CHANGES: dict[str, Callable[[Life], object]] = {
 def _holds_what_is_there(life: Life) -> None:
     """Save; the checkpoint has every value, and stock DCP finds each tensor in it as taken without a plan."""
     taken = saving.taken_state(life.model, life.optimizer)
-    planned, alone = plan.Planner().leaves(taken), flatten(forms.pack(taken), (forms.FORMS,))
+    planned, alone = plan.Planner().leaves(taken), flatten(forms.pack(taken))
     assert {one.name: one for one in planned.layout} == {one.name: one for one in alone.layout}
     assert {**planned.paths, "forms.optimizer": 0} == {**alone.paths, "forms.optimizer": 0}
     state = life.state()
@@ -343,6 +343,6 @@ def test_names_that_meet_are_told_apart_as_without_a_plan() -> None:
     """Parameter `a` with the moment `b.c`, and parameter `a.b` with the moment `c`."""
     rows = {"a": {"b.c": torch.ones(2), "d": torch.ones(3)}, "a.b": {"c": torch.zeros(2)}}
     taken = {"model": {"weight": torch.ones(1)}, "optimizer": {"state": rows, "param_groups": []}}
-    leaves, unplanned = plan.Planner().leaves(taken), flatten(forms.pack(taken), (forms.FORMS,))
+    leaves, unplanned = plan.Planner().leaves(taken), flatten(forms.pack(taken))
     assert leaves.paths == unplanned.paths
     assert len({path for path in leaves.paths.values() if path[0] == "optimizer"}) == 4

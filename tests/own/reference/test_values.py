@@ -103,7 +103,7 @@ def test_plain_tensors_need_no_form() -> None:
 
 
 def test_a_form_without_its_tensors_is_damage(tmp_path: Path) -> None:
-    packed = forms.pack({"part": {"a": {1: torch.ones(2)}}})
+    packed = flatten(forms.pack({"part": {"a": {1: torch.ones(2)}}})).nested()
     with pytest.raises(DamagedError, match=r"here does not hold what the form of its part says.*another checkpoint"):
         forms.unpack({**packed, "part": {}}, Path("here"))
 
@@ -637,9 +637,9 @@ def test_a_rank_whose_value_needs_no_form_gets_it_without_the_first_rank_s_form(
     written = []
     for place, notes in enumerate([{"seen": (1, 2)}, torch.tensor([3, 4])]):
         taken = {weights.MODEL: Noting(notes).state_dict()}
-        packed = forms.pack(taken)
-        own = own_values.of(Noting(notes), taken, packed)
-        written.append(own_values.added(flatten(packed, [forms.FORMS]), own, place).nested())
+        leaves = flatten(forms.pack(taken))
+        own = own_values.of(Noting(notes), taken, leaves.nested())
+        written.append(own_values.added(leaves, own, place).nested())
     saved = {**written[0], own_values.OWN: {**written[0][own_values.OWN], **written[1][own_values.OWN]}}
     loaded = [forms.unpack(own_values.taken(saved, place, tmp_path), tmp_path)[weights.MODEL] for place in range(2)]
     assert loaded[0]["_extra_state"] == {"seen": (1, 2)}
