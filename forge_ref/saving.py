@@ -29,7 +29,20 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from forge_ref import channel, forms, layout, manifest, optimizers, own_values, publish, retire, state, storage, weights
+from forge_ref import (
+    channel,
+    collector,
+    forms,
+    layout,
+    manifest,
+    optimizers,
+    own_values,
+    publish,
+    retire,
+    state,
+    storage,
+    weights,
+)
 from forge_ref.arguments import check_integer
 from forge_ref.config import AsyncCheckpointMode
 from forge_ref.engine.leaves import Leaves, Packed
@@ -111,7 +124,7 @@ class Saver:
         if not self._run.ranks.are_many:  # with several ranks, one that raised here would leave the others waiting
             self._await_flight()
         calls, future = self._run.ranks.calls, Future[None]()
-        with weights.ordinary_tensors(), self._run.deferral(first=1), ExitStack() as undo:
+        with collector.paused(), weights.ordinary_tensors(), self._run.deferral(first=1), ExitStack() as undo:
             self._await_flight()  # also for what a signal handler has saved since
             stage = partial(self._stage, undo, request)
             staged, differ = calls.concluded(stage, self._note, _compared, own_values.merged)
