@@ -113,7 +113,7 @@ def _of_ranks(samples: Samples) -> list[Goal]:
 
 def _of_loss(samples: Samples) -> Iterator[Goal]:
     steps = samples.get(f"{_OURS} steps")
-    if steps and not steps.failure:
+    if steps and not steps.failure and not samples[lost.STEPS].failure:
         why = "A flush reads all of the state for its hashes and writes it, beside training that uses the same memory."
         lost_s = steps.median - samples[lost.STEPS].median
         yield Goal("256MB: training lost beside a flush", 10, 1e3 * lost_s, "ms", why)

@@ -5,7 +5,8 @@
     python benchmarks/page.py --write docs             write docs/benchmarks.md and its charts
     python benchmarks/page.py --only 256MB --only lost one size, and what a flush takes from training
 
-A section that is measured alone has the same time as among the others. Nothing that it prints is typed in.
+A section that is measured alone has its share of the time; among the others it also has what those before it leave.
+Nothing that it prints is typed in.
 """
 
 import argparse
@@ -181,8 +182,10 @@ def _yes_or_no(said: str | None) -> str:
 
 
 def _own(samples: Samples) -> str:
-    save = samples[f"{_OURS} {storage.SAVE}"].median
-    hashes = 1 - samples[storage.WITHOUT_HASHES].median / save
+    needed = (f"{_OURS} {storage.SAVE}", storage.WITHOUT_HASHES, storage.FIRST, storage.LATER)
+    if any(name not in samples or samples[name].failure for name in needed):
+        return ""
+    hashes = 1 - samples[storage.WITHOUT_HASHES].median / samples[f"{_OURS} {storage.SAVE}"].median
     share = f"{hashes:.1%} of its time" if hashes > 0 else "too little of its time to be measured"
     lines = [f"What is in a save of {_OURS}: hashes {share}"]
     for name, sample in samples.items():
@@ -219,6 +222,8 @@ def _ranks(samples: Samples) -> str:
 
 
 def _lost(samples: Samples) -> str:
+    if samples[lost.STEPS].failure:
+        return f"Not measured: {samples[lost.STEPS].failure}."
     alone, step = samples[lost.STEPS].median, samples[lost.STEP].median
     rows = []
     for way in WAYS:
@@ -270,6 +275,8 @@ def _picture(name: str) -> str:
 
 
 def _ms(sample: Sample) -> str:
+    if sample.failure:
+        return "not measured, see below"
     low, high = sample.spread
     if len(sample.seconds) == 1:
         return f"{sample.median * 1e3:.1f} (once)"
@@ -277,7 +284,7 @@ def _ms(sample: Sample) -> str:
 
 
 def _over(sample: Sample, limit: Sample) -> str:
-    return f"{sample.median / limit.median:.2f}"
+    return "" if sample.failure or limit.failure else f"{sample.median / limit.median:.2f}"
 
 
 def _peak(sample: Sample) -> str:
@@ -289,10 +296,17 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if not 0 < minutes < 24 * 60:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of minutes below a day")
+    return minutes
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=sections.SHARES, help="measure this section; repeatable")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help=f"how long all sections take ({MINUTES:g})")
+    parser.add_argument("--minutes", type=_minutes, default=MINUTES, help=f"how long all sections take ({MINUTES:g})")
     parser.add_argument("--write", type=Path, metavar="FOLDER", help="write benchmarks.md and its charts into it")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the process of a section is stopped too
@@ -305,7 +319,7 @@ def main() -> None:
         for name, picture in charts.items():
             (options.write / name).write_text(picture)
     if found.failures:
-        sys.exit(f"{found.failures} sections failed; the page says why")
+        sys.exit(f"sections that failed: {found.failures}; the page says why")
 
 
 if __name__ == "__main__":

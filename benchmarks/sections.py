@@ -56,7 +56,7 @@ class Found:
 
 
 def with_smaller(names: Sequence[str]) -> list[str]:
-    """Return these sections and the one before 100k, which alone has works that are left out for their time."""
+    """Return these sections, and with 100k the one that it learns from: alone it could not tell what to leave out."""
     wanted = {*names, *([_SMALLER["100k"]] if "100k" in names else [])}
     return [name for name in SHARES if name in wanted]
 
@@ -138,14 +138,17 @@ class _Section:
         begun = time.monotonic()
         for _ in range(_TRIES):
             left_s = max(self._budget_s / 2, begun + self._budget_s - time.monotonic())
-            with tempfile.TemporaryFile("w+") as errors:
-                outcome = self._once(left_s, errors)
+            with (
+                tempfile.TemporaryFile("w+") as errors,
+                tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch,  # a killed process leaves its files
+            ):
+                outcome = self._once(left_s, errors, scratch)
                 if isinstance(outcome, _Stuck):
                     if outcome.step in self._stuck or not outcome.can_be_left_out:
                         errors.seek(0)
                         raise Failed(f"{outcome.step}: {outcome.why}\n{errors.read()[-2000:]}".strip())
                     self._stuck[outcome.step] = outcome.why
-                    self._progress.line(self._name, f"{outcome.step}: {outcome.why}; it begins again without that")
+                    self._progress.line(self._name, f"{outcome.step}: {outcome.why}; left out")
                     continue
             kind, content = outcome
             if kind == "no room":
@@ -153,12 +156,12 @@ class _Section:
             return content
         raise Failed(f"{', '.join(self._stuck)}: {'; '.join(self._stuck.values())}")
 
-    def _once(self, budget_s: float, errors: Any) -> Any:
+    def _once(self, budget_s: float, errors: Any, scratch: str) -> Any:
         """Return the last message of a process, or where it was stuck."""
         messages, theirs = Pipe(duplex=False)
         process = subprocess.Popen(
             [sys.executable, __file__, str(theirs.fileno())],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "TMPDIR": scratch},
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=errors,

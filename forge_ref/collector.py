@@ -1,4 +1,4 @@
-"""Python's collector of cycles, which stands still while a checkpoint is loaded or staged.
+"""Python's collector of cycles, which stands still in a load, and in a save until it returns.
 
 Both make many objects that all live until their end.  Each time that they have
 grown in number by a quarter the collector looks at every object of the process,
@@ -20,8 +20,8 @@ def paused() -> Iterator[None]:
     if not gc.isenabled():
         yield
         return
-    gc.disable()
     try:
+        gc.disable()  # an interrupt may come as soon as it returns
         yield
     finally:
         gc.enable()

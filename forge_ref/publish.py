@@ -16,11 +16,14 @@ import os
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from forge_ref import layout
 from forge_ref.errors import NotTakenBackError
+
+Undo = Callable[[], object]
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -126,33 +129,33 @@ def appear(staged: Path, target: Path, step: int, check: Callable[[], object]) -
 
 
 @contextmanager
-def _appearing(staged: Path, target: Path, step: int, check: Callable[[], object]) -> Iterator[ExitStack]:
+def _appearing(staged: Path, target: Path, step: int, check: Callable[[], object]) -> Iterator[list[Undo]]:
     """Make the staged directory visible before the block; if the block fails, undo that and all that it registered."""
     check()
-    undo = ExitStack()
+    undo = list[Undo]()
     try:
         _publish(undo, staged, target, step)
         sync(target.parent)
         yield undo
     except OSError as error:
         try:
-            undo.close()
+            while undo:  # the last change first; nothing is changed back beneath one that stands
+                undo.pop()()
         except OSError as again:
             raise NotTakenBackError(f"{error}; and what had changed could not be changed back: {again}") from error
         raise
 
 
-def _publish(undo: ExitStack, staged: Path, target: Path, step: int) -> None:
+def _publish(undo: list[Undo], staged: Path, target: Path, step: int) -> None:
     """Make the staged directory visible, and register what undoes it."""
     if not layout.is_real_dir(target):
         os.rename(staged, target)
-        undo.callback(_into, layout.trash_path(staged), target)
+        undo.append(partial(_into, layout.trash_path(staged), target))
     elif exchange(staged, target):
-        undo.callback(_exchange_back, staged, target)
+        undo.append(partial(_exchange_back, staged, target))
     else:
         aside = replace_by_two_renames(staged, target, step)
-        undo.callback(os.rename, aside, target)
-        undo.callback(_into, layout.trash_path(staged), target)  # what is registered last comes first
+        undo.append(partial(_replace_back, layout.trash_path(staged), aside, target))
 
 
 def _into(trash: Path, visible: Path) -> None:
@@ -160,23 +163,32 @@ def _into(trash: Path, visible: Path) -> None:
     os.rename(visible, trash / visible.name)
 
 
+def _replace_back(trash: Path, aside: Path, target: Path) -> None:
+    _into(trash, target)
+    os.rename(aside, target)
+
+
+def _point_back(pointer: Path, latest: Path, before: str) -> None:
+    pointer.symlink_to(before)
+    os.rename(pointer, latest)
+
+
 def _exchange_back(one: Path, other: Path) -> None:
     if not exchange(one, other):
         raise OSError(f"{one} and {other} could not be exchanged back")
 
 
-def _point(undo: ExitStack, pointer: Path, latest: Path, trash: Path) -> None:
+def _point(undo: list[Undo], pointer: Path, latest: Path, trash: Path) -> None:
     """Replace `latest` by a new one in one operation, and register what undoes it."""
     before = _names(latest)
     if before is None:
         os.rename(pointer, latest)
-        undo.callback(_into, trash, latest)
+        undo.append(partial(_into, trash, latest))
     elif exchange(pointer, latest):
-        undo.callback(_exchange_back, pointer, latest)
+        undo.append(partial(_exchange_back, pointer, latest))
     else:
         os.rename(pointer, latest)
-        undo.callback(os.rename, trash / layout.LATEST, latest)
-        undo.callback((trash / layout.LATEST).symlink_to, before)
+        undo.append(partial(_point_back, trash / layout.LATEST, latest, before))
 
 
 def _names(latest: Path) -> str | None:

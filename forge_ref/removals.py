@@ -5,6 +5,7 @@ lie, by whoever waits for it.  One that has begun is waited for without limit.
 """
 
 import inspect
+import threading
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ class Removals:
         self.patience_s = _PATIENCE_S
         self._begun: list[_Removal] = []
         self._failed: list[Path] = []
+        self._beginning = threading.Lock()
 
     def begin(self, path: Path, run_bookkeeping_op: Any | None) -> None:
         """Remove the checkpoint; nothing that fails here is raised."""
@@ -49,8 +51,10 @@ class Removals:
 
     def _remove(self, removal: _Removal) -> None:
         """Remove it, unless somebody else has: a new checkpoint may have the name by now."""
-        if removal.future.done() or not removal.future.set_running_or_notify_cancel():
-            return
+        with self._beginning:
+            has_begun = removal.future.running() or removal.future.done()
+            if has_begun or not removal.future.set_running_or_notify_cancel():
+                return
         try:
             ephemeral_folder.remove(removal.path)
         except BaseException as error:

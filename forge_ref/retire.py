@@ -62,7 +62,7 @@ class Deletion:
 
 
 def delete(doomed: Iterable[Path], trash: Path | None, _keeping: object = None) -> None:
-    """Delete hidden directories, then the trash directory."""
+    """Delete hidden directories, then the trash directory; what is kept lives until that is done."""
     for hidden in doomed:
         with _soft(hidden):
             shutil.rmtree(hidden)

@@ -124,7 +124,7 @@ class Saver:
         if not self._run.ranks.are_many:  # with several ranks, one that raised here would leave the others waiting
             self._await_flight()
         calls, future = self._run.ranks.calls, Future[None]()
-        with collector.paused(), weights.ordinary_tensors(), self._run.deferral(first=1), ExitStack() as undo:
+        with weights.ordinary_tensors(), self._run.deferral(first=1), collector.paused(), ExitStack() as undo:
             self._await_flight()  # also for what a signal handler has saved since
             stage = partial(self._stage, undo, request)
             staged, differ = calls.concluded(stage, self._note, _compared, own_values.merged)

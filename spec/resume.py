@@ -188,14 +188,7 @@ CLAUSES: tuple[Clause, ...] = (
         why="A moment that is lost or rounded shows as a bump in the loss, or does not show and changes the rest of "
         "the run.",
         situation="a run was interrupted after its optimizer had stepped, resumed in a new process and trained on",
-        rests_on=(
-            "resume.lands",
-            "resume.moments",
-            "resume.rng",
-            "resume.rng-per-rank",
-            "resume.dataloader",
-            "resume.train-state",
-        ),
+        rests_on=("resume.lands", "resume.moments", "resume.rng", "resume.dataloader", "resume.train-state"),
     ),
     Clause(
         slug="resume.moments",
@@ -450,7 +443,7 @@ CLAUSES: tuple[Clause, ...] = (
         "changes.",
         situation="ranks with different values under one name saved and resumed",
         capabilities=frozenset({"distributed"}),
-        rests_on=("resume.exact",),
+        rests_on=("resume.exact", "resume.rng-per-rank"),
     ),
     Clause(
         slug="resume.rng-per-rank",

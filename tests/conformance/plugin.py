@@ -62,9 +62,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 WARM_SERVER = pytest.StashKey[Server]()
+"""Where the command leaves the server of its first contact, so that its imports are paid for once."""
 LOST = "forge_lost"
 """The key of why a process of xdist could not judge, in what it leaves to the controlling one."""
-"""Where the command leaves the server of its first contact, so that its imports are paid for once."""
 
 
 class Findings:

@@ -423,12 +423,13 @@ def _change(before: Any, after: Any) -> str:
 
 def _expect_no_growth(run: Scenario, life: Life, repeat: Callable[[], None], what: str) -> None:
     """Repeat something until nothing grows any more: a pool of threads, and what each of them keeps, has an end."""
-    for _ in range(ROUNDS):
+    grown: dict[str, str] = {}
+    for number in range(ROUNDS):
         before = life.process()
         for _ in range(SAVES):
             repeat()
-        after = life.process()
-        grown = _grown(before, after)
+        now = _grown(before, life.process())
+        grown = {name: said for name, said in now.items() if number == 0 or name in grown}
         if not grown:
             break
     run.expect(
@@ -436,24 +437,24 @@ def _expect_no_growth(run: Scenario, life: Life, repeat: Callable[[], None], wha
         not grown,
         expected=f"no growth from one of the {what} to the next, "
         f"with {before['memory_bytes']:,} bytes of memory before the last {SAVES}",
-        seen=f"{', '.join(grown)} after another {SAVES} {what}, as after those before",
+        seen=f"{', '.join(grown.values())} after another {SAVES} {what}, as after those before",
     )
 
 
-def _grown(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """What there is more of, by one or more for each repetition."""
-    found = []
+def _grown(before: dict[str, Any], after: dict[str, Any]) -> dict[str, str]:
+    """What there is more of, by one or more for each repetition, and how much."""
+    found = {}
     for name in ("descriptors", "threads"):
         grown = len(after[name]) - len(before[name])
         new = ", ".join(sorted(set(after[name]) - set(before[name])))
         if grown >= SAVES:
-            found.append(f"{grown} more {name} ({new or 'of the same names'})")
+            found[name] = f"{grown} more {name} ({new or 'of the same names'})"
     children = after["children"] - before["children"]
     if children >= SAVES:
-        found.append(f"{children} more children")
+        found["children"] = f"{children} more children"
     size_bytes = after["memory_bytes"] - before["memory_bytes"]
     if size_bytes >= SAVES * LARGE_BYTES // 2:
-        found.append(f"{size_bytes:,} more bytes of memory")
+        found["memory"] = f"{size_bytes:,} more bytes of memory"
     return found
 
 

@@ -295,6 +295,8 @@ def _pytest(
         arguments += ["-n", str(options.n), "--dist", "worksteal"]
         if not options.python and options.device == "cpu":  # another server can't fork one, and a GPU is not inherited
             arguments += ["--forge-door", _open_door(collected.server, claims, bool(options.ranks))]
+    if options.n == 1 or "--forge-door" in arguments:  # before pytest, which would call an error here its own
+        collected.server.rehearse([mode for mode in MODES if mode in claims])
     for name in _OF_THE_USERS_TESTS:
         os.environ.pop(name, None)
     output = io.StringIO()
@@ -307,11 +309,9 @@ def _pytest(
 
 
 def _open_door(server: Server, claims: frozenset[str], with_ranks: bool) -> str:
-    """Let each process that judges fork its server from this one, which then has all that these would import."""
-    modes = [mode for mode in MODES if mode in claims]
-    server.rehearse(modes)
+    """Let each process that judges fork its server from this one, which has rehearsed what these would import."""
     if with_ranks and "distributed" in claims:
-        server.rehearse(modes[:1], with_ranks=True)
+        server.rehearse([mode for mode in MODES if mode in claims][:1], with_ranks=True)
     return server.open_door()
 
 
@@ -319,7 +319,7 @@ def _our_errors(pytest_status: int, output: str, collected: "_Collected") -> tup
     """Whatever kept tests from finding something out."""
     broken = pytest_status in (pytest.ExitCode.INTERNAL_ERROR, pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERRUPTED)
     tail = (f"pytest ended with status {pytest_status}:\n{output[-3000:]}",)
-    return tuple(collected.lost) or (tail if broken else ())
+    return (*collected.lost, *(collected.gone or (tail if broken else ())))
 
 
 def _described(implementation: Implementation, options: argparse.Namespace, claims: frozenset[str]) -> dict[str, Any]:
@@ -347,6 +347,8 @@ class _Collected(Findings):
         super().__init__()
         self.is_interrupted = False
         self.server = server
+        self.gone: list[str] = []
+        """Why processes that judge have ended; pytest then says that something is wrong inside it."""
         self._progress = shared.Progress(every=25)
         self._failed = 0
 
@@ -364,8 +366,8 @@ class _Collected(Findings):
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
         reason = getattr(node, "workeroutput", {}).get(LOST)  # a process that was killed has left nothing
-        if reason is not None and reason not in self.lost:
-            self.lost.append(reason)
+        if reason is not None and reason not in self.gone:
+            self.gone.append(reason)
 
     def gathers(self, values: dict[str, Any]) -> None:
         super().gathers(values)

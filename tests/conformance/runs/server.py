@@ -65,8 +65,8 @@ class _Fork:
         if self._status is None:
             if not select.select([self._descriptor], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
-            os.close(self._descriptor)
             buried = self._host.ask({"do": "reap", "pid": self.pid})
+            os.close(self._descriptor)
             self._status, self.cpu_s = buried["status"], buried["cpu_s"]
         return self._status
 
@@ -74,7 +74,7 @@ class _Fork:
 def _gone(door: str) -> str:
     return (
         "The process that had imported the manager, and that the others are forked from, was killed or does not "
-        f"answer: {door}"
+        f"answer. Run this again, without {HOST} if that is set: {door}"
     )
 
 
@@ -189,6 +189,7 @@ class Server:
         self._import_timeout_s = import_timeout_s
         self._lives = 0
         self._named: list[Path] = []
+        self._rehearsed: set[tuple[str | bool, ...]] = set()
         self.hangs = 0
         """Commands that did not return in time; each makes the suite less patient with the next."""
         self.saves_that_wait: set[str] = set()
@@ -235,7 +236,7 @@ class Server:
             raise CannotJudge(f"--python {interpreter} could not be started: {error.strerror}.") from None
 
     def open_door(self) -> str:
-        """Become a host, also for other processes: what they have to find as the value of `HOST`."""
+        """Become a host, also for other processes; return the door that they pass to their servers."""
         path = str(self._directory / "door")
         self.ask({"do": "open_door", "path": path})
         return path
@@ -298,8 +299,10 @@ class Server:
 
     def rehearse(self, modes: list[str], with_ranks: bool = False) -> None:
         """Let the server import what lives in these modes will import, or those of several ranks; a fork has it all."""
-        if self._host is not None:
+        asked: tuple[str | bool, ...] = (*modes, with_ranks)
+        if self._host is not None or asked in self._rehearsed:
             return
+        self._rehearsed.add(asked)
         seconds = 11 * self._timeout_s * len(modes)  # ten calls, and some time to end them
         request = {"do": "rehearse", "modes": modes, "timeout_s": self._timeout_s, "with_ranks": with_ranks}
         self.ask(request, timeout_s=seconds + self._import_timeout_s)

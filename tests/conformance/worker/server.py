@@ -66,8 +66,8 @@ def main(arguments: list[str]) -> int:
     return _serve(Channel(socket.socket(fileno=options.channel)), options.impl, options.device)
 
 
-def _serve(channel: Channel, impl: str, device: str) -> int:
-    server = Server(channel, device)
+def _serve(channel: Channel, impl: str, device: str, adapter: Any = None) -> int:
+    server = Server(channel, device, adapter)
     try:
         channel.send(server.introduce(impl))
         life = server.serve()
@@ -81,10 +81,12 @@ class Server:
     """Its state: the adapter class it found, the workers it has not reaped, what the import started besides, and
     whether memory is as it shall be when it forks."""
 
-    def __init__(self, channel: Channel, device: str) -> None:
+    def __init__(self, channel: Channel, device: str, adapter: Any = None) -> None:
+        """With an `adapter` its manager is imported already, and is not imported again."""
         self._channel = channel
         self._device = device
-        self._adapter: Any = None
+        self._impl = ""
+        self._adapter = adapter
         self._children: set[int] = set()
         self._helpers: set[int] = set()
         self._is_settled = False
@@ -101,7 +103,7 @@ class Server:
             return {"refusal": f"Python {sys.executable} cannot import torch, and the training run needs it."}
         try:
             with _no_collections():
-                self._adapter = find(name)
+                self._impl, self._adapter = name, self._adapter or find(name)
                 version = _warm_torch()
             introduction = self._introduction(name, version)
         except CannotJudge as reason:
@@ -197,7 +199,7 @@ class Server:
         return lambda: Worker(Channel(socket.socket(fileno=connection)), adapter, device).live(request)
 
     def _spawn_server(self, request: dict[str, Any], connection: int, log: int) -> Any:
-        """A server for another manager, which finds imported what this one has imported."""
+        """A server for the same manager or another one, which finds imported what this one has imported."""
         if not self._is_forked(connection, log):
             return None
         if "environment" in request:  # a guest's, who may be elsewhere
@@ -206,8 +208,8 @@ class Server:
             os.chdir(request["folder"])
             sys.path[0] = request["folder"]
         os.environ["TMPDIR"], tempfile.tempdir = request["directory"], None
-        device = self._device
-        return lambda: _serve(Channel(socket.socket(fileno=connection)), request["impl"], device)
+        device, adapter = self._device, self._adapter if request["impl"] == self._impl else None
+        return lambda: _serve(Channel(socket.socket(fileno=connection)), request["impl"], device, adapter)
 
     def _is_forked(self, connection: int, log: int) -> bool:
         """Fork, and tell the suite of the child; true in the child."""

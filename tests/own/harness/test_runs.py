@@ -292,9 +292,17 @@ def test_processes_that_can_not_fork_their_server_say_why_and_nothing_is_judged(
     done = subprocess.run(run, cwd=forge.folder, capture_output=True, text=True, timeout=300)
     said = " ".join(done.stdout.split())
     assert done.returncode == 3
-    assert "that the others are forked from, was killed or does not answer: /gone (No such file or directory)" in said
+    assert "that the others are forked from, was killed or does not answer." in said
+    assert "if that is set: /gone (No such file or directory)." in said
     assert "nothing judged" in said
     assert "INTERNALERROR" not in said and "no test that ran has such a name" not in done.stderr
+
+
+def test_an_adapter_that_can_be_imported_only_once_is_judged_by_several_processes(forge: Command) -> None:
+    once = "import multiprocessing\n\nmultiprocessing.set_start_method('spawn')\n"
+    (forge.folder / "once.py").write_text(once + (MANAGERS / "honest.py").read_text())
+    ran = forge("run", "--impl", "once.py", "--clause", QUICK, "-n", "2")
+    assert ran.status == 0, ran.said
 
 
 def _heed_interrupts() -> None:

@@ -130,10 +130,10 @@ def test_a_larger_state_learns_from_a_smaller_one_what_its_works_will_take() -> 
 def test_a_section_begins_again_without_the_step_that_was_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
     section = _Section("lost", 1.0, {}, {}, _Progress())
     outcomes = [_Stuck("start", "Orbax", "stopped after 60 s"), ("found", 1)]
-    monkeypatch.setattr(section, "_once", lambda budget_s, errors: outcomes.pop(0))
+    monkeypatch.setattr(section, "_once", lambda *_: outcomes.pop(0))
     assert section.run() == 1
     assert section._stuck == {"Orbax": "stopped after 60 s"}
-    monkeypatch.setattr(section, "_once", lambda budget_s, errors: _Stuck("start", "state", "status 1"))
+    monkeypatch.setattr(section, "_once", lambda *_: _Stuck("start", "state", "status 1"))
     with pytest.raises(Failed, match="state: status 1"):
         section.run()
 
