@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_map_only
 
 from forge_ref.messages import log as _log
 
@@ -138,4 +137,12 @@ def is_writable(tensor: torch.Tensor) -> bool:
 
 def copied(value: Any) -> Any:
     """Return a copy of containers and tensors; all other objects are shared."""
-    return tree_map_only(torch.Tensor, lambda tensor: tensor.detach().clone(), value)
+    match value:
+        case torch.Tensor():
+            return value.detach().clone()
+        case dict():  # and its subclasses, which torch's own tree functions take for leaves
+            return {key: copied(item) for key, item in value.items()}
+        case list():
+            return [copied(item) for item in value]
+        case _:
+            return value
