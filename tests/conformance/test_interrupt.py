@@ -20,13 +20,15 @@ from forge_conformance.runs.life import Life
 from forge_conformance.runs.process import ALL_PARTS, Raised
 from forge_conformance.runs.scenario import Scenario
 from forge_conformance.runs.state import ALL_KINDS
-from forge_conformance.watch.gate import Operation, at, in_background
+from forge_conformance.watch.gate import Operation, at, in_background, spread
 from forge_spec import commit, interrupt
 
 _PARTS = ("model", "optimizer", "scheduler", "dataloader")
 _LARGE = 1 << 20
 _LOOKS = 50
 """How often a call is looked at that stands still with nothing held, before it is taken to hang."""
+_INSTANTS = 32
+"""Of a save that takes more operations than this, so many are interrupted: each costs a save and a resume besides."""
 _MANY = 3
 """Waits in a row that are interrupted, each followed by an emergency save."""
 
@@ -198,8 +200,7 @@ def test_interrupted_while_a_part_takes_its_state_nothing_or_everything_has_chan
 @judges("interrupt.own-handler", "interrupt.nothing-lost")
 def test_a_handler_that_only_sets_a_flag_runs_once_and_the_save_is_made(run: Scenario, mode: str) -> None:
     life = _life(run, mode, "note")
-    numbers = _numbers(life)
-    for number in numbers[:: max(1, len(numbers) // 6)]:
+    for number in _numbers(life, 7):
         life.train_to_next()
         came = _Interrupted(run, life).at(number, "save", "wait")
         if came.was_reached and not came.is_late:
@@ -367,11 +368,15 @@ def _other(run: Scenario, **options: Any) -> Life:
     return life
 
 
-def _numbers(life: Life) -> list[int]:
-    """The operations of a save, counted from 1; of those that are alike and follow one another the first and last."""
+def _numbers(life: Life, most: int = _INSTANTS) -> list[int]:
+    """The operations of a save to interrupt, counted from 1.
+
+    Of those that are alike and follow one another the first and last, and of these `most`.
+    """
     numbered = enumerate(_operations(life), start=1)
     bursts = [[number for number, _ in burst] for _, burst in itertools.groupby(numbered, key=lambda one: str(one[1]))]
-    return [number for burst in bursts for number in dict.fromkeys((burst[0], burst[-1]))]
+    numbers = [number for burst in bursts for number in dict.fromkeys((burst[0], burst[-1]))]
+    return [numbers[place - 1] for place in spread(len(numbers), most)]
 
 
 def _operations(life: Life) -> list[Operation]:

@@ -21,7 +21,7 @@ from forge_conformance.judging.judge import Unreached, judges
 from forge_conformance.runs.life import Life
 from forge_conformance.runs.process import ManagerFault, Raised
 from forge_conformance.runs.scenario import Scenario
-from forge_conformance.watch.gate import Operation, at
+from forge_conformance.watch.gate import Operation, at, spread
 from forge_spec import writer
 
 _FIRST, _SECOND = 4, 3
@@ -108,11 +108,6 @@ def _operations_of_a_save(run: Scenario) -> list[Operation]:
         return life.gate.log
 
 
-def _spread(count: int, most: int) -> list[int]:
-    """At most so many numbers from 1 to `count`, evenly."""
-    return sorted({1 + count * n // most for n in range(most)})
-
-
 def _hold_in_save(run: Scenario, life: Life, number: int) -> bool:
     """Begin to save, up to this operation; whether it is held there."""
     life.gate.close(at(len(life.gate.log) + number))
@@ -128,8 +123,8 @@ def _hold_in_save(run: Scenario, life: Life, number: int) -> bool:
 def test_a_step_that_two_processes_save_at_once_is_the_one_of_either(run: Scenario) -> None:
     """The first is held in its save, then the second, and then the first goes on, and the second."""
     count, held = len(_operations_of_a_save(_side_by_side(run))), 0
-    for step, first_at in enumerate(_spread(count, _FIRST), start=3):
-        for second_at in _spread(count, _SECOND):
+    for step, first_at in enumerate(spread(count, _FIRST), start=3):
+        for second_at in spread(count, _SECOND):
             shutil.rmtree(run.folder.path)
             run.folder.path.mkdir()
             run.retell(f"two processes save step {step}, each held once")
@@ -421,7 +416,7 @@ def _worth_stopping_at(operations: list[Operation]) -> list[int]:
     rest = [number for number, one in enumerate(operations, start=1) if not _changes_names(one)]
     return sorted(
         {number for number, one in enumerate(operations, start=1) if _changes_names(one)}
-        | {rest[place - 1] for place in _spread(len(rest), _WRITES)}
+        | {rest[place - 1] for place in spread(len(rest), _WRITES)}
     )
 
 

@@ -66,6 +66,11 @@ def at(number: int) -> Picks:
     return lambda operation: operation.number >= number
 
 
+def spread(count: int, most: int) -> list[int]:
+    """At most so many numbers from 1 to `count`, evenly."""
+    return sorted({1 + count * n // most for n in range(most)})
+
+
 class Gate:
     """The supervisor of one worker; lives in a thread of its own until the worker ends."""
 
