@@ -314,6 +314,8 @@ def main() -> None:
     found = sections.measure(sections.with_smaller(options.only or [*sections.SHARES]), options.minutes)
     text, charts = page(found.results, found.reasons, (time.monotonic() - begun) / 60)
     print(text)
+    if found.is_interrupted:
+        sys.exit("interrupted; nothing was written, and above is what was measured until then")
     if options.write is not None:
         (options.write / "benchmarks.md").write_text(text)
         for name, picture in charts.items():

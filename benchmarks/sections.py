@@ -53,6 +53,7 @@ class Found:
     reasons: dict[str, str] = field(default_factory=dict)
     failures: int = 0
     """How many of those failed; the others had no room here."""
+    is_interrupted: bool = False
 
 
 def with_smaller(names: Sequence[str]) -> list[str]:
@@ -62,7 +63,10 @@ def with_smaller(names: Sequence[str]) -> list[str]:
 
 
 def measure(names: Sequence[str], minutes: float) -> Found:
-    """Measure these sections in as many minutes, of which only some are used if there are not all sections."""
+    """Measure these sections in as many minutes, of which only some are used if there are not all sections.
+
+    An interrupt ends the section that it comes in; what was measured before is returned.
+    """
     found, shares = Found(), [SHARES[name] for name in names]
     seconds = 60 * minutes * sum(shares) / sum(SHARES.values())
     progress, begun = _Progress(), time.monotonic()
@@ -77,6 +81,9 @@ def measure(names: Sequence[str], minutes: float) -> Found:
             found.reasons[name] = str(error)
             found.failures += isinstance(error, Failed)
             progress.line(name, f"not measured: {error}")
+        except KeyboardInterrupt:
+            found.reasons[name], found.is_interrupted = "interrupted", True
+            break
     return found
 
 

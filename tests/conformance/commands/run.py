@@ -293,9 +293,11 @@ def _pytest(
         arguments += ["--forge-cases", pattern]
     if options.n > 1:
         arguments += ["-n", str(options.n), "--dist", "worksteal"]
-        if not options.python and options.device == "cpu":  # another server can't fork one, and a GPU is not inherited
-            arguments += ["--forge-door", _open_door(collected.server, claims, bool(options.ranks))]
-    if options.n == 1 or "--forge-door" in arguments:  # before pytest, which would call an error here its own
+    # The server of another Python can't fork one for each process that judges, and a GPU is not inherited.
+    is_shared = options.n > 1 and not options.python and options.device == "cpu"
+    if is_shared:
+        arguments += ["--forge-door", _open_door(collected.server, claims, bool(options.ranks))]
+    if options.n == 1 or is_shared:  # before pytest, which would call an error here its own
         collected.server.rehearse([mode for mode in MODES if mode in claims])
     for name in _OF_THE_USERS_TESTS:
         os.environ.pop(name, None)
