@@ -526,6 +526,30 @@ def test_a_removal_that_has_begun_is_waited_for_without_limit(
     assert caplog.messages == []
 
 
+def test_a_removal_that_is_called_again_while_it_runs_is_done_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    jobs, removed, remove = list[Callable[[], None]](), list[str](), ephemeral_folder.remove
+
+    def now(job: Callable[[Any], None], removal: Any, op_name: str) -> None:
+        jobs.append(partial(job, removal))
+        jobs[-1]()
+
+    def called_again(path: Path) -> None:
+        removed.append(path.name)
+        jobs[-1]()
+        remove(path)
+
+    monkeypatch.setattr(ephemeral_folder, "remove", called_again)
+    run = Run(tmp_path)
+    run.run_bookkeeping_op = now  # type: ignore[attr-defined]
+    callback = begun(run, save_interval=100, ephemeral_save_interval=2)
+    batches(callback, 2, 4, 5)
+    assert removed == ["step2"]
+    assert standing(tmp_path) == ["step4"]
+    assert caplog.messages == []
+
+
 def test_an_interrupted_removal_is_tried_again_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     callback = begun(Run(tmp_path), save_interval=100, ephemeral_save_interval=2)
     batches(callback, 2, 4)

@@ -1,5 +1,6 @@
 """SIGINT at every line of the package: nothing is lost, nothing is half done, and the interrupt itself arrives."""
 
+import gc
 import os
 import signal
 import sys
@@ -193,6 +194,7 @@ def test_interrupted_at_any_line_of_a_save_nothing_is_lost(start: Start, equal: 
         before = run.picture()
         was_interrupted = is_interrupted(lambda step=step: (run.save(step), run.manager.wait()), at)
         assert equal(run.picture(), before), at
+        assert gc.isenabled(), at
         run.save(step + 1)
         run.manager.wait()
         assert os.readlink(run.folder / "latest") == f"step_{step + 1}", at
@@ -217,6 +219,7 @@ def test_interrupted_at_any_line_of_a_load_all_is_as_before_or_all_is_loaded(sta
         after = resumed.picture()
         is_before = equal(after, before)
         assert is_before or equal({**after, "gradients": None}, saved), at
+        assert gc.isenabled(), at
         if not was_interrupted:
             break
         outcomes.add(is_before)
