@@ -23,7 +23,6 @@ from measure import Budget
 
 BEGUN, ENDED = "/mark/begun", "/mark/ended"
 _CALL = re.compile(r"(?:\d+ +)?(\w+)\((.*)\) += (-?\d+)(?:<([^>]*)>)?")
-_TEXT = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _OF_DESCRIPTOR = re.compile(r"\d+<([^>]*)>")
 _CALLS = "open,openat,creat,write,pwrite64,writev,pwritev,pwritev2,copy_file_range,sendfile,fsync,fdatasync,syncfs,sync"
 _NAMES = "rename,renameat,renameat2,mkdir,mkdirat,link,linkat,symlink,symlinkat,unlink,unlinkat,rmdir,faccessat2,stat"
@@ -73,7 +72,8 @@ def of(way: str) -> str:
         command += ["-e", f"trace={_CALLS},{_NAMES},{_QUERIES}", sys.executable, __file__, way, f"{folder}/saved"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            return f"not traced: {done.stderr.strip().splitlines()[-1][:80]}"
+            said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+            return f"not traced: {said[-1][:80]}"
         return str(read(log.read_text(errors="replace").splitlines(), f"{folder}/saved"))
 
 

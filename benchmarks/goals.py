@@ -64,7 +64,7 @@ def goals(found: Mapping[str, Any]) -> list[Goal]:
 
 
 def ahead(found: Mapping[str, Any]) -> list[str]:
-    """Return the works in which another way was faster than ours, when both have to be on storage."""
+    """Return the works in which another way was faster than ours; its saves have the missing syncs added."""
     faster = []
     for name in (name for name in found if name in SIZES):
         samples: Samples = found[name][2]

@@ -12,6 +12,7 @@ that a resume finds, so it is never lost; only then is `step_N`, and with it
 """
 
 import ctypes
+import errno
 import os
 import shutil
 import stat
@@ -27,6 +28,8 @@ Undo = Callable[[], object]
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
+"""Errors by which a system says that it can't exchange names, and not that it could not do it now."""
 
 
 def make(folder: Path) -> None:
@@ -205,8 +208,12 @@ def exchange(one: Path, other: Path) -> bool:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2  # Python has no name for it
     except AttributeError:
         return False
-    failed = renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
-    return not failed
+    if not renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE):
+        return True
+    error = ctypes.get_errno()
+    if error in _NO_EXCHANGE:
+        return False
+    raise OSError(error, os.strerror(error), str(one), None, str(other))
 
 
 def replace_by_two_renames(staged: Path, target: Path, step: int) -> Path:

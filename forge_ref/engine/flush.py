@@ -10,6 +10,7 @@ import fcntl
 import mmap
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 PAGE = 4096
@@ -26,7 +27,8 @@ def pages(size: int) -> mmap.mmap:
             f"the system has no {size:,} bytes for a copy of what this rank saves ({error}); nothing was saved; "
             "let more ranks share the state, or leave more host memory free"
         ) from error
-    memory.madvise(mmap.MADV_HUGEPAGE)
+    with suppress(OSError):  # the kernel has none
+        memory.madvise(mmap.MADV_HUGEPAGE)
     return memory
 
 

@@ -368,7 +368,9 @@ def _share_out(jobs: Sequence[tuple[int, Callable[[mmap.mmap], None]]]) -> None:
         work()
     finally:
         for other in others:
-            other.result()
+            other.await_end()
+    for other in others:
+        other.result()
 
 
 @contextmanager

@@ -102,7 +102,7 @@ class Session:
 
     @property
     def server(self) -> Server:
-        """The warm server; `CannotJudge` if the manager can't be imported."""
+        """The warm server; ends pytest with the reason if there is none."""
         if self._server is None:
             option = self._config.getoption
             timeouts = (option("--forge-timeout"), option("--forge-import-timeout"))
@@ -368,7 +368,7 @@ def found_out(judge: Judge, error: BaseException | None) -> dict[str, Any]:
         case Unsupported():
             fault = _fault(judge, str(cause), expected="every capability that is claimed to be there")
             return {**found, "outcome": "failed", "is_of_a_call": True, "failure": fault}
-        case OSError(filename=str() | Path() as name) if judge.folder and str(name).startswith(judge.folder):
+        case FileNotFoundError(filename=name) | NotADirectoryError(filename=name) if _is_below(name, judge.folder):
             fault = _fault(judge, f"{name}: {cause.strerror}", expected="the file, which the layout promises")
             return {**found, "outcome": "failed", "failure": fault}
         case Unreached():
@@ -377,6 +377,10 @@ def found_out(judge: Judge, error: BaseException | None) -> dict[str, Any]:
             return {**found, "outcome": "error", "reason": str(cause)}
         case _:
             return {**found, "outcome": "error", "reason": f"{type(cause).__name__}: {cause}"}
+
+
+def _is_below(name: object, folder: str | None) -> bool:
+    return folder is not None and isinstance(name, (str, Path)) and Path(name).is_relative_to(folder)
 
 
 def _expected(cause: ManagerFault) -> str:

@@ -682,14 +682,22 @@ class _Poller:
         self._thread = threading.Thread(target=self._poll, daemon=True)
         self.looks = 0
         self.bad: list[str] = []
+        self._error: Exception | None = None
 
     def _poll(self) -> None:
-        while not self._stop.is_set():
-            self.looks += 1
-            latest = self._run.folder.latest()
-            if latest is None or latest == DANGLING:
-                self.bad.append("missing" if latest is None else f"leads nowhere: {self._run.folder.pointer_target()}")
+        try:
+            while not self._stop.is_set():
+                self._look()
+                self._has_looked.set()
+        except Exception as error:  # raised where the poller is left
+            self._error = error
             self._has_looked.set()
+
+    def _look(self) -> None:
+        self.looks += 1
+        latest = self._run.folder.latest()
+        if latest is None or latest == DANGLING:
+            self.bad.append("missing" if latest is None else f"leads nowhere: {self._run.folder.pointer_target()}")
 
     def __enter__(self) -> "_Poller":
         self._thread.start()
@@ -699,6 +707,8 @@ class _Poller:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
+        if self._error is not None:
+            raise self._error
 
 
 def _watch_target(run: Scenario, step: int, operation: Operation) -> None:

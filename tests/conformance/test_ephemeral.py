@@ -1099,10 +1099,19 @@ def test_ranks_with_different_views_of_the_folder_come_to_one_outcome(run: Scena
 
 
 @judges("ephemeral.agreement")
-def test_ranks_with_different_intervals_all_raise(run: Scenario, fewest: int) -> None:
-    world = hooked_world(run, Shape(fewest, "replicated"), timeout_s=8, hooks=lambda rank: {"save_interval": 2 + rank})
-    if _expect_one_outcome(run, world, "pre_train"):
-        _expect_one_outcome(run, world, "batches", steps=6)
+def test_ranks_with_different_intervals_follow_rank_0_or_all_raise(run: Scenario, fewest: int) -> None:
+    def hooks(rank: int) -> dict[str, Any]:
+        return {"save_interval": 2 + rank, "pre_train_checkpoint": False}
+
+    world = hooked_world(run, Shape(fewest, "replicated"), timeout_s=8, hooks=hooks)
+    calls: dict[str, dict[str, Any]] = {"pre_train": {}, "batches": {"steps": 6}, "post_train": {}}
+    if all(_expect_one_outcome(run, world, do, **arguments) for do, arguments in calls.items()):
+        run.expect(
+            "ephemeral.agreement",
+            run.folder.complete() == {2, 4, 6},
+            expected="the steps of rank 0, whose interval is 2: [2, 4, 6]",
+            seen=str(run.folder),
+        )
 
 
 def _expect_one_outcome(run: Scenario, world: World, do: str, **arguments: Any) -> bool:

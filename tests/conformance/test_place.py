@@ -62,14 +62,15 @@ def test_a_tilde_is_the_home_directory(run: Scenario, mode: str, tmp_path: Path)
     try:
         life = run.start(mode=mode, folder="~/runs/a", arrange=lambda life: _arrive(life, job, HOME=home))
         life.commit_at(2)
-        _expect_no_tilde(run, tmp_path)
-        _expect_saved(run, "place.home", {2})
-        life.kill()
-        again = run.start(mode=mode, folder="~/runs/a", seed=999, arrange=lambda life: _arrive(life, later, HOME=home))
-        run.expect_landing("place.home", again.load(), {2}, "the home directory is the same")
     except Raised as refused:
         _expect_no_tilde(run, tmp_path)
         run.expect("place.home", True, expected="the home directory, or an error", seen=refused)
+        return
+    _expect_no_tilde(run, tmp_path)
+    _expect_saved(run, "place.home", {2})
+    life.kill()
+    again = run.start(mode=mode, folder="~/runs/a", seed=999, arrange=lambda life: _arrive(life, later, HOME=home))
+    run.expect_landing("place.home", again.load(), {2}, "the home directory is the same")
 
 
 @judges("place.home", needs=("explicit",))

@@ -889,9 +889,9 @@ def test_killed_at_a_file_operation_the_run_comes_back_where_it_may(run: Scenari
     life.close_gate(at(begun + after), saying=f"it stops before file operation number {after}")
     life.begin_save()
     if not life.gate.wait_held(run.patience_s):
+        life.open_gate()
         life.worker.reply()
         run.judge.tell("that save returns before it comes to so many")
-        life.open_gate()
         life.wait()
     life.kill()
     again, loaded = run.resume(mode=mode)

@@ -323,9 +323,9 @@ def _save_on_full_disk(run: Scenario, life: Life) -> None:
     """A save and a wait, whatever they raise; then there is space again."""
     life.gate.fail(lambda operation: operation.writes_data, errno.ENOSPC)
     run.judge.tell("the disk is full")
-    with suppress(Raised):
-        life.save()
-        life.wait()
+    for call in (life.save, life.wait):
+        with suppress(Raised):
+            call()
     if not life.gate.failed:
         raise Unreached("nothing that the save wrote into the folder could fail")
     life.gate.stop_failing()

@@ -1,5 +1,6 @@
 """The script of a user, started by `torchrun` as a user would, with a rank that dies and a launcher that restarts."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from forge_conformance.runs.scenario import Scenario
 
 _UNTIL, _EVERY, _DIES_AT = 9, 2, 7
 _PATIENCE_S = 180
-"""Several Pythons import torch one after another, on whatever cores there are."""
+"""How long nothing new may be told: several Pythons import torch one after another, on whatever cores there are."""
 
 
 @judges("resume.continue", "resume.exact", needs=("distributed", "rng", "dataloader", "train-state"))
@@ -23,7 +24,7 @@ def test_a_job_that_torchrun_restarts_has_the_losses_of_one_that_never_died(
     out.mkdir()
     status, said = _torchrun(run, team, out, tmp_path)
     run.judge.tell(f"rank {team.last} kills itself at step {_DIES_AT}; torchrun starts all of them again")
-    told = [(out / f"losses-{rank}").read_text().splitlines() for rank in range(team.ranks)]
+    told = [_lines(out / f"losses-{rank}") for rank in range(team.ranks)]
     run.expect(
         "resume.continue",
         status == 0,
@@ -50,7 +51,7 @@ def test_a_job_that_torchrun_restarts_has_the_losses_of_one_that_never_died(
     )
 
 
-def _torchrun(run: Scenario, team: Shape, out: Path, scratch: Path) -> tuple[int, str]:
+def _torchrun(run: Scenario, team: Shape, out: Path, scratch: Path) -> tuple[int | str, str]:
     """The exit status of the launcher, and what it and the ranks have printed."""
     command = [str(run.implementation.environment["executable"]), "-m", "torch.distributed.run"]
     command += ["--nnodes=1", f"--nproc-per-node={team.ranks}", "--max-restarts=2", "--monitor-interval=0.1"]
@@ -66,12 +67,25 @@ def _torchrun(run: Scenario, team: Shape, out: Path, scratch: Path) -> tuple[int
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, env=environment
         )
         try:
-            status = process.wait(_PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            status = -signal.SIGALRM
+            status = _status(process, [log, *(out / f"losses-{rank}" for rank in range(team.ranks))])
         finally:
             _end(process)
     return status, log.read_text(errors="replace")
+
+
+def _status(process: "subprocess.Popen[bytes]", told: list[Path]) -> int | str:
+    """The exit status of the launcher, or that for a while nobody has told anything."""
+    before = -1
+    while (size := sum(len(_lines(file)) for file in told)) > before:
+        before = size
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(_PATIENCE_S)
+    return f"none, since nothing more was told for {_PATIENCE_S} s"
+
+
+def _lines(file: Path) -> list[str]:
+    """What a rank has told; nothing if it did not come so far."""
+    return file.read_text(errors="replace").splitlines() if file.exists() else []
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

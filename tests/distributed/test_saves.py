@@ -23,8 +23,6 @@ from forge_conformance.watch.gate import Operation, Picks, at, in_background
 from forge_conformance.worker.system_calls import REMOVES
 from forge_spec import commit
 
-_A_WHILE_S = 0.5
-"""How long a call may take while an operation is held before that is let go; no verdict depends on it."""
 _LOOKS = 50
 """How often ranks are looked at that stand still with nothing held, before they are taken to hang."""
 _IMPATIENT_S = 8
@@ -527,7 +525,7 @@ def _let_go_until_replied(run: Scenario, world: World, rank: int) -> bool:
     """
     gate, patience_s = world.gate_of(rank), world.ranks.workers[rank].patience_s
     is_first, deadline = True, time.monotonic() + patience_s
-    while not world.ranks.replied(_A_WHILE_S) and time.monotonic() < deadline:  # `ends` finds out whether they hang
+    while not world.ranks.reply_or_block() and time.monotonic() < deadline:  # `ends` finds out whether they hang
         if gate.held():
             is_first, deadline = False, time.monotonic() + patience_s
             gate.step()

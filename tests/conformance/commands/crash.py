@@ -248,9 +248,7 @@ def _setup(jobs: Sequence["Job | DrillJob"], recorder: Backend, side_by_side: in
 
 def _same_manager(options: argparse.Namespace) -> list[str]:
     """The command for another run against the same manager, at a level yet to be said."""
-    given = {"--python": options.python, "--claims": options.claims}
-    others = [f"{name}={value}" for name, value in given.items() if value]
-    return ["forge-conformance", "crash", "--impl", options.impl, *others]
+    return ["forge-conformance", "crash", "--impl", options.impl, *shared.unusual(options, {"recorder": None})]
 
 
 def _tiers(options: argparse.Namespace) -> tuple[str, ...]:

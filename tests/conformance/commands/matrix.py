@@ -236,11 +236,13 @@ def _judged(impl: str, mutants: Sequence[Mutant], out: Path, processes: int) -> 
     print(f"the whole suite judges {impl} at level {level}, which takes minutes", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "forge_conformance.cli", "run", "--impl", impl, "--ranks", "2"]
     command += ["--level", str(level), "-n", str(processes), "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True)
     report = out / "report.json"
+    report.unlink(missing_ok=True)  # an older one is kept where nothing can be judged
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == Status.NOTHING_JUDGED and not report.exists():
         raise CannotJudge(f"the base {impl} can't be judged: {done.stderr.strip()[-2000:]}")
     try:
         return Base.of(impl, files.read_json(report))
-    except OSError as error:
-        raise CannotJudge(f"the report on the base, {report}, can't be read: {error.strerror}.") from None
+    except (OSError, KeyError) as error:
+        said = done.stderr.strip()[-2000:] or str(error)
+        raise CannotJudge(f"there is no report on the base, {report}: {said}") from None

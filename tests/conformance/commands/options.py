@@ -236,6 +236,16 @@ def server(options: argparse.Namespace) -> Server:
     return Server(options.impl, options.python, options.timeout, options.import_timeout, options.device)
 
 
+def unusual(options: argparse.Namespace, more: Mapping[str, Any]) -> Iterator[str]:
+    """The options that decide what is tried and how, where they are not the usual ones; `more` are a command's own."""
+    usual = {"python": None, "claims": None, **more, "timeout": TIMEOUT_S, "import_timeout": IMPORT_TIMEOUT_S}
+    for name, value in usual.items():
+        given = getattr(options, name)
+        if given != value:
+            said = f"{given:g}" if isinstance(given, float) else given or "none"
+            yield f"--{name.replace('_', '-')}={said}"
+
+
 def check_directory(path: Path, option: str = "--out") -> None:
     """Looked at before anything runs, and made afterwards, so that a refusal leaves nothing behind."""
     nearest = next(above for above in (path, *path.absolute().parents) if above.exists())

@@ -228,7 +228,7 @@ def _unjudged(
         findings=(),
         seconds=0,
         sources="" if options.python else fingerprint(options.impl),
-        options=tuple(_unusual(options)),
+        options=tuple(shared.unusual(options, {"device": "cpu", "ranks": _RANKS, "examples": 0})),
         ranks=tuple(int(number) for number in options.ranks.split(",") if number),
         device=options.device,
         expected=expected,
@@ -239,22 +239,6 @@ def _without_a_test(patterns: Sequence[str], report: Report) -> list[str]:
     """The patterns of `--case` that no test matches."""
     cases = [finding.case for finding in report.findings]
     return [pattern for pattern in patterns if not any(is_case(case, pattern) for case in cases)]
-
-
-def _unusual(options: argparse.Namespace) -> Iterator[str]:
-    """The options that decide which tests there are and how they go, where they are not the usual ones."""
-    usual = {
-        "python": None,
-        "device": "cpu",
-        "claims": None,
-        "ranks": _RANKS,
-        "examples": 0,
-        "timeout": shared.TIMEOUT_S,
-    }
-    for name, value in usual.items():
-        given = getattr(options, name)
-        if given != value:
-            yield f"--{name}={given:g}" if name == "timeout" else f"--{name}={given or 'none'}"
 
 
 def _check_new(path: Path) -> None:

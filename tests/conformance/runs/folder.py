@@ -5,6 +5,7 @@ comes from the adapter's `Layout`: data, not code, so that a look is cheap and
 cannot be wrong in the manager's favour.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -187,8 +188,8 @@ class Folder:
         return max(rooms, key=lambda found: found.size_bytes, default=Room())
 
     def copy_to(self, destination: Path) -> None:
-        """Copy the folder as it is now, links as links; tolerates files that vanish meanwhile."""
-        shutil.copytree(self.path, destination, symlinks=True, ignore_dangling_symlinks=True)
+        """Copy the folder as it is now, links as links, without files that vanish meanwhile."""
+        shutil.copytree(self.path, destination, symlinks=True, copy_function=_copy_if_there)
 
     def become(self, source: Path) -> None:
         """Make the folder equal to a copy of `source`, at the same path as before."""
@@ -219,6 +220,11 @@ class Folder:
         kind = "directory" if self.layout.is_dir else "file"
         shown = ", ".join(found[:6]) + (f" and {len(found) - 6} more" if len(found) > 6 else "")
         return f"it holds {shown}, where the layout asks for a {kind} named like {self.layout.checkpoint}"
+
+
+def _copy_if_there(source: str, target: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        shutil.copy2(source, target)
 
 
 def room(path: Path) -> Room:

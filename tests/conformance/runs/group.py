@@ -17,7 +17,9 @@ from typing import Any
 from forge_conformance.judging.judge import Unreached
 from forge_conformance.judging.text import shortened
 from forge_conformance.runs.process import (
+    A_WHILE_S,
     ALL_PARTS,
+    ROUNDS,
     Died,
     Hung,
     Loaded,
@@ -71,6 +73,8 @@ ALONE = Shape(1, kind="alone")
 Supervise = Callable[[int, int, int], Supervisor]
 """From a rank, a listener and a process to who answers for it."""
 
+_WAITS = 0.8
+"""Of the time that a command may take, what ranks wait for each other at most."""
 LONG_S = 1800.0
 """How long ranks wait for each other where no test is about that: torch's own default, longer than any test takes."""
 
@@ -145,12 +149,16 @@ class Ranks:
         """What the running commands come to, by rank; `Hung` with every rank's stacks if one comes to nothing."""
         running = {rank: worker for rank in self.living if (worker := self.workers[rank]).pending is not None}
         found: dict[int, Outcome] = {}
-        deadline = time.monotonic() + max((worker.patience_s for worker in running.values()), default=0)
+        patience_s = max((worker.patience_s for worker in running.values()), default=0)
+        deadline, rounds_left, done = time.monotonic() + patience_s, ROUNDS - 1, _operations_done(running)
         while len(found) < len(running):
             waiting = {rank: worker for rank, worker in running.items() if rank not in found}
             ready = [rank for rank, worker in waiting.items() if worker.has_word()]
             if not ready and time.monotonic() > deadline:
-                raise self._hang(waiting, found)
+                before, done = done, _operations_done(running)
+                if done == before or not rounds_left:
+                    raise self._hang(waiting, found)
+                deadline, rounds_left = time.monotonic() + patience_s, rounds_left - 1
             if not ready:
                 descriptors = [fd for worker in waiting.values() for fd in worker.descriptors()]
                 select.select(descriptors, [], [], max(0.0, deadline - time.monotonic()))
@@ -172,12 +180,15 @@ class Ranks:
     ) -> list[Outcome]:
         """Make the training run and its manager on every rank; what that came to.
 
-        Ranks wait for each other for `timeout_s`, or for as long as a command may take.  With `is_alone` each rank
-        hands its manager a process group of its own.  A setting that is callable is asked for the value of each rank.
+        Ranks wait for each other for `timeout_s`, or for as long as a command may take; and not so long that a command
+        which fails for that comes too late, unless it is `LONG_S`.  With `is_alone` each rank hands its manager a
+        process group of its own.  A setting that is callable is asked for the value of each rank.
         """
         if self.shape == ALONE:
             return self.outcomes("open", settings=dict(settings), seed=seed, place=None)
-        timeout_s = timeout_s or self.workers[0].patience_s
+        patience_s = self.workers[0].patience_s
+        timeout_s = timeout_s or patience_s
+        timeout_s = timeout_s if timeout_s == LONG_S else min(timeout_s, _WAITS * patience_s)
         place = places(self.server, self.shape, timeout_s, is_alone)
         settings = {"timeout_s": timeout_s, **settings}
         return self.outcomes("open", settings=partial(_of_rank, settings), seed=seed, place=place)
@@ -204,15 +215,13 @@ class Ranks:
         done = settle([self.workers[rank] for rank in running])
         return [rank for rank in running if self.workers[rank] in done]
 
-    def replied(self, timeout_s: float) -> bool:
-        """Whether the running command comes to an end on every rank within this time."""
-        deadline = time.monotonic() + timeout_s
-        while waiting := [worker for worker in self.workers if worker.pending is not None and not worker.has_word()]:
-            left_s = deadline - time.monotonic()
-            if left_s < 0:
-                return False
-            select.select([fd for worker in waiting for fd in worker.descriptors()], [], [], left_s)
-        return True
+    def reply_or_block(self) -> bool:
+        """Whether the running command comes to an end on every rank; false when nothing moves any more in the others.
+
+        A rank that only looks again and again whether it may go on does not count as moving, see `settle`.
+        """
+        running = [worker for rank in self.living if (worker := self.workers[rank]).pending is not None]
+        return len(settle(running, busy_s=A_WHILE_S)) == len(running)
 
     def kill(self, ranks: Collection[int] | None = None) -> None:
         """SIGKILL to all of these at once, or to every rank."""
@@ -265,6 +274,10 @@ def values(outcomes: Sequence[Outcome]) -> list[Any]:
 def is_refusal(fault: ManagerFault) -> bool:
     """Whether a manager said itself that something went wrong."""
     return isinstance(fault, Raised) or (isinstance(fault, OnRank) and fault.is_refusal)
+
+
+def _operations_done(workers: Mapping[int, Worker]) -> int:
+    return sum(worker.operations_done for worker in workers.values())
 
 
 def _for_rank(supervise: Supervise, rank: int) -> Callable[[int, Path, int], Supervisor]:

@@ -4,6 +4,7 @@ A manager that fails for want of these has shown nothing, so this is looked at
 before a run, and again whenever something has failed.
 """
 
+import contextlib
 import os
 import resource
 import shutil
@@ -45,6 +46,14 @@ def _said(directory: str | Path | None, error: OSError) -> str:
         f"A file of {_ROOM_BYTES >> 20} MiB can't be written in {place}: {error.strerror or error}{limit}. Make room "
         "there, or let TMPDIR name another place."
     )
+
+
+def memory_kills() -> int:
+    """How many processes the kernel has killed for want of memory so far; 0 where it does not say."""
+    with contextlib.suppress(OSError):
+        counts = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+        return int(counts.get("oom_kill", 0))
+    return 0
 
 
 def disk_is_full(folder: Path) -> str:

@@ -20,13 +20,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from forge_conformance.judging.judge import CannotJudge
+from forge_conformance.runs import machine
 from forge_conformance.watch.gate import Gate, Picks, in_background
 from forge_conformance.watch.listener import Supervisor
 from forge_conformance.worker import system_calls
 from forge_conformance.worker.channel import Channel, Closed
 
 ALL_PARTS = ("scheduler", "dataloader")
-_ROUNDS = 5
+ROUNDS = 5
 """How many times a command gets the time to reply in which its process goes on with file operations; the suite may be
 slow to look at each of them."""
 
@@ -117,6 +119,7 @@ class Worker:
         self._is_leaving = False
         """Whether it has given its last reply, after which it closes its end and comes to its own."""
         self._status: int | None = None
+        self._memory_kills = machine.memory_kills()
         self._process = os.pidfd_open(pid)
         """Readable when the process has ended; a child of it may hold the channel open for longer."""
         self._supervisor: Supervisor | None = None
@@ -164,7 +167,7 @@ class Worker:
         """SIGKILL to this process and to nothing that it started; returns when it is dead."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._process, signal.SIGKILL)
-        self._ends_within(self._timeout_s())
+        select.select([self._process], [], [])
 
     def exit(self) -> int:
         """The interpreter's normal end; the exit status. `Hung` if it does not come to an end."""
@@ -174,7 +177,7 @@ class Worker:
 
     def await_end(self) -> int:
         """The exit status of a process that is about to end by itself; `Hung` if it does not."""
-        if not self._ends_within(self._timeout_s()):
+        if not self._awaited([self._process], self._timeout_s()):
             raise self.hang("the interpreter's normal exit")
         return self._reap_and_close()
 
@@ -277,13 +280,13 @@ class Worker:
             raise _fault(doing, message["error"])
         return message["value"]
 
-    def replies_or_blocks(self, at_most_s: float | None = None) -> bool:
+    def replies_or_blocks(self, busy_s: float | None = None) -> bool:
         """Wait until the running command has replied (true), or nothing in the process moves any more (false).
 
         See `settle` for what moves.  A thread that looks again and again
-        whether it may go on moves; it is given `at_most_s`.
+        whether it may go on moves; it is given `busy_s` of processor time.
         """
-        return settle([self], at_most_s) == [self]
+        return settle([self], busy_s=busy_s) == [self]
 
     def ends_or_blocks(self, at_most_s: float | None = None) -> bool:
         """The same of a process that was told to exit and has replied: until it is gone (true), or waits (false)."""
@@ -297,6 +300,11 @@ class Worker:
     def held_threads(self) -> frozenset[int]:
         """Which of its threads wait at a file operation that was not let go yet."""
         return frozenset() if self._supervisor is None else self._supervisor.held_threads()
+
+    @property
+    def operations_done(self) -> int:
+        """How many of its file operations the suite has looked at, if it looks."""
+        return 0 if self._supervisor is None else self._supervisor.operations_done
 
     def descriptors(self) -> list[int]:
         """Readable when a reply comes, or the process ends."""
@@ -338,26 +346,33 @@ class Worker:
         except Closed:
             if self._status is None and not self._ends_within(timeout_s):
                 raise self.hang(doing) from None
-            raise Died(doing, self._reap_and_close(), self.output()[-2000:]) from None
+            status = self._reap_and_close()
+            if status == -signal.SIGKILL and machine.memory_kills() > self._memory_kills:
+                raise CannotJudge(
+                    f"A process was killed in {doing}, and the kernel has killed processes for want of memory "
+                    "meanwhile: leave it more memory, or judge with fewer processes (-n)."
+                ) from None
+            raise Died(doing, status, self.output()[-2000:]) from None
 
     def _await_word(self, timeout_s: float) -> None:
         """Return when there is something to receive; `Closed` if the process has ended without a word."""
         if self._status is not None or self._channel.has_message:
             return
         word = self._channel.fileno()
-        ready: list[int] = []
-        for _ in range(_ROUNDS):
-            done = self._operations_done()
-            ready, _, _ = select.select([word, self._process], [], [], timeout_s)
-            if ready or self._operations_done() == done:
-                break
+        ready = self._awaited([word, self._process], timeout_s)
         if not ready:
             raise TimeoutError
         if word not in ready:
             raise Closed("the process has ended")
 
-    def _operations_done(self) -> int:
-        return 0 if self.gate is None else len(self.gate.log)
+    def _awaited(self, descriptors: list[int], timeout_s: float) -> list[int]:
+        """Those that are readable in time, of which there is more while the process goes on with file operations."""
+        for _ in range(ROUNDS):
+            done = self.operations_done
+            ready, _, _ = select.select(descriptors, [], [], timeout_s)
+            if ready or self.operations_done == done:
+                return ready
+        return []
 
     def hang(self, doing: str) -> Hung:
         """The fault of a process that does not do this in time; it is dead then."""
@@ -371,16 +386,17 @@ def loaded_from(value: dict[str, Any]) -> Loaded:
     return Loaded(value["step"], value["tokens_seen"], _literal(value["extra"]), value["globals"])
 
 
-def settle(workers: Sequence[Worker], at_most_s: float | None = None) -> list[Worker]:
+def settle(workers: Sequence[Worker], at_most_s: float | None = None, busy_s: float | None = None) -> list[Worker]:
     """Those whose running command has replied when all have, or when nothing in the others moves any more.
 
     A thread that waits at the gate, for a lock, for another thread or for
     another process does not move: it is asleep and its count of context
     switches stands still.  Nor does one that wakes up now and then to see that
     it can't go on, see `_Polls`.  One inside a file operation that nobody holds
-    moves, however long its disk takes.
+    moves, however long its disk takes.  With `busy_s`, what moves is waited for
+    until it has taken so much processor time, of which a busy machine gives little.
     """
-    quiet, before, polls = 0, "", _Polls()
+    quiet, before, polls, begun_s = 0, "", _Polls(), _ran_s(workers) if busy_s is not None else 0.0
     patience_s = max((worker.patience_s for worker in workers), default=0)
     deadline = time.monotonic() + (patience_s if at_most_s is None else at_most_s)
     while quiet < 10 and time.monotonic() < deadline:
@@ -393,12 +409,14 @@ def settle(workers: Sequence[Worker], at_most_s: float | None = None) -> list[Wo
         quiet, before = (quiet + 1 if is_still else 0), now
         if polls.and_nothing_else([worker.pid for worker in running], now):
             break
+        if busy_s is not None and _ran_s(workers) - begun_s > busy_s:
+            break
     return [worker for worker in workers if worker.has_word()]
 
 
 A_WHILE_S = 2.0
-"""How long a call may take while an operation of its process is held, before the two are taken to hang together.
-Too short a time only lets the operation go earlier; no verdict depends on it."""
+"""How much processor time a call may take while an operation of its process is held, before it is taken to look again
+and again whether it may go on."""
 
 
 def replies_while_held(worker: Worker, held: Callable[[], object], let_go: Callable[[], None]) -> tuple[bool, bool]:
@@ -475,6 +493,11 @@ class _Polls:
             return False
         ran, waited = (sum(now[task][kind] - before[task][kind] for task in now) / 1e9 for kind in (0, 1))
         return ran <= self._RUNS_AT_MOST * lasted_s and waited <= self._WAITS_AT_MOST * lasted_s
+
+
+def _ran_s(workers: Sequence[Worker]) -> float:
+    """The processor time of all their threads that live."""
+    return sum(ran for ran, _ in _scheduled([worker.pid for worker in workers]).values()) / 1e9
 
 
 def _scheduled(pids: Sequence[int]) -> dict[str, tuple[int, int]]:

@@ -346,8 +346,8 @@ class Server:
         return Path(path) in self._named
 
     def _patience_s(self) -> float:
-        """After a few hangs the next ones are not worth the full wait."""
-        return self._timeout_s if self.hangs < 3 else max(2.0, self._timeout_s / 4)
+        """After a few hangs the next ones are not worth the full wait; see also `Ranks.open`."""
+        return self._timeout_s if self.hangs < 3 else self._timeout_s / 2
 
     def _reap(self, pid: int) -> int:
         status: int = self.ask({"do": "reap", "pid": pid})["status"]

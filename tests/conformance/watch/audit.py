@@ -183,6 +183,11 @@ class AuditRecorder:
         """None: whoever announces an operation waits for an answer, and not inside the operation."""
         return frozenset()
 
+    @property
+    def operations_done(self) -> int:
+        """How many operations were announced so far."""
+        return self.control.done
+
     def end(self) -> None:
         """Return when the last announcement was answered; the watched processes have to be dead."""
         self._thread.join(10)

@@ -92,6 +92,11 @@ class Gate:
         self._thread = threading.Thread(target=self._run, name=f"gate-{pid}", daemon=True)
         self._thread.start()
 
+    @property
+    def operations_done(self) -> int:
+        """How many operations there were so far."""
+        return len(self.log)
+
     # -- what a scenario does ---------------------------------------------------
 
     def close(self, holds: Picks = in_background) -> None:

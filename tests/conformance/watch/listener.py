@@ -39,6 +39,10 @@ class Supervisor(Protocol):
     def held_threads(self) -> frozenset[int]:
         """The kernel's numbers of the threads whose operation waits until it is let go."""
 
+    @property
+    def operations_done(self) -> int:
+        """How many operations it has looked at so far; a process of which this grows has not come to a stop."""
+
 
 @dataclass(frozen=True)
 class ParkedCall:

@@ -137,6 +137,11 @@ class Recorder:
         with self.changed:
             return frozenset(caller.thread for caller, *_ in self._held.values())
 
+    @property
+    def operations_done(self) -> int:
+        """How many operations there were so far, of all that share its control."""
+        return self.control.done
+
     def open(self) -> None:
         """The caller is dead: let nobody wait."""
         with self.changed:

@@ -103,8 +103,8 @@ class Disk:
                 os.symlink(os.fsdecode(node.content), place)
             else:
                 descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, node.mode)
-                os.write(descriptor, node.content)
-                os.close(descriptor)
+                with open(descriptor, "wb") as file:  # which writes all, or raises
+                    file.write(node.content)
             found = os.lstat(place)
             made[found.st_dev, found.st_ino] = path
         for path, node in self.nodes.items():

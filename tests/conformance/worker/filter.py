@@ -25,8 +25,8 @@ _ARCHITECTURES = {"x86_64": (0xC000003E, 317), "aarch64": (0xC00000B7, 277)}
 """machine -> (its audit number, its number of the seccomp call)"""
 
 WATCHES = ("writes", "reads", "loads", "storing", "looks", "talks")
-"""How much is handed over: what changes files; or opening for reading, too; or also looks and reads; or what stores; or
-all of it and looks; or that and messages."""
+"""How much is handed over: `writes` is what changes files; `reads` also opening for reading; `loads` also looks, and
+reading itself; `storing` is what changes, maps, syncs and closes files; `looks` also looks; `talks` also messages."""
 
 _MORE = {
     "loads": (LOOKS, READS),

@@ -1,4 +1,12 @@
-"""What a GPU did, told by its streams and by torch's account of page-locked memory, never by a clock."""
+"""What a GPU did, told by its streams, and which memory of the process CUDA has locked.
+
+A save that takes longer by itself than the work that is queued before it, seconds, counts as one that waits for it.
+"""
+
+import ctypes
+import mmap
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -24,9 +32,34 @@ class Busy:
 
 
 def pinned_bytes() -> int:
-    """Page-locked memory that torch has handed out in this process."""
+    """Page-locked memory: what torch has handed out, and what was the process's own and was locked later."""
     statistics = torch.cuda.memory.host_memory_stats()
-    return int(statistics["allocated_bytes.current"])
+    return int(statistics["allocated_bytes.current"]) + own_bytes(_is_pinned)
+
+
+def own_bytes(is_counted: Callable[[int], bool]) -> int:
+    """How much of the private memory that is there consists of pages whose address is counted."""
+    return mmap.PAGESIZE * sum(
+        is_counted(page) for start, end in _private_memory() for page in range(start, end, mmap.PAGESIZE)
+    )
+
+
+def _private_memory() -> list[tuple[int, int]]:
+    """The first address and the end of each mapping that can be written and of which anything is in memory."""
+    found: list[tuple[int, int]] = []
+    bounds = (0, 0)
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, second, *_ = [*line.split(), ""]
+        if not first.endswith(":"):
+            start, _, end = first.partition("-")
+            bounds = (int(start, 16), int(end, 16)) if second == "rw-p" else (0, 0)
+        elif first == "Rss:" and second != "0" and bounds[1]:
+            found.append(bounds)
+    return found
+
+
+def _is_pinned(address: int) -> bool:
+    return torch.frombuffer((ctypes.c_char * 1).from_address(address), dtype=torch.uint8).is_pinned()
 
 
 def state_bytes(training: Workload) -> int:

@@ -4,7 +4,9 @@ The four are a value, `Raised`, `WrongAnswer` or an end (`Died`, `Hung`), and ea
 """
 
 import contextlib
+import ctypes
 import logging
+import mmap
 import os
 import select
 import signal
@@ -16,9 +18,19 @@ from pathlib import Path
 
 import pytest
 
-from forge_conformance.runs.process import Died, Hung, Raised, Unsupported, Worker, WrongAnswer, _Polls, _scheduled
+from forge_conformance.runs.process import (
+    Died,
+    Hung,
+    Raised,
+    Unsupported,
+    Worker,
+    WrongAnswer,
+    _Polls,
+    _scheduled,
+    settle,
+)
 from forge_conformance.runs.server import HOST, Server
-from forge_conformance.worker import commands
+from forge_conformance.worker import commands, gpu
 from forge_fixtures import managers
 
 ANSWERS = {
@@ -31,6 +43,17 @@ ANSWERS = {
         "returned something whose repr raises ZeroDivisionError (Unprintable) as extra, which is a mapping"
     ),
 }
+
+
+def test_locked_memory_of_the_process_itself_is_found_page_by_page() -> None:
+    pages = 3
+    with mmap.mmap(-1, pages * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory[:] = b"x" * len(memory)
+        buffer = ctypes.c_char.from_buffer(memory)
+        start = ctypes.addressof(buffer)
+        found = gpu.own_bytes(range(start, start + len(memory)).__contains__)
+        del buffer
+    assert found == pages * mmap.PAGESIZE
 
 
 @pytest.fixture
@@ -154,7 +177,14 @@ def test_what_a_thread_logs_while_the_process_begins_to_exit_is_heard_or_printed
 def test_a_thread_that_only_looks_whether_it_may_go_on_counts_as_blocked(life: Worker) -> None:
     """Without that this would take the whole hour."""
     life.begin_save(extra={"do": "poll", "with": ()})
-    assert not life.replies_or_blocks(at_most_s=3600)
+    assert settle([life], at_most_s=3600) == []
+
+
+def test_a_call_that_works_has_the_processor_time_that_it_is_given_however_long_that_takes(life: Worker) -> None:
+    life.begin_save(extra={"do": "work", "with": ()})
+    begun = scheduled_s(life)
+    assert not life.replies_or_blocks(busy_s=0.2)
+    assert scheduled_s(life) - begun > 0.15  # what it took before the first look is not counted
 
 
 def test_a_thread_that_works_is_not_taken_for_one_that_looks(life: Worker) -> None:

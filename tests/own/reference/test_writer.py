@@ -322,6 +322,14 @@ def test_a_save_that_is_taken_over_right_before_a_rename_changes_nothing_any_mor
     assert number >= 3
 
 
+def test_an_exchange_that_fails_is_an_error_and_not_taken_for_a_system_that_has_none(tmp_path: Path) -> None:
+    """Else the first of two renames would take the step of whoever has taken the folder over."""
+    (tmp_path / "step_3").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"gone.*step_3"):
+        publish.exchange(tmp_path / "gone", tmp_path / "step_3")
+    assert publish.exchange(tmp_path, tmp_path / "step_3") is False  # which the system can't, by EINVAL
+
+
 def _is_taken_over_at(run: Run, taker: Taker, monkeypatch: pytest.MonkeyPatch, number: int, step: int) -> bool:
     """Whether the save has so many renames."""
     for saved in (1, 2, 3):
