@@ -62,34 +62,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except (CannotJudge, BadExpectations, BadArgument) as reason:
-        print(f"forge-conformance: {reason}", file=sys.stderr)
+        _say(str(reason))
         return Status.NOTHING_JUDGED
     except MachineLacks as lack:
-        print(f"forge-conformance: nothing can be judged on this machine. {lack}", file=sys.stderr)
+        _say(f"nothing can be judged on this machine. {lack}")
         return Status.OUR_ERROR
     except BrokenPipeError:  # whoever read our output has seen enough, as in `list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
-        print("forge-conformance: interrupted", file=sys.stderr)
+        _say("interrupted")
         return Status.OUR_ERROR
     except Unwritten as error:
-        print(f"forge-conformance: {error}", file=sys.stderr)
+        _say(str(error))
         return Status.OUR_ERROR
     except OSError as error:
         if error.filename is not None or error.errno not in _FULL:
             return _our_error()
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left of it can't be printed either
-        print(f"forge-conformance: the output can't be written: {error.strerror}", file=sys.stderr)
+        _say(f"the output can't be written: {error.strerror}")
         return Status.OUR_ERROR
     except Exception:
         return _our_error()
 
 
 def _our_error() -> int:
-    print("forge-conformance: an error of the suite, not of the manager:", file=sys.stderr)
-    traceback.print_exc()
+    _say(f"an error of the suite, not of the manager:\n{traceback.format_exc().rstrip()}")
     return Status.OUR_ERROR
+
+
+def _say(text: str) -> None:
+    """Say on stderr why the command ends; where that can't be written either, the exit status has to do."""
+    try:
+        print(f"forge-conformance: {text}", file=sys.stderr, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def _open_closed_streams() -> None:

@@ -366,7 +366,7 @@ def found_out(judge: Judge, error: BaseException | None) -> dict[str, Any]:
             how = {"hung": isinstance(cause, Hung), "is_of_a_call": not isinstance(cause, WrongAnswer)}
             return {**found, "outcome": "failed", **how, "failure": fault}
         case Unsupported():
-            fault = _fault(judge, str(cause), expected="every capability that is claimed to be there")
+            fault = _fault(judge, str(cause), expected=_POSSIBLE)
             return {**found, "outcome": "failed", "is_of_a_call": True, "failure": fault}
         case FileNotFoundError(filename=name) | NotADirectoryError(filename=name) if _is_below(name, judge.folder):
             fault = _fault(judge, f"{name}: {cause.strerror}", expected="the file, which the layout promises")
@@ -377,6 +377,12 @@ def found_out(judge: Judge, error: BaseException | None) -> dict[str, Any]:
             return {**found, "outcome": "error", "reason": str(cause)}
         case _:
             return {**found, "outcome": "error", "reason": f"{type(cause).__name__}: {cause}"}
+
+
+_POSSIBLE = (
+    "the call to be possible: it belongs to what is claimed; or a trait of the adapter that says why it is not "
+    "(forge-conformance list --traits)"
+)
 
 
 def _is_below(name: object, folder: str | None) -> bool:

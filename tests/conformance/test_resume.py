@@ -149,7 +149,7 @@ def test_what_is_frozen_at_the_save_has_its_moments_afterwards(run: Scenario, an
     run.expect_same("resume.exact", again.digest(), saved, ["trained"], "what was trained, before the load and after")
 
 
-@judges("resume.train-state", "resume.lands")
+@judges("resume.train-state", "resume.lands", "resume.exact")
 def test_a_folder_below_the_checkpoint_of_another_run_has_its_own_steps(run: Scenario, mode: str) -> None:
     """As of a branch of that run: its name has a step in it, too."""
     above = run.folder.layout.name.format(step=900)
@@ -167,7 +167,7 @@ def test_a_folder_below_the_checkpoint_of_another_run_has_its_own_steps(run: Sce
             expected=f"step 2, the last one saved into {above}/branch",
             seen=f"step {loaded.step}, {loaded.tokens_seen} tokens",
         )
-        run.expect_state("resume.train-state", life, 2)
+        run.expect_state("resume.exact", life, 2)
 
 
 @judges("resume.exact")
@@ -220,7 +220,7 @@ def test_every_random_stream_comes_back(run: Scenario, any_mode: str) -> None:
     run.expect_state("resume.rng", life, 3, kinds=["rng"])
 
 
-@judges("resume.train-state")
+@judges("resume.train-state", "resume.exact")
 def test_step_and_tokens_come_back(run: Scenario, mode: str) -> None:
     run.start(mode=mode).commit_at(3)
     life, loaded = run.resume(mode=mode)
@@ -230,7 +230,7 @@ def test_step_and_tokens_come_back(run: Scenario, mode: str) -> None:
         expected="step 3 and 96 tokens",
         seen=f"step {loaded.step} and {loaded.tokens_seen} tokens",
     )
-    run.expect_state("resume.train-state", life, 3, kinds=["scheduler"])
+    run.expect_state("resume.exact", life, 3, kinds=["scheduler"])
 
 
 @pytest.mark.parametrize("tokens", [2**31, 2**53 + 1])
@@ -377,6 +377,14 @@ def test_a_named_checkpoint_is_loaded_or_refused_never_replaced(run: Scenario, m
     other = run.start(mode=mode, seed=999)
     with run.expect_error("resume.explicit-honoured", doing="loading the torn step 4 by its name"):
         other.load(run.folder.of(4))
+
+
+@judges("resume.explicit-honoured")
+def test_a_checkpoint_that_load_path_names_is_loaded_and_not_the_newest(run: Scenario, mode: str) -> None:
+    run.start(mode=mode).commit_at(4, 6)
+    life = run.start(mode=mode, seed=999, load_path=str(run.folder.of(4)))
+    run.expect_landing("resume.explicit-honoured", life.load(), {4}, "load_path names it")
+    run.expect_state("resume.explicit-honoured", life, 4, kinds=["parameter", "moment"])
 
 
 @judges("resume.imported-weights")
@@ -634,7 +642,7 @@ def test_the_callers_extra_comes_back_equal(run: Scenario, any_mode: str) -> Non
     )
 
 
-@judges("resume.extra", "commit.inert")
+@judges("resume.extra", "commit.inert", "resume.exact")
 def test_an_average_of_the_weights_in_the_extra_comes_back_and_stays_out_of_the_model(run: Scenario, mode: str) -> None:
     """The same objects are handed over at each save, as scripts do that keep such an average."""
     life = run.start(mode=mode)
@@ -652,7 +660,7 @@ def test_an_average_of_the_weights_in_the_extra_comes_back_and_stays_out_of_the_
         run.expect("commit.inert", handed[-1] == expected, expected=f"the caller's {expected}", seen=handed[-1])
     again, loaded = run.resume(mode=mode)
     run.expect("resume.extra", loaded.extra == handed[-1], expected=f"{handed[-1]}", seen=f"{loaded.extra}")
-    run.expect_state("resume.extra", again, 3, kinds=["parameter", "buffer"])
+    run.expect_state("resume.exact", again, 3, kinds=["parameter", "buffer"])
 
 
 @pytest.mark.parametrize("how", ["exclude_keys", "exclude_from_loading"])
@@ -924,11 +932,13 @@ def _expect_peek(run: Scenario, step: int | None, situation: str, **settings: An
     landed = None if loaded.is_fresh else loaded.step
     run.expect(
         "resume.peek-agrees",
-        peeked == landed == step,
-        expected=f"peek and load to agree on {step} with {situation}",
+        peeked == landed,
+        expected=f"peek and load to agree with {situation}",
         seen=f"peek says {peeked}, load lands on {landed}",
     )
     life.kill()
+    if landed != step:
+        raise Unreached(f"peek and load agree on {landed} with {situation}, where {step} is right; see resume.lands")
 
 
 def _outcome(run: Scenario, settings: dict[str, Any]) -> tuple[Any, ...]:

@@ -82,7 +82,10 @@ class LoopAdapter(Adapter):
         """Whatever `parts` says, the framework saves scheduler and loader: it was given them as the run began."""
         self._begin_if_outside()
         if step != self.count():
-            raise Unsupported(f"the framework saves under its own count of steps, which is {self.count()}, not {step}")
+            raise Unsupported(
+                f"the framework saves under its own count of steps, which is {self.count()}, not {step}; the trait "
+                "counts_steps says that it counts by itself, and dies_of_failed_save that a failed save ends its loop"
+            )
         self.hand_over(tokens_seen, dict(extra or {}))
         self._say(_SAVE)
 

@@ -11,6 +11,7 @@ import multiprocessing
 import multiprocessing.util
 import os
 import shlex
+import signal
 import sys
 import threading
 import traceback
@@ -292,9 +293,13 @@ def _results(jobs: Sequence[Job | DrillJob], processes: int, place: "Place") -> 
         begins = (place.manager, place.has_ranks, place.folder.parent)
         with ProcessPoolExecutor(min(processes, len(jobs)), context, _begin, begins) as pool:
             try:
-                for done in as_completed([pool.submit(_done_there, job) for job in jobs]):
+                with _without_interrupts():  # which the processes inherit, until they have begun
+                    submitted = [pool.submit(_done_there, job) for job in jobs]
+                for done in as_completed(submitted):
                     yield progress.shown(done.result())
             except BaseException:
+                for process in multiprocessing.active_children():  # a job may take minutes
+                    process.terminate()
                 pool.shutdown(cancel_futures=True)
                 raise
     finally:
@@ -370,6 +375,9 @@ def _done(job: Job | DrillJob, place: Place) -> Result | Drilled:
 def _begin(manager: Manager, has_ranks: bool, base: Path) -> None:
     """In each process that is not alone, once: a workplace below `base`, which ends with the process."""
     global _place
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command hears it, and ends us
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with_the_command, daemon=True).start()
     opened = contextlib.ExitStack()
     multiprocessing.util.Finalize(None, opened.close, exitpriority=1)
@@ -377,6 +385,16 @@ def _begin(manager: Manager, has_ranks: bool, base: Path) -> None:
         _place = opened.enter_context(workplace(manager, has_ranks, base))
     except (CannotJudge, MachineLacks) as reason:  # raised here, the pool would be broken and say nothing
         _place = reason
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Let SIGINT wait, for this thread and for what it starts."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _end_with_the_command() -> None:

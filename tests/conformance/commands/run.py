@@ -37,6 +37,7 @@ from forge_conformance.report.page import write
 from forge_conformance.runs.server import Implementation, Server
 from forge_conformance.runs.sources import fingerprint
 from forge_conformance.runs.workplace import first_contact
+from forge_spec import BY_SLUG
 from forge_spec.clauses import Level
 
 HELP = "judge a manager by every clause that it claims"
@@ -100,6 +101,7 @@ def run(options: argparse.Namespace) -> int:
         implementation = server.implementation
         level = shared.level(implementation.level if options.level is None else options.level)
         claims = shared.claims(options.claims, implementation.capabilities)
+        _check_level(only, level)
         asked = () if options.case else tuple(sorted(only or ()))
         report = replace(_unjudged(implementation, options, level, claims, expected), asked=asked)
         is_whole = not (options.case or options.write_xfail)
@@ -126,6 +128,15 @@ def _checked(options: argparse.Namespace) -> tuple[tuple[Expected, ...], frozens
     if options.level is not None:
         shared.level(options.level)
     return expected, only
+
+
+def _check_level(only: frozenset[str] | None, level: Level) -> None:
+    above = {slug: BY_SLUG[slug].level for slug in sorted(only or ()) if BY_SLUG[slug].level > level}
+    if only and len(above) == len(only):
+        named = ", ".join(f"{slug} ({its})" for slug, its in above.items())
+        raise shared.BadArgument(
+            f"--clause: {named}: this run judges level {level}; add --level {min(above.values())}."
+        )
 
 
 def _judged(
@@ -203,11 +214,14 @@ def _give_way(out: Path, impl: str, reason: str) -> None:
 
 
 def _say_if_whole(out: Path, is_partial: bool) -> None:
-    """A whole report took minutes: nobody loses it to one of some tests without being told."""
+    """A whole report took minutes: nobody loses it to one of some tests."""
     earlier = stored.read(out).report
     if is_partial and earlier.get("is_partial") is False:
+        write({_BEFORE: files.read_text(out / "report.json")}, out)
         print(
-            f"forge-conformance: the complete report in {out} is replaced by one of only some tests.", file=sys.stderr
+            f"forge-conformance: the complete report in {out} is replaced by one of only some tests, and kept as "
+            f"{_BEFORE}.",
+            file=sys.stderr,
         )
 
 

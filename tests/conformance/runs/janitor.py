@@ -36,7 +36,9 @@ def kill_all():
         try:
             with open(f"/proc/{name}/environ", "rb") as file:
                 values = os.fsdecode(file.read()).split("\0")
-            if any(map(carries, values)):
+            with open(f"/proc/{name}/cmdline", "rb") as file:
+                is_tracker = b"multiprocessing.resource_tracker" in file.read()  # it ends after the others, and tidies
+            if any(map(carries, values)) and not is_tracker:
                 os.kill(int(name), signal.SIGKILL)
                 found = True
         except (OSError, ValueError):  # no process, not ours, or it has ended

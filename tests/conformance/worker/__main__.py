@@ -12,6 +12,9 @@ import importlib.util
 import sys
 from pathlib import Path
 
+if sys.version_info < (3, 11):  # noqa: UP036 -- the manager's own Python may be another one
+    sys.exit("Python %d.%d is too old: the suite's worker needs 3.11." % sys.version_info[:2])  # noqa: UP031 -- the same
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
