@@ -3,12 +3,11 @@
     python benchmarks/run.py scale                        print it
     python benchmarks/run.py scale --write docs/SCALE.md  and write it down
 
-Counted are the manager's messages (by its own counters), what DCP hands to
-its collectives, and the file operations of every rank (under strace, which
-has to be installed).  Derived are the manager's messages for many ranks: the
-same code runs for each of them, over a wire that is a dictionary; and the
-result is compared with what was counted before it is believed.  DCP's share
-is extrapolated by a line through two counted sizes, and the page says so.
+Counted are the manager's messages (by its own counters) and the file operations
+of every rank (under strace, which has to be installed).  Derived are the
+messages for many ranks: the same code runs for each of them, over a wire that
+is a dictionary; and the result is compared with what was counted before it is
+believed.
 """
 
 import multiprocessing
@@ -22,29 +21,48 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from scale_cost import section
+from torch.distributed.checkpoint.planner import SavePlan
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import forge_ref
 from forge_ref import layout, own_values, ranks
 from forge_ref.channel import Channel
+from forge_ref.engine import writing
+from forge_ref.engine.lead import Lead, Report, Writers
+from forge_ref.engine.writing import ShardWriter
+from forge_ref.manifest import Seal
 
 COUNTED = ((2, 0), (4, 0), (8, 0), (16, 0), (4, 2), (16, 4))
 """Ranks and pipeline stages of the runs that are counted."""
 DERIVED = ((8, 0), (1_000, 0), (16_000, 0), (16_000, 16))
-PHASES = ("construct", "save", "load")
+MOST_PLANS = 1_000
+"""Ranks of whom a first save is derived: a derivation holds all messages, and in a first save the plans are in them."""
+PHASES = ("construct", "first save", "save", "load")
 STEP = 7
 LAYERS, WIDTH = 4, 64
 
 
 # -- counted ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a rank told others in the saves of a run: by save its report and the marker's seal."""
+
+    plan: SavePlan
+    writers: Writers | None
+    """What the first rank of a stage has decided in the first save."""
+    report: dict[str, Report]
+    seal: dict[str, Seal]
 
 
 @dataclass(frozen=True)
@@ -54,7 +72,7 @@ class Run:
     size: int
     stages: int
     said: list[dict[str, Counter[str]]]
-    dcp: list[dict[str, Counter[str]]]
+    told: list[Told]
     files: list[dict[str, Counter[tuple[str, str]]]]
     sockets: list[int]
     entries: dict[str, int]
@@ -82,7 +100,7 @@ def count(size: int, stages: int, is_lazy: bool = False) -> Run:
         size,
         stages,
         said=[one["said"] for one in found],
-        dcp=[one["dcp"] for one in found],
+        told=[Told(*one["told"]) for one in found],
         files=[of_task[one["pid"]] for one in found],
         sockets=[one["sockets"] for one in found],
         entries=entries,
@@ -119,24 +137,27 @@ def _rank(pipe: Any, folder: str, rank: int, size: int, stages: int) -> None:
     group, stage = (mesh["dp"].get_group(), mesh.get_local_rank("pp")) if stages else (None, None)
     config = forge_ref.CheckpointConfig(dir=f"{folder}/checkpoints")
     before = _sockets()
-    dcp, found = _count_dcp(), {"pid": threading.get_native_id(), "said": {}, "dcp": {}}
+    found = {"pid": threading.get_native_id(), "said": {}}
 
     def enter(phase: str) -> None:
         """File operations from here on belong to this phase; said to whoever reads the trace by asking for a file."""
         os.path.exists(f"{folder}/phase/{phase}")
 
     enter("construct")
+    plans, decided, reports, seals = (_remember(*of) for of in _TOLD)
     manager = forge_ref.CheckpointManager(config, model, optimizer, group, stage)
-    channels = (manager._run.ranks.calls, manager._run.ranks.flushes)
-    jobs = {"construct": lambda: None, "save": lambda: manager.save(STEP), "load": manager.load}
-    counted, handed = Counter[str](), Counter[str]()
+    channels = {id(channel): channel for channel in _channels(manager)}.values()
+    saves = {"first save": lambda: manager.save(STEP - 1), "save": lambda: manager.save(STEP)}
+    jobs = {"construct": lambda: None, **saves, "load": manager.load}
+    counted = Counter[str]()
     for phase, job in jobs.items():
         enter(phase)
         job()
-        now = channels[0].counted + channels[1].counted
-        found["said"][phase], found["dcp"][phase] = now - counted, dcp - handed
-        counted, handed = now, dcp.copy()
+        now = sum((channel.counted for channel in channels), Counter[str]())
+        found["said"][phase], counted = now - counted, now
     enter("over")
+    by_save = (dict(zip(saves, of, strict=True)) for of in (reports, seals))
+    found["told"] = plans[0], decided[0] if decided else None, *by_save
     found["sockets"] = _sockets() - before
     found["source_bytes"] = len(pickle.dumps(manager._resumer._find(None, None)))
     dist.barrier()
@@ -150,23 +171,24 @@ def _sockets() -> int:
     return sum(os.path.lexists(link) and os.readlink(link).startswith("socket:") for link in links)
 
 
-def _count_dcp() -> Counter[str]:
-    """Sizes of what DCP, the only caller of these, hands to the collectives of objects from here on."""
-    handed = Counter[str]()
+def _channels(manager: Any) -> Sequence[Channel]:
+    ranks = manager._run.ranks
+    return ranks.calls, ranks.flushes, ranks.writers
 
-    def counting(name: str, argument: str) -> None:
-        collective = getattr(dist, name)
 
-        def counted(*arguments: Any, **named: Any) -> Any:
-            handed[name] += len(pickle.dumps(named[argument]))
-            return collective(*arguments, **named)
+_TOLD = (writing, "plan_of"), (Lead, "decide"), (ShardWriter, "_write_file"), (ShardWriter, "write")
 
-        setattr(dist, name, counted)
 
-    counting("gather_object", "obj")
-    counting("scatter_object_list", "scatter_object_input_list")
-    counting("broadcast_object_list", "object_list")
-    return handed
+def _remember(owner: Any, name: str) -> list[Any]:
+    """What the function returns from here on."""
+    function, found = getattr(owner, name), []
+
+    def remembering(*arguments: Any) -> Any:
+        found.append(function(*arguments))
+        return found[-1]
+
+    setattr(owner, name, remembering)
+    return found
 
 
 _CALL = re.compile(r"(?P<task>\d+) +(?P<name>\w+)\((?P<arguments>.*)")
@@ -227,12 +249,12 @@ class Simulated(Channel):
     so_far: Counter[Any] = field(default_factory=Counter)
 
     def _send(self, packet: torch.Tensor, peer: int) -> Any:
-        self.wire[self.rank, peer, self.so_far["to", peer]] = (self.so_far["chain"], packet)
+        self.wire[self._name(self.rank), peer, self.so_far["to", peer]] = (self.so_far["chain"], packet)
         self.so_far["to", peer] += 1
         return _Arrived()
 
     def _receive(self, packet: torch.Tensor, peer: int) -> None:
-        chain, sent = self.wire.get((peer, self.rank, self.so_far["from", peer]), (0, None))
+        chain, sent = self.wire.get((peer, self._name(self.rank), self.so_far["from", peer]), (0, None))
         if sent is None:
             raise _NotYet
         packet.copy_(sent)
@@ -257,7 +279,7 @@ def simulate(size: int, talk: Callable[[Channel], object]) -> list[Simulated]:
     return [finished[rank] for rank in range(size)]
 
 
-def talks(size: int, stages: int, source: Any) -> dict[str, Callable[[Channel], object]]:
+def talks(size: int, stages: int, source: Any, told: Callable[[int], Told]) -> dict[str, Callable[[Channel], object]]:
     """What the ranks say to one another in each phase; the words are as long as the real ones."""
     each = size // (stages or 1)
 
@@ -268,26 +290,36 @@ def talks(size: int, stages: int, source: Any) -> dict[str, Callable[[Channel], 
         channel.together(lambda: None)
         channel.from_first(lambda: Path("/run/checkpoints"))
 
-    def save(channel: Channel) -> None:
+    def save(channel: Channel, phase: str = "save") -> None:
         stage = channel.rank // each if stages else None
         notes = frozenset({(STEP, stage, 0)})
         channel.concluded(lambda: notes, frozenset, own_values.differing, own_values.merged)
+        own, writers = told(channel.rank), channel
+        if stage is not None:
+            peers = range(each * stage, each * (stage + 1))
+            writers = replace(channel, rank=channel.rank - peers[0], size=each, names=peers)
+        plan, decided = (own.plan, own.writers) if phase == "first save" else (None, None)
+        writers.decided(lambda: {writers.rank: plan} if plan is not None else {}, lambda _: decided)
+        seal = writers.decided(lambda: {writers.rank: own.report[phase]}, lambda _: own.seal[phase])
         name = layout.MARKER if stage is None else f"{layout.stage_name(stage)}/{layout.MARKER}"
-        marker = [(name, 4096 + channel.rank, f"{0xC0FFEE11 + channel.rank:032x}")] if channel.rank % each == 0 else []
-        channel.together(lambda: marker, frozenset)
+        channel.together(lambda: [(name, seal.size_bytes, seal.xxh3)], frozenset)
 
     def load(channel: Channel) -> None:
         channel.from_first(lambda: source)
         channel.together(lambda: None)
 
-    return {"construct": construct, "save": save, "load": load}
+    saves = {"first save": partial(save, phase="first save"), "save": save}
+    return {"construct": construct, **saves, "load": load}
 
 
-def derive(size: int, stages: int, source_bytes: int) -> dict[str, list[Simulated]]:
+def derive(size: int, stages: int, source_bytes: int, told: Callable[[int], Told]) -> dict[str, list[Simulated]]:
     """The channels of all ranks in each phase."""
     frame = len(pickle.dumps(bytes(source_bytes))) - source_bytes
     source = bytes(source_bytes - frame)
-    return {phase: simulate(size, talk) for phase, talk in talks(size, stages, source).items()}
+    of_phase = talks(size, stages, source, told)
+    if size > MOST_PLANS:
+        del of_phase["first save"]
+    return {phase: simulate(size, talk) for phase, talk in of_phase.items()}
 
 
 def markers_bytes(stages: int) -> int:
@@ -299,7 +331,7 @@ def markers_bytes(stages: int) -> int:
 
 def check(run: Run) -> None:
     """The simulation is believed because it says of every rank what was counted there."""
-    for phase, channels in derive(run.size, run.stages, run.source_bytes).items():
+    for phase, channels in derive(run.size, run.stages, run.source_bytes, run.told.__getitem__).items():
         for rank, channel in enumerate(channels):
             said = run.said[rank][phase]
             if channel.counted != said:
@@ -322,13 +354,17 @@ def study() -> str:
     largest = runs[16, 0]
     lazy = count(16, 0, is_lazy=True)
     longer = {0: 0, 16: runs[16, 4].source_bytes - largest.source_bytes + markers_bytes(16) - markers_bytes(4)}
-    derived = {(size, stages): derive(size, stages, largest.source_bytes + longer[stages]) for size, stages in DERIVED}
+    derived = {
+        (size, stages): derive(
+            size, stages, largest.source_bytes + longer[stages], lambda rank: largest.told[min(rank, 1)]
+        )
+        for size, stages in DERIVED
+    }
     return "".join(
         [
             _INTRODUCTION,
             _messages(derived),
             _connections(runs, lazy),
-            _dcp(runs),
             _entries(runs),
             _file_operations(runs),
             _storm(largest),
@@ -389,10 +425,16 @@ def _messages(derived: dict[tuple[int, int], dict[str, list[Simulated]]]) -> str
     return f"""
 ## Messages of the manager
 
-Without the messages of DCP itself. A collective is one pass down the tree, or one up and one down. In the longest
-chain, each message has to wait for the one before. In a ring of {most:,} ranks, which the library's own reduction
-uses, it would have {2 * (most - 1):,} messages for each collective. A load sends the train state and
-`metadata.json` to all ranks. These take two messages to each neighbour, because they are longer than a packet.
+A collective is one pass down the tree, or one up and one down. In the longest chain, each message has to wait for
+the one before. In a ring of {most:,} ranks, which the library's own reduction uses, it would have
+{2 * (most - 1):,} messages for each collective. What is longer than a packet takes two messages to each neighbour.
+
+- A load sends the train state and `metadata.json` to all ranks.
+- In the first save, rank 0 gets what each rank could write, here {3 * 2 * LAYERS} sharded tensors; these bytes grow
+  with the number of tensors and of ranks. Later saves send it again only from ranks whose state is laid out
+  differently. It is derived for up to {MOST_PLANS:,} ranks.
+- In each save, rank 0 gets the seal of each rank's file. Pipeline stages divide this and the first save's bytes:
+  the first rank of each stage gets those of its stage.
 
 {_table(head, rows)}"""
 
@@ -403,40 +445,13 @@ def _connections(runs: dict[tuple[int, int], Run], lazy: Run) -> str:
     return f"""
 ## Connections
 
-A gloo group connects every rank with every other rank when it is made. DCP requires one such group, because its
-plans go to rank 0 over it. The calling thread has a second one, and each stage has its own. With PyTorch's
-`TORCH_GLOO_LAZY_INIT=1` only ranks that exchange messages connect. But in the tests in which ranks die, with
-PyTorch 2.13, gloo then ended some of the surviving processes; without this variable they raise an error. Sockets
-that the manager has added to a process after a save and a load:
+A gloo group connects every rank with every other rank when it is made. The calling thread has one, the thread that
+flushes has another, and each stage has its own. With PyTorch's `TORCH_GLOO_LAZY_INIT=1` only ranks that exchange
+messages connect. But in the tests in which ranks die, with PyTorch 2.13, gloo then ended some of the surviving
+processes; without this variable they raise an error. Sockets that the manager has added to a process after two saves
+and a load:
 
 {_table(("", "busiest rank", "rank 0"), rows)}"""
-
-
-def _dcp(runs: dict[tuple[int, int], Run]) -> str:
-    flat = {size: run for (size, stages), run in runs.items() if not stages}
-    parts = {
-        "plans and results gathered": lambda run: sum(one["save"]["gather_object"] for one in run.dcp),
-        "plans scattered": lambda run: run.dcp[0]["save"]["scatter_object_list"],
-        "marker's content broadcast, once": lambda run: run.dcp[0]["save"]["broadcast_object_list"],
-    }
-    rows = []
-    for name, of in parts.items():
-        found = {size: of(run) for size, run in flat.items()}
-        slope = (found[16] - found[8]) / 8
-        guess = round(found[8] - 4 * slope)
-        far = [round(found[16] + (size - 16) * slope) for size in (1_000, 16_000)]
-        rows.append((name, *found.values(), f"{round(100 * (guess / found[4] - 1))} %", *(f"{n:,}" for n in far)))
-    loads = sum(sum(one["load"].values()) for run in runs.values() for one in run.dcp)
-    head = ("", *(f"{size} ranks" for size in flat), "line's error at 4", "1,000, extrapolated", "16,000, extrapolated")
-    return f"""
-## Bytes through rank 0 by DCP itself
-
-In a save of {3 * 2 * LAYERS} sharded tensors. The numbers also grow with the number of tensors. They are the
-pickled sizes of the objects that DCP passes to its collectives, counted up to 16 ranks. Above that they are an
-**extrapolation**: a straight line through 8 and 16 ranks. Pipeline stages divide them, because each stage has a DCP
-save of its own. In the loads, DCP passed {loads} bytes to collectives: each rank reads alone.
-
-{_table(head, rows)}"""
 
 
 def _entries(runs: dict[tuple[int, int], Run]) -> str:
@@ -449,7 +464,7 @@ def _entries(runs: dict[tuple[int, int], Run]) -> str:
     return f"""
 ## Files in the fullest directory
 
-DCP writes one file per rank. In every counted run there were {more} more files beside them without stages, and
+Each rank writes one file. In every counted run there were {more} more files beside them without stages, and
 {marker} more in the directory of a stage.
 
 {_table(("", "files"), rows)}"""

@@ -21,8 +21,8 @@ from torch.distributed.checkpoint.planner import SavePlan
 import forge_ref
 from forge_ref import trust
 from forge_ref.engine import table
+from forge_ref.engine.lead import Lead
 from forge_ref.engine.leaves import Fixed
-from forge_ref.engine.writing import _Lead
 
 _ATTEMPTS = 5
 _PIECES_OF, _TENSORS = 64, 100
@@ -88,11 +88,11 @@ def constants() -> Constants:
         hash_s = _fastest(lambda: [table.digest(bytes_of(tensor)) for tensor in large.tensors]) / size
         stage_s = _staged(small, folder) / len(small.tensors)
     pieces = _PIECES_OF * _TENSORS
-    plans = [_plan(rank) for rank in range(_PIECES_OF)]
-    plan_s = _fastest(lambda: _Lead().decide(plans)) / pieces
-    lead = _Lead()
+    plans = {rank: _plan(rank) for rank in range(_PIECES_OF)}
+    plan_s = _fastest(lambda: Lead().decide(plans)) / pieces
+    lead = Lead()
     lead.decide(plans)
-    content = lead.marker([None] * len(plans))
+    content = lead.marker({})
     described = pickle.loads(content)
     write_piece_s = _fastest(lambda: pickle.dumps(described)) / pieces
     read_piece_s = _fastest(lambda: _loaded(content)) / pieces

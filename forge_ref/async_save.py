@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.stateful import Stateful
 
 from forge_ref.background import Background
-from forge_ref.channel import OnRankError
+from forge_ref.channel import ALONE, Channel
 from forge_ref.config import AsyncCheckpointMode
 from forge_ref.engine.leaves import Leaves, flatten
 from forge_ref.engine.writing import ShardWriter
@@ -30,11 +30,11 @@ from forge_ref.pinned import PinnedStaging
 from forge_ref.retire import Deletion
 
 State = dict[str, Any]
-Flush = Callable[[], None]
+Flush = Callable[[], object]
 
 
 class AsyncCheckpointer:
-    """Writes state dicts with DCP, at once or in the background; see `AsyncCheckpointMode`."""
+    """Writes state dicts in DCP's format, at once or in the background; see `AsyncCheckpointMode`."""
 
     def __init__(self, mode: AsyncCheckpointMode = AsyncCheckpointMode.disabled) -> None:
         self.mode = AsyncCheckpointMode(mode)
@@ -59,9 +59,9 @@ class AsyncCheckpointer:
         """
         self.wait()
         plain = {key: value.state_dict() if isinstance(value, Stateful) else value for key, value in state_dict.items()}
-        group = group_for(process_group)
-        with Deferral(1 if group is None else None):
-            self.launch(partial(self._write, self.hold(flatten(plain)), Path(checkpoint_id), group))
+        channel = channel_for(process_group)
+        with Deferral(1 if channel.group is None else None):
+            self.launch(partial(self.shards.write, self.hold(flatten(plain)), Path(checkpoint_id), channel))
 
     def hold(self, leaves: Leaves, in_background: bool = True) -> Leaves:
         """Return the state for a flush: in an async mode a copy in host memory, else the state itself.
@@ -70,12 +70,6 @@ class AsyncCheckpointer:
         """
         is_copied = in_background and self.mode is not AsyncCheckpointMode.disabled
         return self.shards.hold(leaves) if is_copied else leaves
-
-    def _write(self, leaves: Leaves, path: Path, group: dist.ProcessGroup | None) -> None:
-        try:
-            self.shards.write(leaves, path, group)
-        except OnRankError as error:
-            raise error.as_raised() from None
 
     def launch(self, flush: Flush) -> None:
         """Flush now, or in the background; the flush must hold all that it needs."""
@@ -124,8 +118,10 @@ def _logging_failure(flush: Flush) -> None:
         raise
 
 
-def group_for(process_group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
-    """Return the group to write with: the given one, else that of all ranks; None if there is only one rank."""
+def channel_for(process_group: dist.ProcessGroup | None) -> Channel:
+    """Return the channel to write over: of the given group, else of all ranks; `ALONE` if there is only one."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(process_group) == 1:
-        return None
-    return process_group if process_group is not None else dist.group.WORLD
+        return ALONE
+    group = process_group if process_group is not None else dist.group.WORLD
+    names = dist.get_process_group_ranks(group)
+    return Channel(dist.get_rank(group), len(names), group, names)

@@ -8,15 +8,18 @@ exchanges more than about log2 of their number of messages.  Gloo's reduction
 goes round a ring of all ranks instead, and ranks that are not next to a dead one
 wait until the timeout.  Here a rank that loses contact reports it to the ranks
 that it can reach, and then closes all its connections.  This is how ranks that
-wait elsewhere, such as in DCP's collectives, learn about it, and they do the
-same.  Only a rank that hangs is waited for until the timeout.
+wait elsewhere learn about it, and they do the same.  Only a rank that hangs is
+waited for until the timeout.
+
+A job of one channel may talk over another, as when a pipeline stage writes: what
+that one raises keeps its rank.
 """
 
 import itertools
 import operator
 import pickle
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -31,7 +34,10 @@ from forge_ref.errors import RanksLostError
 _PACKET = 512  # bytes that always travel: nearly every vote and verdict fits, and then one message is enough
 _LENGTH = 8
 _UNUSED_TAG = 1
+_ORIGIN = "_forge_ref_on_rank"
+"""The attribute of a raised error that has the `OnRankError` it was made of."""
 T = TypeVar("T")
+N = TypeVar("N")
 C = TypeVar("C")
 
 
@@ -50,12 +56,13 @@ class OnRankError(Exception):
             raised = type(self.error)(words)
         except Exception:
             raised = None
-        if isinstance(raised, Exception):
-            return raised
-        return RuntimeError(f"rank {self.rank}: {type(self.error).__name__}: {self.error}")
+        if not isinstance(raised, Exception):
+            raised = RuntimeError(f"rank {self.rank}: {type(self.error).__name__}: {self.error}")
+        raised.__dict__[_ORIGIN] = self
+        return raised
 
 
-def picklable(error: Exception) -> Exception:
+def _picklable(error: BaseException) -> BaseException:
     """Return the error if it can be pickled, else one with the same text."""
     try:
         pickle.loads(pickle.dumps(error))
@@ -118,14 +125,17 @@ class _Message:
 
 @dataclass(frozen=True)
 class Channel:
-    """The messages of all ranks from one thread; every rank has to make the same calls in the same order.
+    """The messages of all ranks of a group from one thread; each has to make the same calls in the same order.
 
     Alone, without a group, a rank just calls the job.
     """
 
     rank: int = 0
+    """This rank's place in the group."""
     size: int = 1
     group: dist.ProcessGroup | None = None
+    names: Sequence[int] = ()
+    """The numbers that the ranks of the group have in the job; without them, the group is all of it."""
     counted: Counter[str] = field(default_factory=Counter)
     """The `collectives` so far, each of them one pass down the tree or one up and down, and this rank's messages in
     them: `sent`, `received`, `sent_bytes`, `received_bytes`."""
@@ -147,9 +157,9 @@ class Channel:
     def concluded(
         self,
         job: Callable[[], T],
-        note: Callable[[T], frozenset[Any]],
-        conclude: Callable[[frozenset[Any]], C],
-        merge: Callable[[frozenset[Any], frozenset[Any]], frozenset[Any]] = operator.or_,
+        note: Callable[[T], N],
+        conclude: Callable[[N], C],
+        merge: Callable[[N, N], N] = operator.or_,
     ) -> tuple[T, C]:
         """Return the same, and what `conclude` returned, on all ranks; `merge` makes one note of two."""
         if self.group is None:
@@ -159,10 +169,17 @@ class Channel:
         try:
             outcome = job()
             mine = _Message(note(outcome))
-        except Exception as error:
-            mine, cause = _Message(problem=_on(self.rank, error)), error
+        except BaseException as error:  # an interrupt too, or the others would wait
+            mine, cause = _Message(problem=self._problem(error)), error
         conclusion = _value_of(self._agreed(mine, merge, conclude), cause)
         return outcome, conclusion
+
+    def decided(self, job: Callable[[], N], conclude: Callable[[N], C]) -> C:
+        """Return, on all ranks, what rank 0's `conclude` makes of all that the jobs return, united in their order.
+
+        One collective; errors as above.
+        """
+        return self.concluded(job, lambda own: own, conclude)[1]
 
     def from_first(self, job: Callable[[], T]) -> T:
         """Return or raise on all ranks what `job` does on rank 0, which alone runs it; its value is plain data.
@@ -200,7 +217,13 @@ class Channel:
         try:
             return _Message(job())
         except Exception as error:
-            return _Message(problem=_on(self.rank, error))
+            return _Message(problem=self._problem(error))
+
+    def _problem(self, error: BaseException) -> OnRankError:
+        return _on(self._name(self.rank), error)
+
+    def _name(self, place: int) -> int:
+        return self.names[place] if self.names else place
 
     def _pass_on(self, verdict: _Message) -> _Message:
         """Send to the ranks below, those with most ranks below them first; return the verdict."""
@@ -219,7 +242,7 @@ class Channel:
         begun = []
         for peer, packet in itertools.product(peers, packets):
             with self._contact(peer, losses):
-                begun.append((peer, self._send(packet, peer)))
+                begun.append((peer, self._send(packet, self._name(peer))))
                 self.counted.update(sent=1, sent_bytes=packet.nbytes)
         for peer, sending in begun:
             with self._contact(peer, losses):
@@ -239,7 +262,7 @@ class Channel:
 
     def _bytes_from(self, peer: int, size_bytes: int) -> bytes:
         packet = torch.empty(size_bytes, dtype=torch.uint8, device="cpu")
-        self._receive(packet, peer)
+        self._receive(packet, self._name(peer))
         self.counted.update(received=1, received_bytes=size_bytes)
         return packet.numpy().tobytes()
 
@@ -248,8 +271,8 @@ class Channel:
         try:
             yield
         except Exception as error:
-            lost = RanksLostError(f"lost contact to rank {peer}: {error}")
-            losses.append(_Message(problem=OnRankError(self.rank, lost)))
+            lost = RanksLostError(f"lost contact to rank {self._name(peer)}: {error}")
+            losses.append(_Message(problem=self._problem(lost)))
 
     def _send(self, packet: torch.Tensor, peer: int) -> dist.Work:
         return dist.isend(packet, peer, self.group)  # type: ignore[return-value]  # None only outside the group
@@ -258,11 +281,17 @@ class Channel:
         dist.recv(packet, peer, self.group)
 
 
-def _value_of(message: _Message, cause: Exception | None = None) -> Any:
+ALONE = Channel()
+"""Of a process without others."""
+
+
+def _value_of(message: _Message, cause: BaseException | None = None) -> Any:
     if message.problem is not None:
+        if cause is not None and not isinstance(cause, Exception):
+            raise cause
         raise message.problem.as_raised() from cause
     return message.value
 
 
-def _on(rank: int, error: Exception) -> OnRankError:
-    return error if isinstance(error, OnRankError) else OnRankError(rank, picklable(error))
+def _on(rank: int, error: BaseException) -> OnRankError:
+    return error.__dict__.get(_ORIGIN) or OnRankError(rank, _picklable(error))

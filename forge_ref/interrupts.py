@@ -2,7 +2,7 @@
 
 Invariants: each block delivers an interrupt to the handler that the script has
 installed, once, however many came; none is lost, whatever the code in the block
-made of the exception, as DCP and torch's C++ writer do; and afterwards that
+made of the exception, as torch's C++ writer does; and afterwards that
 handler is in its place again, unless the script has installed another.
 
 Python runs signal handlers on the main thread alone.  On other threads, and

@@ -47,7 +47,7 @@ class PinnedStaging:
         if source is tensor:
             compute.wait_stream(ours)
 
-    def then(self, flush: Callable[[], None]) -> None:
+    def then(self, flush: Callable[[], object]) -> None:
         """Flush when every copy has arrived."""
         for stream in self._streams.values():
             stream.synchronize()

@@ -2,8 +2,8 @@
 
 Invariant: no two threads, neither ours nor those that train, ever share a
 process group.  There is one for the thread that calls the manager and one for
-the thread that flushes, where DCP writes with it as well; pipeline stages, who
-write on their own, have one each for that.
+the thread that flushes; pipeline stages, who write their shards on their own,
+have one each for that.
 """
 
 import importlib.util
@@ -45,8 +45,8 @@ class Ranks:
     """For the thread that calls the manager."""
     flushes: Channel = field(default_factory=Channel)
     """For the thread that flushes."""
-    writers: dist.ProcessGroup | None = None
-    """For DCP, while it writes, in that thread too: the group of the peers."""
+    writers: Channel = field(default_factory=Channel)
+    """For the peers, while they write their shards, in that thread too."""
 
     @property
     def is_first(self) -> bool:
@@ -98,11 +98,12 @@ def join(process_group: dist.ProcessGroup | None, pp_rank: int | None, timeout: 
     if is_alone:
         return Ranks(stage=stage, stages=stages, token=token)
     flushes = Channel(rank, size, _group(None, timeout, "flushes"))
-    writers = flushes.group
+    writers = flushes
     if stages > 1:
         # Every rank has to make each group; of a group that it is not in, it need not know all ranks.
         each = [peers if number == stage else [first] for number, first in enumerate(first_ranks)]
-        writers = [_group(ranks, timeout, f"stage {number}") for number, ranks in enumerate(each)][stage or 0]
+        groups = [_group(ranks, timeout, f"stage {number}") for number, ranks in enumerate(each)]
+        writers = Channel(peers.index(rank), len(peers), groups[stage or 0], peers)
     return Ranks(rank, size, stage, stages, peers, token, calls, flushes, writers)
 
 

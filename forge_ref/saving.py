@@ -7,9 +7,10 @@ Invariants: all that can be refused is refused before the folder changes; until
 the commit every file is under a hidden name, so a save that fails or dies leaves
 the resume point as it was; and when the commit has succeeded, the save has.
 
-With several ranks a save takes two collectives beside those of DCP: all ranks
-have staged; all ranks have written, and then rank 0 commits.  Only rank 0 makes,
-renames and deletes directories.
+With several ranks a save takes four collectives: all ranks have staged; those
+who write shards together agree on who writes what, and again when they have, so
+that the first of them writes the marker; and all have written, and then rank 0
+commits.  Only rank 0 makes, renames and deletes directories.
 
 `Saver` is the first design's; the second has its own methods in the place of
 those under *what designs differ in* (`ephemeral_saver`).
@@ -30,7 +31,6 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from forge_ref import (
-    channel,
     collector,
     forms,
     layout,
@@ -225,20 +225,19 @@ class Saver:
         )
 
     def _write(self, staged: Staged) -> Seals:
-        """Write this rank's files; return the seal of the shards' marker on the first rank that shares it."""
+        """Write this rank's files; return the seals of the shards' marker and of what is beside it.
+
+        The shards come first: ranks that write them wait for each other, and would wait for one that failed before.
+        """
         path, shards = self._shards_in(staged.path), self._run.checkpointer.shards
         leaves = staged.shards
         if staged.keeps_own:
             leaves = own_values.added(leaves, staged.own, self._run.ranks.place)
         self._run.checkpointer.deletion.wait()
-        try:
-            with self._writer.naming_take_over():
-                beside = self._write_beside(staged)
-                seal = storage.write(leaves, path, self._run.ranks.writers, shards)
-        except RanksLostError:
-            channel.disconnect(self._run.ranks.writers)
-            raise
-        seals = beside if seal is None else {**beside, str((path / layout.MARKER).relative_to(staged.path)): seal}
+        with self._writer.naming_take_over():
+            seal = storage.write(leaves, path, self._run.ranks.writers, shards)
+            beside = self._write_beside(staged)
+        seals = {**beside, str((path / layout.MARKER).relative_to(staged.path)): seal}
         return frozenset((name, seal.size_bytes, seal.xxh3) for name, seal in seals.items())
 
     def _commit(self, staged: Staged, markers: Seals) -> None:

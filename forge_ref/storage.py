@@ -13,10 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-import torch.distributed as dist
 from torch.distributed.checkpoint.metadata import Metadata
 
 from forge_ref import archive, layout, marker, trust
+from forge_ref.channel import ALONE, Channel
 from forge_ref.engine import reading
 from forge_ref.engine.leaves import Leaves, flatten, nested
 from forge_ref.engine.writing import ShardWriter
@@ -30,12 +30,12 @@ Keys = tuple[str | int, ...]
 def write(
     state: Leaves | Mapping[str, Any],
     path: Path,
-    group: dist.ProcessGroup | None = None,
+    channel: Channel = ALONE,
     shards: ShardWriter | None = None,
-) -> Seal | None:
+) -> Seal:
     """Write shards and marker into a directory; see `ShardWriter.write`; a writer that has written before is faster."""
     leaves = state if isinstance(state, Leaves) else flatten(state)
-    return (shards or ShardWriter()).write(leaves, path, group)
+    return (shards or ShardWriter()).write(leaves, path, channel)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,6 @@ from pathlib import Path
 
 from forge_ref import layout, retire
 from forge_ref.async_save import AsyncCheckpointer
-from forge_ref.channel import OnRankError
 from forge_ref.errors import FolderInUseError, NotTakenBackError
 from forge_ref.interrupts import Deferral
 from forge_ref.messages import log as _log
@@ -155,7 +154,7 @@ class Writer:
             yield
         except NotTakenBackError:
             raise
-        except (OSError, OnRankError):  # the latter where DCP has failed on another rank
+        except OSError:
             with contextlib.suppress(OSError):
                 self.check()
             raise

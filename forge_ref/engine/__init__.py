@@ -6,7 +6,8 @@
     table        the hash of each piece, at the end of its file
     flush        large direct writes, or buffered ones where direct ones are refused
     loose        values that change their size, behind the image
-    writing      the plan of the ranks that write together, computed once for an unchanged state
+    writing      a rank's part of a save of ranks that write together
+    lead         the first rank's: who writes what, computed once for an unchanged state, and the marker
     reading      pieces into fresh memory, verified while they pass by
 
     __R_0.distcp = one container for each tensor at a multiple of 64 bytes, then, from a multiple

@@ -58,7 +58,7 @@ class Leaves:
     paths: dict[str, Path]
     """Where each was in the nested state."""
     unwritten: frozenset[str] = field(default_factory=frozenset)
-    """Names that this rank does not write, whatever DCP's planner says."""
+    """Names that this rank does not write, although it has them."""
 
     def nested(self) -> dict[str, Any]:
         """Return all of them in the shape of the state that was flattened, bytes of ours as tensors."""

@@ -22,7 +22,7 @@ from datetime import timedelta
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -255,10 +255,10 @@ class Rank:
             for kind, moment in sorted(self.optimizer.state.get(parameter, {}).items()):
                 yield f"{name}.{kind}", moment
 
-    def counts(self) -> tuple[Counter[str], Counter[str]]:
-        """What the thread that calls and the one that flushes have counted so far."""
+    def counts(self) -> list[Counter[str]]:
+        """What has been counted so far: in the thread that calls, in the one that flushes, and there within a stage."""
         ranks = self.manager._run.ranks
-        return ranks.calls.counted.copy(), ranks.flushes.counted.copy()
+        return [channel.counted.copy() for channel in (ranks.calls, ranks.flushes, ranks.writers)]
 
     def touched(self, method: str, *arguments: Any) -> list[str]:
         """The names in the checkpoints' folder that a call opens, scans or changes."""
@@ -312,6 +312,22 @@ class Rank:
         _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size if size >= 0 else hard, hard))
 
+    def refuse_what_is_beside(self, error: type[BaseException]) -> None:
+        """Fail where a rank writes what it has beside its shards, as each does in the second design."""
+
+        def refuse(_staged: Any) -> NoReturn:
+            raise error("no more files")
+
+        self.manager._saver._write_beside = refuse
+
+    def refuse_shards(self, error: type[BaseException]) -> None:
+        """The same where it writes its shards."""
+
+        def refuse(*_: Any) -> NoReturn:
+            raise error("no more shards")
+
+        self.manager._saver._run.checkpointer.shards._write_file = refuse
+
     def loader_refuses(self, refuses: bool = True) -> None:
         self.loader.refuses = refuses
 
@@ -361,7 +377,7 @@ def _serve(pipe: Connection, stacks: str, *about: Any) -> None:
 def _answered(pipe: Connection, call: Callable[[], Any], silent: bool = False) -> Any:
     try:
         value = call()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         pipe.send(Error(type(error).__name__, str(error)))
         return None
     pipe.send(None if silent else value)

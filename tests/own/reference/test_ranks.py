@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -145,23 +146,29 @@ def test_saves_back_to_back_do_not_meet_each_other_or_training(start: Start, kin
     assert names(run.folder) == ["latest", "step_10", "step_11"]
 
 
-def test_a_save_and_a_load_take_two_collectives_each(start: Start) -> None:
-    run, size = start(8, "pipe2", async_mode="async"), 8
+def test_a_save_takes_four_collectives_and_a_load_two(start: Start) -> None:
+    run, size, each = start(8, "pipe2", async_mode="async"), 8, 4
     run("train", 1)
     begun = run("counts")
     to_begin = 3  # they compare the groups they were given, check their arguments, and hear of the folder
-    assert [calls["collectives"] for calls, _ in begun] == [to_begin] * size
+    assert [calls["collectives"] for calls, *_ in begun] == [to_begin] * size
     assert saved(run, 1) == [None] * size
+    after_first = run("counts")
+    assert saved(run, 2) == [None] * size
     after = run("counts")
     run("load")
     loaded = run("counts")
-    for rank, ((calls, _), (more, flushes), (most, unchanged)) in enumerate(zip(begun, after, loaded, strict=True)):
-        assert flushes == unchanged
-        staged, read = more - calls, most - more
-        assert [staged["collectives"], flushes["collectives"], read["collectives"]] == [1, 1, 2]
+    for rank in range(size):
+        calls, flushes, writers = (now - before for now, before in zip(after[rank], after_first[rank], strict=True))
+        read, *unchanged = (now - before for now, before in zip(loaded[rank], after[rank], strict=True))
+        assert [calls["collectives"], flushes["collectives"], writers["collectives"]] == [1, 1, 2]
+        assert [read["collectives"], *unchanged] == [2, Counter(), Counter()]
         neighbours = len(channel.children(rank, size)) + (rank > 0)
-        for count in (staged, flushes):
+        for count in (calls, flushes):
             assert count["sent"] == count["received"] == neighbours <= math.log2(size)
+        place = rank % each
+        of_stage = len(channel.children(place, each)) + (place > 0)
+        assert 2 * of_stage <= writers["sent"] <= 4 * of_stage <= 4 * math.log2(each)
 
 
 def test_the_folder_is_the_one_that_rank_0_means(start: Start, tmp_path: Path) -> None:
@@ -225,6 +232,24 @@ def test_a_full_disk_on_one_rank_fails_the_save_of_all(
     assert saved(run, 3) == [None] * size
     assert os.readlink(run.folder / "latest") == "step_3"
     assert run("load") == [(3, 30, {})] * size
+
+
+@pytest.mark.parametrize("kind", ["same", "pipe2"])
+def test_a_rank_that_writes_its_shards_alone_fails_the_save_of_all_at_once(start: Start, kind: str) -> None:
+    run = start(4, kind, timeout=LONG)
+    run.on(3, "refuse_what_is_beside", OSError)
+    everywhere(saved(run, 1), "SaveError", "OSError: rank 3: no more files")
+    assert run("open") == [None] * 4
+    assert saved(run, 1) == [None] * 4
+
+
+@pytest.mark.parametrize("kind", ["same", "pipe2"])
+def test_an_exit_in_the_middle_of_the_shards_leaves_no_rank_waiting(start: Start, kind: str) -> None:
+    run = start(4, kind, timeout=LONG)
+    run.on(3, "refuse_shards", SystemExit)
+    *others, exiting = run("save", 1)
+    everywhere(others, "SaveError", "rank 3: SystemExit: no more shards")
+    assert exiting.kind == "SystemExit"
 
 
 @MODES

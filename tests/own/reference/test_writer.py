@@ -431,7 +431,7 @@ def test_what_fails_on_another_rank_after_a_take_over_is_blamed_on_it(start: Sta
     run.save(1)
     taker.takes(run.folder, 2)
     with pytest.raises(FolderInUseError, match="was taken over"), run.manager._saver._writer.naming_take_over():
-        raise OnRankError(0, FileNotFoundError("__0_0.distcp"))
+        raise OnRankError(0, FileNotFoundError("__0_0.distcp")).as_raised()
     taker.lets_go()
 
 
