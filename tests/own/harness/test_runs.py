@@ -442,11 +442,25 @@ def test_an_output_that_cannot_be_written_is_said_in_a_sentence(command: tuple[s
     assert "Traceback" not in ran.stderr
 
 
+@pytest.mark.parametrize(("impl", "status"), [("nope.py", 2), (str(MANAGERS / "honest.py"), 3)])
+def test_where_not_even_the_reason_can_be_written_the_status_says_it(impl: str, status: int, tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "forge_conformance.cli", "run", "--clause", QUICK, "--impl", impl]
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run(arguments, cwd=tmp_path, stdout=full, stderr=full, check=False)
+    assert ran.returncode == status
+
+
 def test_a_closed_output_is_no_error(tmp_path: Path) -> None:
     arguments = [sys.executable, "-m", "forge_conformance.cli", "list"]
     shell = " ".join(map(shlex.quote, arguments)) + " >&-"
     ran = subprocess.run(["sh", "-c", shell], cwd=tmp_path, stderr=subprocess.PIPE, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_clauses_above_the_level_are_refused_with_the_level_that_judges_them(forge: Command) -> None:
+    ran = forge.run("honest.py", "place.home", "durable.power-loss", options=("--level", "core"))
+    assert ran.status == 2
+    assert "durable.power-loss (durable), place.home (strict): this run judges level core; add --level" in ran.said
 
 
 def test_a_complete_report_of_the_same_is_printed_instead_of_judging_again(forge: Command) -> None:
@@ -463,7 +477,8 @@ def test_a_complete_report_of_the_same_is_printed_instead_of_judging_again(forge
     assert re.search(r"kept from \d{4}(-\d\d){2} \d\d:\d\d, judged by the same code", again.said)
     part = forge.run("honest.py", "commit.sync", options=(*options, "--unless-judged"))
     assert part.report["is_partial"] and part.report["totals"]["pass"] == 1
-    assert "the complete report in" in part.said and "is replaced by one of only some tests." in part.said
+    assert "the complete report in" in part.said and "is replaced by one of only some tests, and kept" in part.said
+    assert json.loads((forge.folder / "reports" / "report.json.before").read_text())["totals"] == {"made": "here"}
     again = forge.run("honest.py", "commit.s[y]nc", options=(*options, "--unless-judged"))
     assert "kept from" in again.said and again.report["asked"] == ["commit.sync"]
 

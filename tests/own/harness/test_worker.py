@@ -390,10 +390,11 @@ sys.stdin.read()
 """
 
 
-def test_what_a_host_has_forked_ends_with_the_process_that_asked_for_it() -> None:
+def test_what_a_host_has_forked_ends_with_the_process_that_asked_for_it(tmp_path: Path) -> None:
     commanded = Path(managers.__file__).with_name("commanded.py")
     arguments = [sys.executable, "-c", _GUEST, f"{commanded}:Commanded"]
-    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as guest:
+    own = {**os.environ, "TMPDIR": str(tmp_path)}  # it is killed, and leaves its folder
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=own) as guest:
         assert guest.stdout is not None
         pids = [int(pid) for pid in guest.stdout.readline().split()]
         descriptors = [os.pidfd_open(pid) for pid in pids]
