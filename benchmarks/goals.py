@@ -36,6 +36,7 @@ _PYTHON_PER_TENSOR = "What is beyond is Python's and torch's work for each tenso
 _VERIFIED = "The limit computes no hashes, and reads no marker."
 _HASHED = "A thread computes the hashes beside the write, and shares the processors and the memory's bandwidth with it."
 _PREWARMED = "Its memory is made page by page beside training, and the first save waits for what is left of that."
+_TOGETHER = "The ranks share the processors, and wait for each other in four exchanges for a save and two for a load."
 _FRESH = "The limit reads into memory that is there; a load makes its memory, which the system clears page by page."
 
 
@@ -107,7 +108,7 @@ def _of_ranks(samples: Samples) -> list[Goal]:
         work: (samples.get(f"{one}: {work}"), samples.get(f"{two}: {work}")) for work in ("tiny save", "tiny load")
     }
     return [
-        Goal(f"{work}: two ranks beside one", 1.5, 1e3 * (second.median - first.median), "ms")
+        Goal(f"{work}: two ranks beside one", 1.5, 1e3 * (second.median - first.median), "ms", _TOGETHER)
         for work, (first, second) in pairs.items()
         if first and second and not first.failure and not second.failure
     ]

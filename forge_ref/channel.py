@@ -169,9 +169,9 @@ class Channel:
         try:
             outcome = job()
             mine = _Message(note(outcome))
-        except BaseException as error:  # an interrupt too, or the others would wait
+        except BaseException as error:
             mine, cause = _Message(problem=self._problem(error)), error
-        conclusion = _value_of(self._agreed(mine, merge, conclude), cause)
+        conclusion = self._value_of(self._agreed(mine, merge, conclude), cause)
         return outcome, conclusion
 
     def decided(self, job: Callable[[], N], conclude: Callable[[N], C]) -> C:
@@ -190,7 +190,7 @@ class Channel:
             return job()
         self.counted["collectives"] += 1
         message = self._attempted(job) if self.rank == 0 else self._receive_from(parent(self.rank))
-        return _value_of(self._pass_on(message))  # type: ignore[no-any-return]
+        return self._value_of(self._pass_on(message))  # type: ignore[no-any-return]
 
     def merged(self, job: Callable[[], T], merge: Callable[[T, T], T]) -> T:
         """Return what `job` returns on all ranks merged, in their order; what it raises on any is raised on all.
@@ -200,7 +200,7 @@ class Channel:
         if self.group is None:
             return job()
         mine = self._attempted(job)
-        return _value_of(self._agreed(mine, merge, lambda rows: rows))  # type: ignore[no-any-return]
+        return self._value_of(self._agreed(mine, merge, lambda rows: rows))  # type: ignore[no-any-return]
 
     def _agreed(self, mine: _Message, merge: Callable[[Any, Any], Any], conclude: Callable[[Any], Any]) -> _Message:
         below = (self._receive_from(child) for child in children(self.rank, self.size))
@@ -216,11 +216,23 @@ class Channel:
     def _attempted(self, job: Callable[[], Any]) -> _Message:
         try:
             return _Message(job())
-        except Exception as error:
+        except BaseException as error:
             return _Message(problem=self._problem(error))
 
     def _problem(self, error: BaseException) -> OnRankError:
-        return _on(self._name(self.rank), error)
+        """Return what the others are told; of an interrupt too, or they would wait."""
+        return error.__dict__.get(_ORIGIN) or OnRankError(self._name(self.rank), _picklable(error))
+
+    def _value_of(self, message: _Message, cause: BaseException | None = None) -> Any:
+        """Return or raise it; an interrupt of this rank, which may be the `cause`, is raised here as what it is."""
+        problem = message.problem
+        if problem is None:
+            return message.value
+        mine = problem.error if problem.rank == self._name(self.rank) else None
+        for own in (cause, mine):
+            if own is not None and not isinstance(own, Exception):
+                raise own
+        raise problem.as_raised() from cause
 
     def _name(self, place: int) -> int:
         return self.names[place] if self.names else place
@@ -283,15 +295,3 @@ class Channel:
 
 ALONE = Channel()
 """Of a process without others."""
-
-
-def _value_of(message: _Message, cause: BaseException | None = None) -> Any:
-    if message.problem is not None:
-        if cause is not None and not isinstance(cause, Exception):
-            raise cause
-        raise message.problem.as_raised() from cause
-    return message.value
-
-
-def _on(rank: int, error: BaseException) -> OnRankError:
-    return error.__dict__.get(_ORIGIN) or OnRankError(rank, _picklable(error))

@@ -328,6 +328,14 @@ class Rank:
 
         self.manager._saver._run.checkpointer.shards._write_file = refuse
 
+    def refuse_to_commit(self, error: type[BaseException]) -> None:
+        """The same where rank 0 commits."""
+
+        def refuse(*_: Any) -> NoReturn:
+            raise error("no commit")
+
+        self.manager._saver._commit = refuse
+
     def loader_refuses(self, refuses: bool = True) -> None:
         self.loader.refuses = refuses
 

@@ -235,7 +235,7 @@ def test_a_full_disk_on_one_rank_fails_the_save_of_all(
 
 
 @pytest.mark.parametrize("kind", ["same", "pipe2"])
-def test_a_rank_that_writes_its_shards_alone_fails_the_save_of_all_at_once(start: Start, kind: str) -> None:
+def test_a_rank_that_fails_beside_its_shards_fails_the_save_of_all_at_once(start: Start, kind: str) -> None:
     run = start(4, kind, timeout=LONG)
     run.on(3, "refuse_what_is_beside", OSError)
     everywhere(saved(run, 1), "SaveError", "OSError: rank 3: no more files")
@@ -250,6 +250,14 @@ def test_an_exit_in_the_middle_of_the_shards_leaves_no_rank_waiting(start: Start
     *others, exiting = run("save", 1)
     everywhere(others, "SaveError", "rank 3: SystemExit: no more shards")
     assert exiting.kind == "SystemExit"
+
+
+def test_an_exit_in_the_commit_leaves_no_rank_waiting(start: Start) -> None:
+    run = start(2, timeout=LONG)
+    run.on(0, "refuse_to_commit", SystemExit)
+    exiting, other = run("save", 1)
+    assert exiting.kind == "SystemExit"
+    everywhere([other], "SaveError", "rank 0: SystemExit: no commit")
 
 
 @MODES
