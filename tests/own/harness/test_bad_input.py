@@ -314,7 +314,7 @@ def test_a_table_that_finds_no_room_names_the_file() -> None:
 def test_expected_failures_that_find_no_room_are_named_and_the_report_is_kept() -> None:
     Path("small").mkdir()
     mount = "mount -t tmpfs -o size=4k none small && head -c 4096 /dev/zero > small/file"
-    clause = ("--clause", "schedule.kinds", "--ranks", "none")
+    clause = ("--clause", "schedule.kinds", "--level", "strict", "--ranks", "none")
     command = (*SUITE, "run", "--impl", f"{FAULTY}:Boaster", "--out", "report", "--write-xfail", "small/x.xfail")
     refused = refusal(*covered(mount, *command, *clause))
     assert refused.status == 3

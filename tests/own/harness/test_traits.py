@@ -45,7 +45,11 @@ WAYS = (
         {"commit/a-synchronous-save-that-fails-says-so-and-the-next-one-works": "unreached"},
     ),
     Way("deletes_late", "DeletesLate", {SMALLEST: "done"}),
-    Way("load_path_is_fallback", "LoadPathIsFallback", {"resume/peek-follows-a-named-path": "unreached"}),
+    Way(
+        "load_path_is_fallback",
+        "LoadPathIsFallback",
+        {"resume/a-checkpoint-that-load-path-names-is-loaded-and-not-the-newest[sync]": "unreached"},
+    ),
     Way(
         "has_end",
         "HasEnd",
