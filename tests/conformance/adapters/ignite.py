@@ -80,7 +80,7 @@ class Ignite(LoopAdapter):
         trainer.run(max_epochs=_ENDLESS, epoch_length=_ENDLESS)
 
     def _newest(self) -> str | None:
-        folder = self.settings.folder
+        folder = os.path.expanduser(self.settings.folder)  # as the saver does
         found = (re.fullmatch(self.layout.checkpoint, name) for name in os.listdir(folder))
         newest = max((match for match in found if match), key=lambda match: int(match["step"]), default=None)
         return newest and os.path.join(folder, newest.string)

@@ -86,7 +86,7 @@ class TransformersTrainer(LoopAdapter):
     def run_loop(self, path: str | None, resumes: bool) -> None:
         if resumes:
             self.hand_over(0, {})  # what a run has that finds nothing
-            path = path or get_last_checkpoint(self.settings.folder)
+            path = path or get_last_checkpoint(os.path.expanduser(self.settings.folder))
         trainer, run = self._trainer, self.training
         trainer.optimizer, trainer.lr_scheduler = run.optimizer, run.scheduler
         trainer.train(resume_from_checkpoint=path)
