@@ -20,7 +20,6 @@ from forge_conformance import __version__
 from forge_conformance.commands import options as shared
 from forge_conformance.judging import files
 from forge_conformance.judging.judge import CannotJudge
-from forge_conformance.judging.verdicts import Status
 from forge_conformance.matrix import mutants as fixtures
 from forge_conformance.matrix.assertions import assertions
 from forge_conformance.matrix.mutants import BadMutant, Mutant
@@ -239,10 +238,7 @@ def _judged(impl: str, mutants: Sequence[Mutant], out: Path, processes: int) -> 
     report = out / "report.json"
     report.unlink(missing_ok=True)  # an older one is kept where nothing can be judged
     done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode == Status.NOTHING_JUDGED and not report.exists():
-        raise CannotJudge(f"the base {impl} can't be judged: {done.stderr.strip()[-2000:]}")
     try:
         return Base.of(impl, files.read_json(report))
     except (OSError, KeyError) as error:
-        said = done.stderr.strip()[-2000:] or str(error)
-        raise CannotJudge(f"there is no report on the base, {report}: {said}") from None
+        raise CannotJudge(f"the base {impl} can't be judged: {done.stderr.strip()[-2000:] or error}") from None

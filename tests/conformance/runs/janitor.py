@@ -52,7 +52,7 @@ for _ in range(120):
     quiet = 0 if was_found or os.path.lexists(folder) else quiet + 1
     if quiet > 10 * was_killed:
         break
-    time.sleep(0.5)
+    time.sleep(0.5)  # no event tells of processes that are just beginning; no verdict waits for this
 """
 
 
