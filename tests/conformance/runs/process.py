@@ -513,7 +513,8 @@ def _scheduled(pids: Sequence[int]) -> dict[str, tuple[int, int]]:
 def _activity(pid: int, held: frozenset[int]) -> str:
     """Changes whenever a thread of the process does anything, those aside that wake up to see that there is nothing.
 
-    `held` are the threads whose file operation has not begun.
+    `held` are the threads whose file operation has not begun.  The kernel shows one that gets a signal meanwhile as
+    one that waits for a disk.
     """
     lines: list[str] = []
     for task in sorted(Path(f"/proc/{pid}/task").iterdir()):
@@ -521,9 +522,11 @@ def _activity(pid: int, held: frozenset[int]) -> str:
             status = (task / "status").read_text()
             if status.startswith(_POLLING):
                 continue
-            lines += re.findall(r"^(?:State|voluntary_ctxt_switches|nonvoluntary_ctxt_switches):.*$", status, re.M)
-            if int(task.name) not in held and _is_in_file_operation(task):
+            if int(task.name) in held:
+                status = status.replace("D (disk sleep)", "held")
+            elif _is_in_file_operation(task):
                 lines.append("in a file operation")
+            lines += re.findall(r"^(?:State|voluntary_ctxt_switches|nonvoluntary_ctxt_switches):.*$", status, re.M)
     return "\n".join(lines)
 
 

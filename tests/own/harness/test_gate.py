@@ -137,6 +137,29 @@ def test_a_process_inside_a_slow_file_operation_is_awaited(
     os.close(readers[0])
 
 
+def test_an_interrupted_process_that_is_held_stands_still(life: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel shows a thread that was held and then got a signal as one that waits for a disk."""
+    looks = 0
+
+    def counted(pid: int, held: frozenset[int]) -> str:
+        nonlocal looks
+        looks += 1
+        return activity(pid, held)
+
+    activity = worker_module._activity
+    monkeypatch.setattr(worker_module, "_activity", counted)
+    life.call("heed_interrupts", how="raise")
+    gate = life.close_gate(at(2))
+    tell(life, "write_by", "python", "one")
+    assert gate.wait_held(PATIENCE_S)
+    life.interrupt()
+    assert not life.replies_or_blocks()
+    assert looks < 200, "it was looked at until its time was up"
+    gate.open()
+    with pytest.raises(Raised, match="KeyboardInterrupt"):
+        life.reply()
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
 def test_an_operation_that_is_to_fail_fails_with_that_errno_and_changes_nothing(
     life: Worker, folder: Path, number: int
