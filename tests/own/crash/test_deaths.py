@@ -109,8 +109,9 @@ LETHAL = [
 def test_each_mistake_in_dying_is_caught_by_its_clause(
     tries: Tries, name: str, kind: str, situation: str, mode: str, word: str, clause: str
 ) -> None:
-    result = tries(name, Drill("deaths", kind, situation, mode), DrillSelection(every=1))
-    assert {(one, clause) for one in word.split(" or ")} & found(result)
+    every = 1 if situation == "resave" else 3  # the operations of one save are few
+    result = tries(name, Drill("deaths", kind, situation, mode), DrillSelection(every=every))
+    assert (word, clause) in found(result)
     for bad in result.bad:
         expect_numbers_to_agree(bad.text)
 
@@ -184,8 +185,7 @@ def test_every_errno_is_tried_at_every_call_that_can_return_it(tries: Tries) -> 
 FAILING = [
     ("Careful", "steady", "sync", "hard", "retention.failure-is-soft"),
     ("Swallows", "steady", "sync", "swallowed", "commit.failed-save"),
-    # Whether the failed save can be resumed from depends on which of its threads comes first.
-    ("SwallowsInBackground", "steady", "async", "swallowed or phantom", "commit.failed-flush"),
+    ("SwallowsInBackground", "steady", "async", "swallowed", "commit.failed-flush"),
     ("ForEver", "steady", "sync", "repeated", "commit.failed-save"),
     ("Twice", "steady", "sync", "repeated", "commit.failed-save"),
     ("MakesRoom", "steady", "sync", "lost", "commit.failed-save"),
@@ -197,13 +197,12 @@ FAILING = [
 def test_each_mistake_in_failing_is_caught_by_its_clause(
     tries: Tries, name: str, situation: str, mode: str, word: str, clause: str
 ) -> None:
-    result = tries(name, Drill("errors", "fail", situation, mode), DrillSelection(every=1))
+    result = tries(name, Drill("errors", "fail", situation, mode), DrillSelection(every=4))
     for bad in result.bad:
         expect_numbers_to_agree(bad.text)
-    either = {(one, clause) for one in word.split(" or ")}
-    assert either & found(result)
-    of_careful = {("hard", "retention.failure-is-soft"), ("phantom", "commit.failed-save"), ("phantom", clause)}
-    assert found(result) <= either | of_careful
+    assert (word, clause) in found(result)
+    of_careful = {("hard", "retention.failure-is-soft"), ("phantom", clause)}
+    assert found(result) <= {(word, clause), *of_careful}
 
 
 @pytest.mark.parametrize(("name", "words"), [("Careful", set()), ("Swallows", {"swallowed"})])
@@ -339,8 +338,8 @@ def test_one_point_replaces_no_exploration_unless_it_is_asked_to(
 def test_an_exploration_of_less_says_what_it_replaces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["crash", "--impl", f"{CAREFUL}:Careful", "--tier", "errors", "--every", "99", "--out", str(tmp_path)]
     first = [*options, "--scenario", "first-save", "--mode", "sync"]
-    main([*first, "--scenario", "steady"])
-    main([*first, "--scenario", "steady"])
+    main([*first, "--scenario", "resave"])
+    main([*first, "--scenario", "resave"])
     assert "is replaced" not in capsys.readouterr().err
     main(first)
     assert f"the complete report in {tmp_path} is replaced by one that covers less" in capsys.readouterr().err
