@@ -43,7 +43,7 @@ WRONG = [
 def test_each_mistake_is_caught_in_its_scenario_and_replayed_without_the_suite(
     tmp_path: Path, name: str, scenario: str, word: str, clause: str
 ) -> None:
-    options = ["--tier", "disks", "--scenario", scenario, "--second-deaths", "0", "--check-replays"]
+    options = ["--tier", "disks", "--scenario", scenario, "--second-deaths", "0", "--going-on", "4", "--check-replays"]
     assert main(["crash", "--impl", f"{FORGETFUL}:{name}", *options, "--out", str(tmp_path)]) == 1
     (recording,) = json.loads((tmp_path / "crash.json").read_text())["recordings"]
     assert (word, clause) in {(bad["verdict"], bad["clause"]) for bad in recording["bad"]}

@@ -20,7 +20,7 @@ Command = Any  # see conftest.py
 
 def test_nothing_accuses_a_right_manager_without_a_pointer(forge: Command) -> None:
     # It never hangs, so a machine that stands still for a while may have time.
-    ran = forge.run(f"{MANAGER}:Pointerless", options=("--level", "strict", "--timeout", "60", "-n", "2"))
+    ran = forge.run(f"{MANAGER}:Pointerless", options=("--level", "strict", "--timeout", "60", "-n", "4"))
     verdicts = ran.verdicts
     assert {slug: said for slug, said in verdicts.items() if said not in ("pass", "unclaimed")} == {}, ran.out
     assert {slug: verdicts[slug] for slug in ASKED} == dict.fromkeys(ASKED, "pass")
