@@ -8,6 +8,7 @@ way in each run, so the n-th death is reached again by dying the same n times.
 import random
 
 from forge_conformance.deaths.drills import Injection, PreparedSituation, Tried
+from forge_conformance.judging.text import some
 from forge_conformance.runs.folder import Folder, together
 from forge_conformance.runs.ledger import Ledger, next_saved
 from forge_conformance.runs.process import Hung, ManagerFault, Raised
@@ -77,6 +78,5 @@ class Chain:
         one = max(self._one, folder.largest(), key=lambda room: room.size_bytes)
         if may_stand_beside(torn, complete, beside, one):
             return Verdict("good")
-        shown = ", ".join(sorted(found)[:6]) + (f" and {len(found) - 6} more" if len(found) > 6 else "")
         expected = f"at most one directory torn from writing, one from deleting, and three times {one}"
-        return Verdict("piled", "retention.debris", f"{beside}: {shown}", expected)
+        return Verdict("piled", "retention.debris", f"{beside}: {some(sorted(found))}", expected)

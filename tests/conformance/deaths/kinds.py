@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from forge_conformance.deaths.drills import Drill, Injection, PreparedSituation, Tried
+from forge_conformance.judging.text import some
 from forge_conformance.runs.group import OnRank
 from forge_conformance.runs.process import A_WHILE_S, Hung, ManagerFault, replies_while_held, settle
 from forge_conformance.runs.team import TeamLife, is_interrupt
@@ -157,6 +158,7 @@ def stop(prepared: PreparedSituation, number: int) -> Tried:
         happened = f"SIGSTOP before {_named(prepared, injection, recorder.held()[0])}, while another process resumed"
         worker.strike(signal.SIGSTOP)
         seen, meanwhile = Disk.read(prepared.team.here), prepared.meanwhile(life)
+        deleted = sorted(seen.nodes.keys() - Disk.read(prepared.team.here).nodes)
         if not meanwhile.is_good:
             return injection.tried(meanwhile, happened, seen)
         worker.strike(signal.SIGCONT)
@@ -167,7 +169,8 @@ def stop(prepared: PreparedSituation, number: int) -> Tried:
         except ManagerFault as fault:
             clause = "commit.sync" if prepared.drill.mode == "sync" else "commit.no-later-than"
             word = "hung" if isinstance(fault, Hung) else "disturbed"
-            verdict = Verdict(word, clause, str(fault), "the save to go on, and to be committed")
+            by_other = f"; the other process had deleted {some(deleted)}" if deleted else ""
+            verdict = Verdict(word, clause, f"{fault}{by_other}", "the save to go on, and to be committed")
             return injection.tried(verdict, happened, seen)
     return _judged(prepared, life, f"{happened}; SIGCONT, and the save came to its end", injection)
 

@@ -11,6 +11,7 @@ from forge_conformance.adapter import Layout
 from forge_conformance.disks.reader import reader
 from forge_conformance.disks.recording import Recorded
 from forge_conformance.disks.states import State, States
+from forge_conformance.judging.text import some
 from forge_spec.disk import STORAGES, Bytes, Entries
 
 _STRICT = STORAGES["posix-strict"]
@@ -53,7 +54,7 @@ def disorders(recorded: Recorded, layout: Layout) -> tuple[list[Disorder], int]:
             )
             if below:
                 found.append(
-                    Disorder(at + 1, f"{event} by {trace.calls[at]}, and not on storage by then: {_some(below)}")
+                    Disorder(at + 1, f"{event} by {trace.calls[at]}, and not on storage by then: {some(below)}")
                 )
         complete, named = now, points
     return found, looked
@@ -66,7 +67,3 @@ def _events(
         yield f"{name} was made complete", name
     if points is not None and points != named:
         yield f"the pointer came to name {points}", points
-
-
-def _some(paths: list[str]) -> str:
-    return ", ".join(paths[:4]) + (f" and {len(paths) - 4} more" if len(paths) > 4 else "")

@@ -1,6 +1,7 @@
 """How texts are laid out for people: one width, one way to wrap, a number with its noun."""
 
 import textwrap
+from collections.abc import Sequence
 
 _WIDTH = 110
 
@@ -27,6 +28,15 @@ def shortened(text: str, width: int = 300) -> str:
 def one_line(text: str) -> str:
     """A cell of a Markdown table."""
     return shortened(text.replace("|", "\\|"))
+
+
+def some(texts: Sequence[str], most: int = 6) -> str:
+    """The first of these, and how many more there are.
+
+    >>> some(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
 
 
 def for_xml(text: str) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forge_conformance.adapter import Layout
+from forge_conformance.judging.text import some
 from forge_spec.retention import Room
 
 DANGLING = -1
@@ -218,8 +219,7 @@ class Folder:
         if self.entries() or not found:
             return ""
         kind = "directory" if self.layout.is_dir else "file"
-        shown = ", ".join(found[:6]) + (f" and {len(found) - 6} more" if len(found) > 6 else "")
-        return f"it holds {shown}, where the layout asks for a {kind} named like {self.layout.checkpoint}"
+        return f"it holds {some(found)}, where the layout asks for a {kind} named like {self.layout.checkpoint}"
 
 
 def _copy_if_there(source: str, target: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from forge_conformance.judging.judge import Judge, Unreached
+from forge_conformance.judging.text import some
 from forge_conformance.runs import ways
 from forge_conformance.runs.folder import Folder
 from forge_conformance.runs.group import ALONE, LONG_S, Outcome, Ranks, Shape, values
@@ -307,13 +308,12 @@ class Scenario:
         wanted = set(kinds)
         names = sorted(name for name in expected.keys() | seen.keys() if kind_of(name) in wanted)
         differing = [name for name in names if expected.get(name) != seen.get(name)]
-        shown = ", ".join(f"{name} ({_how(expected, seen, name)})" for name in differing[:6])
-        more = f" and {len(differing) - 6} more" if len(differing) > 6 else ""
+        shown = some([f"{name} ({_how(expected, seen, name)})" for name in differing])
         self.expect(
             clause,
             not differing and bool(names),
             expected=f"{what}, bit for bit ({len(names)} items)",
-            seen=f"{len(differing)} items differ: {shown}{more}",
+            seen=f"{len(differing)} items differ: {shown}",
         )
 
     def expect_landing(

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from forge_conformance.judging.text import some
 from forge_conformance.watch.caller import is_regular
 from forge_conformance.watch.recorder import Control, Operation
 from forge_conformance.watch.trace import Call, Journal, Trace, kind_of
@@ -124,7 +125,7 @@ class LookingJournal(Journal):
         changes = [*((directory, name, None) for directory, name in sorted(went)), *sorted(came)]
         if changes:
             said = [f"{name} {'went' if number is None else 'came'}" for _, name, number in changes]
-            self.add(Entries(tuple(changes)), _looked(_some(said), before))
+            self.add(Entries(tuple(changes)), _looked(some(said), before))
 
     def _note_content(self, number: int, content: bytes, before: str) -> None:
         call = _looked(f"file {number} changed to {len(content)} bytes", before)
@@ -148,10 +149,6 @@ def _standing(where: Path) -> Iterator[tuple[str, os.stat_result]]:
 
 def _all(entries: dict[int, dict[str, int]]) -> set[tuple[int, str, int]]:
     return {(directory, name, number) for directory, names in entries.items() for name, number in names.items()}
-
-
-def _some(said: list[str]) -> str:
-    return ", ".join(said[:4]) + (f" and {len(said) - 4} more" if len(said) > 4 else "")
 
 
 def _looked(what: str, before: str) -> Call:

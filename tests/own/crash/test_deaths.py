@@ -112,6 +112,7 @@ def test_each_mistake_in_dying_is_caught_by_its_clause(
     every = 1 if situation == "resave" else 3  # the operations of one save are few
     result = tries(name, Drill("deaths", kind, situation, mode), DrillSelection(every=every))
     assert (word, clause) in found(result)
+    assert ("the other process had deleted .staged" in " ".join(result.bad[0].text.split())) == (kind == "stop")
     for bad in result.bad:
         expect_numbers_to_agree(bad.text)
 
