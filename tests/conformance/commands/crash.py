@@ -11,12 +11,11 @@ import multiprocessing
 import multiprocessing.util
 import os
 import shlex
-import signal
 import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,6 +38,7 @@ from forge_conformance.report import stored
 from forge_conformance.report.crash import RecordingSetup, Report
 from forge_conformance.runs.group import ALONE
 from forge_conformance.runs.machine import MachineLacks
+from forge_conformance.runs.pool import done_side_by_side, leave_signals_to_the_command
 from forge_conformance.runs.server import Implementation
 from forge_conformance.runs.sources import fingerprint
 from forge_conformance.runs.workplace import Manager, Place, workplace
@@ -289,19 +289,9 @@ def _results(jobs: Sequence[Job | DrillJob], processes: int, place: "Place") -> 
             for job in jobs:
                 yield progress.shown(_done(job, place))
             return
-        context = multiprocessing.get_context("spawn")
         begins = (place.manager, place.has_ranks, place.folder.parent)
-        with ProcessPoolExecutor(min(processes, len(jobs)), context, _begin, begins) as pool:
-            try:
-                with _without_interrupts():  # which the processes inherit, until they have begun
-                    submitted = [pool.submit(_done_there, job) for job in jobs]
-                for done in as_completed(submitted):
-                    yield progress.shown(done.result())
-            except BaseException:
-                for process in multiprocessing.active_children():  # a job may take minutes
-                    process.terminate()
-                pool.shutdown(cancel_futures=True)
-                raise
+        for done in done_side_by_side(_done_there, jobs, processes, "spawn", _begin, begins):
+            yield progress.shown(done)
     finally:
         progress.end()
 
@@ -375,9 +365,7 @@ def _done(job: Job | DrillJob, place: Place) -> Result | Drilled:
 def _begin(manager: Manager, has_ranks: bool, base: Path) -> None:
     """In each process that is not alone, once: a workplace below `base`, which ends with the process."""
     global _place
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command hears it, and ends us
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    leave_signals_to_the_command()
     threading.Thread(target=_end_with_the_command, daemon=True).start()
     opened = contextlib.ExitStack()
     multiprocessing.util.Finalize(None, opened.close, exitpriority=1)
@@ -385,16 +373,6 @@ def _begin(manager: Manager, has_ranks: bool, base: Path) -> None:
         _place = opened.enter_context(workplace(manager, has_ranks, base))
     except (CannotJudge, MachineLacks) as reason:  # raised here, the pool would be broken and say nothing
         _place = reason
-
-
-@contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Let SIGINT wait, for this thread and for what it starts."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _end_with_the_command() -> None:

@@ -7,9 +7,7 @@ some mutants were asked for, are tried among the mutants, by the clauses of thos
 """
 
 import argparse
-import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -27,6 +25,7 @@ from forge_conformance.matrix.outcome import Base, Matrix, Outcome, in_order
 from forge_conformance.matrix.trial import Trial, TrialRunner
 from forge_conformance.plugin import SUITE
 from forge_conformance.report import matrix as render
+from forge_conformance.runs.pool import done_side_by_side, leave_signals_to_the_command
 from forge_conformance.runs.sources import fingerprint
 from forge_spec.clauses import Level
 
@@ -144,24 +143,21 @@ def _trials(mutants: Sequence[Mutant], options: argparse.Namespace) -> Iterator[
     queue = sorted(mutants, key=lambda mutant: (not mutant.is_right, not mutant.ranks, mutant.name))
     if not queue:
         return
-    context = multiprocessing.get_context("fork")
     begins = (options.base, options.until_killed)
-    with context.Pool(min(options.n, len(queue)), _begin, begins) as pool:
-        progress = shared.Progress(len(queue), every=10)
-        try:
-            for number, trial in enumerate(pool.imap_unordered(_judge, queue), 1):
-                done = f"{number}/{len(queue)}"
-                progress.show(f"{done}  {_ending(trial)}  {trial.mutant.name}", f"{done} trials")
-                yield trial
-        finally:
-            progress.end()
+    progress = shared.Progress(len(queue), every=10)
+    try:
+        for number, trial in enumerate(done_side_by_side(_judge, queue, options.n, "fork", _begin, begins), 1):
+            done = f"{number}/{len(queue)}"
+            progress.show(f"{done}  {_ending(trial)}  {trial.mutant.name}", f"{done} trials")
+            yield trial
+    finally:
+        progress.end()
 
 
 def _begin(base: str, until_killed: bool) -> None:
     """In each process that tries mutants, once."""
     global _runner
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command hears it, and ends us
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    leave_signals_to_the_command()
     try:
         _runner = TrialRunner(base, until_killed)
     except CannotJudge as reason:  # raised here, another process would begin instead, and another
