@@ -32,12 +32,24 @@ from subject import SIZES
 
 _OURS = Reference.name
 _LARGE = ("256MB", "1GB", "4GB")
-_PYTHON_PER_TENSOR = "What is beyond is Python's and torch's work for each tensor: to take it, to make it, to set it."
+_PYTHON_PER_TENSOR = (
+    "What is beyond is Python's and torch's work for each tensor: to take it, to make it, to set it."
+    " It would take code in C++ that does this for many tensors at once."
+)
 _VERIFIED = "The limit computes no hashes, and reads no marker."
-_HASHED = "A thread computes the hashes beside the write, and shares the processors and the memory's bandwidth with it."
+_HASHED = (
+    "A thread computes the hashes beside the write, and shares the processors and the memory's bandwidth with it."
+    " It would take a processor of its own."
+)
 _PREWARMED = "Its memory is made page by page beside training, and the first save waits for what is left of that."
-_TOGETHER = "The ranks share the processors, and wait for each other in four exchanges for a save and two for a load."
-_FRESH = "The limit reads into memory that is there; a load makes its memory, which the system clears page by page."
+_TOGETHER = (
+    "The ranks share the processors, and wait for each other in four exchanges for a save and two for a load."
+    " It would take a processor for each rank, and fewer exchanges."
+)
+_FRESH = (
+    "The limit reads into memory that is there; a load makes its memory, which the system clears page by page."
+    " It would take memory that is kept for loads: live values change only when all is verified."
+)
 
 
 @dataclass(frozen=True)
@@ -117,7 +129,10 @@ def _of_ranks(samples: Samples) -> list[Goal]:
 def _of_loss(samples: Samples) -> Iterator[Goal]:
     steps = samples.get(f"{_OURS} steps")
     if steps and not steps.failure and not samples[lost.STEPS].failure:
-        why = "A flush reads all of the state for its hashes and writes it, beside training that uses the same memory."
+        why = (
+            "A flush reads all of the state for its hashes and writes it, beside training that uses the same memory."
+            " It would take a processor and bandwidth that training does not use."
+        )
         lost_s = steps.median - samples[lost.STEPS].median
         yield Goal("256MB: training lost beside a flush", 10, 1e3 * lost_s, "ms", why)
 
