@@ -25,7 +25,7 @@ def done_side_by_side(
     begin: Callable[..., None],
     arguments: tuple[Any, ...],
 ) -> Iterator[Outcome]:
-    """Yield what comes of each item, in the order in which they end, which begin in their own.
+    """Yield what comes of each item as soon as it is there; the items begin in their order.
 
     `begin` is called with the arguments in each process, once, and has to call `leave_signals_to_the_command`.
     """

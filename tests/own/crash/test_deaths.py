@@ -109,7 +109,7 @@ LETHAL = [
 def test_each_mistake_in_dying_is_caught_by_its_clause(
     tries: Tries, name: str, kind: str, situation: str, mode: str, word: str, clause: str
 ) -> None:
-    every = 1 if situation == "resave" else 3  # the operations of one save are few
+    every = 1 if situation == "resave" else 3  # which has few points
     result = tries(name, Drill("deaths", kind, situation, mode), DrillSelection(every=every))
     assert (word, clause) in found(result)
     assert ("the other process had deleted .staged" in " ".join(result.bad[0].text.split())) == (kind == "stop")
